@@ -1,4 +1,4 @@
-//! Embeds the compiled kernel programs, so that a machine that only runs `sip-xdp` needs no Rust.
+//! Embeds the compiled kernel programs, so that hosts of `sip-xdp` need no Rust toolchain.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,17 +1,17 @@
-//! Addresses as the maps hold them: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291,
-//! 2.5.5.2), so that one table serves both families.
+//! Addresses as map keys: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2),
+//! so that one table serves both families.
 
 use core::cmp::Ordering;
 
 use bytemuck::{Pod, Zeroable};
 
-/// The length, in bits, that the `::ffff:0:0/96` prefix adds to an IPv4 prefix.
+/// Prefix bits that the mapped form adds to an IPv4 prefix (`::ffff:0:0/96`).
 pub const MAPPED_BITS: u8 = 96;
 
-/// A packet's source address, as a map key.
+/// An address as a map key.
 ///
-/// Two words, not 16 bytes: the compiler would keep these in as many registers, of which the
-/// kernel's machine has ten.
+/// Two words, not 16 bytes: the compiler would keep each byte in a register of its own, and BPF has
+/// ten.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct IpKey {
@@ -33,14 +33,14 @@ impl IpKey {
         (self.high as u128 | (self.low as u128) << 64).to_le_bytes()
     }
 
-    /// An IPv4 source from its four bytes, the first of them in the lowest bits (as a packet read
-    /// gives them).
+    /// From the four bytes of an IPv4 address, the first in the lowest bits (as packet reads return
+    /// them).
     #[inline(always)]
     pub const fn v4(address: u32) -> Self {
         Self::from_words(0, (0xffff_u64 << 16) | ((address as u64) << 32))
     }
 
-    /// A source from its two halves, the first byte of each in the lowest bits.
+    /// From the two halves of an address, the first byte of each in the lowest bits.
     #[inline(always)]
     pub const fn from_words(high: u64, low: u64) -> Self {
         Self { high, low }
@@ -56,7 +56,7 @@ impl IpKey {
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
         let (high, low) = self.words();
-        // One comparison, not two.
+        // A single comparison.
         high | (low & 0xffff_ffff ^ 0xffff_0000) == 0
     }
 
@@ -69,7 +69,7 @@ impl IpKey {
 }
 
 impl Ord for IpKey {
-    /// As addresses are ordered: by their first byte, then by the next.
+    /// Address order: by the first byte, then the next.
     fn cmp(&self, other: &Self) -> Ordering {
         self.octets().cmp(&other.octets())
     }
@@ -81,8 +81,7 @@ impl PartialOrd for IpKey {
     }
 }
 
-/// The mask that keeps the first `prefix` bits of 128, as halves with the first byte in the lowest
-/// bits.
+/// The mask of the first `prefix` bits of 128, as halves with the first byte in the lowest bits.
 pub const fn mask(prefix: u8) -> (u64, u64) {
     let bits = if prefix >= 128 { u128::MAX } else { !(u128::MAX >> prefix) };
     (((bits >> 64) as u64).swap_bytes(), (bits as u64).swap_bytes())

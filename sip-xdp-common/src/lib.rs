@@ -1,10 +1,9 @@
-//! What the kernel programs and user space share: the layout of every map value, the names of maps,
-//! programs and globals, the packet and SIP start-line parsers, the meters, and the order in which
-//! a packet is judged.
+//! Code that the kernel programs and user space share: map layouts, names of maps, programs and
+//! globals, the packet and SIP start-line parsers, meters, and the decision order for packets.
 //!
-//! Everything here is `no_std` and does no input or output: the same functions that the kernel
-//! verifier checks are unit-tested, property-tested and fuzzed on the host. Packets are read only
-//! through [`packet::reader::Reader`], tables only through [`pipeline::ingress::Tables`].
+//! Everything here is `no_std` without input or output: the functions that the kernel verifier
+//! checks are unit-tested, property-tested and fuzzed on the host. Packets are read only through
+//! [`packet::reader::Reader`], tables only through [`pipeline::ingress::Tables`].
 
 #![cfg_attr(not(test), no_std)]
 

@@ -1,30 +1,32 @@
-//! What a UDP payload is, by its start line, as tolerantly as SIP servers read it.
+//! Classification of a UDP payload by its start line, as tolerantly as SIP servers parse it.
 //!
-//! A filter that looks for `REGISTER ` at offset 0 is walked around. Kamailio takes any letter case
-//! and skips blanks, line ends and NULs before the start line; pjsip (Asterisk) also skips any run
-//! of blanks behind the method. What any of them would take for a request is a request here; a
-//! filter may be more tolerant than the servers behind it, never less. The start line decides
-//! alone: source ports and later headers prove nothing.
+//! Matching `REGISTER ` at offset 0 is easily evaded. Kamailio ignores letter case and skips
+//! blanks, line ends and NULs before the start line; pjsip (Asterisk) also skips any run of blanks
+//! behind the method. Whatever any of them takes for a request is a request here: a filter may be
+//! more tolerant than the servers behind it, never less. Only the start line counts: source ports
+//! and later headers prove nothing.
+//!
+//! More than 400 lines: 170 of them are tests with spellings of requests.
 
 use crate::packet::reader::Reader;
 use crate::verdict::Message;
 
-/// How many bytes of blanks before the start line are skipped, in steps of eight. No phone sends
-/// more than a few; a payload with more of them counts as a request, so that they cannot hide one.
+/// Maximum number of blank bytes skipped before the start line, in steps of eight. Phones send a
+/// few at most; a payload with more counts as a request, so that blanks cannot hide one.
 pub const MAX_BLANKS: usize = 512;
 
-/// The longest method that is told from noise. The longest registered one has 9 characters; RFC
-/// 4475 3.1.1.2 shows one of 39.
+/// The longest method recognised. The longest registered one has 9 characters; RFC 4475 3.1.1.2 has
+/// one of 39.
 const MAX_METHOD: usize = 48;
 
-/// How many blanks behind the method are skipped when looking for the URI.
+/// Maximum number of blanks skipped between method and URI.
 const MAX_GAP: usize = 8;
 
-/// The magic cookie of STUN at offset 4 (RFC 8489, 5), the first byte lowest.
+/// The magic cookie of STUN at offset 4 (RFC 8489, 5), little-endian.
 const STUN_COOKIE: u32 = u32::from_le_bytes([0x21, 0x12, 0xa4, 0x42]);
 
-/// Classifies the payload between `start` and `end`. `first_fragment` says that the datagram goes
-/// on elsewhere: what is too short to tell then counts as a request.
+/// Classifies the payload between `start` and `end`. With `first_fragment` the datagram continues
+/// elsewhere, and a payload that is too short to classify counts as a request.
 #[inline(always)]
 pub fn classify<R: Reader>(packet: &R, start: usize, end: usize, first_fragment: bool) -> Message {
     let message = classify_line(packet, start, end);
@@ -47,8 +49,8 @@ fn classify_line<R: Reader>(packet: &R, start: usize, end: usize) -> Message {
     }
 }
 
-/// STUN shares the port (RFC 5626, 8): the two highest bits are zero, the cookie follows type and
-/// length, and the header has 20 bytes.
+/// Whether the payload is STUN, which shares the port (RFC 5626, 8): the two highest bits are zero,
+/// the cookie follows type and length, and the header has 20 bytes.
 #[inline(always)]
 fn is_stun<R: Reader>(packet: &R, start: usize, end: usize) -> bool {
     start + 20 <= end
@@ -56,14 +58,14 @@ fn is_stun<R: Reader>(packet: &R, start: usize, end: usize) -> bool {
         && packet.byte(start).is_some_and(|first| first & 0xc0 == 0)
 }
 
-/// Where the start line is.
+/// The position of the start line.
 enum Start {
     Line(usize),
     Nothing,
     TooFar,
 }
 
-/// Skips everything up to the first byte that can begin a start line, eight bytes at a time.
+/// Skips blanks up to the first byte of a start line, eight bytes at a time.
 #[inline(always)]
 fn skip_blanks<R: Reader>(packet: &R, start: usize, end: usize) -> Start {
     let mut at = start;
@@ -89,7 +91,7 @@ fn skip_blanks<R: Reader>(packet: &R, start: usize, end: usize) -> Start {
     if at >= end { Start::Nothing } else { Start::TooFar }
 }
 
-/// Space, tab, CR, LF, NUL and the other control characters, none of which begins a start line.
+/// Space, tab, CR, LF, NUL and the other control characters; none begins a start line.
 #[inline(always)]
 const fn is_blank(byte: u8) -> bool {
     byte <= b' '
@@ -126,7 +128,7 @@ const fn name(text: &[u8]) -> u64 {
     word
 }
 
-/// Where the status code of a response ends, from the start of its line: `SIP/2.0 200`.
+/// Length of a start line up to the end of its status code: `SIP/2.0 200`.
 pub const STATUS_END: usize = 11;
 
 /// The status code of a response whose start line begins at `at`.
@@ -182,9 +184,8 @@ pub fn start_line<R: Reader>(packet: &R, at: usize, end: usize) -> Message {
     unknown_method(packet, at, end)
 }
 
-/// A request with a method of its own: a token (RFC 3261, 25.1), blanks, and a URI, which starts
-/// with the letter of a scheme. That tells it from HTTP and SSDP, whose targets start with `/` and
-/// `*`.
+/// A request with an extension method: a token (RFC 3261, 25.1), blanks, and a URI, which begins
+/// with the letter of its scheme. HTTP and SSDP targets begin with `/` and `*`.
 #[inline(always)]
 fn unknown_method<R: Reader>(packet: &R, at: usize, end: usize) -> Message {
     let mut at = at;
@@ -375,7 +376,7 @@ mod tests {
 
     #[test]
     fn the_payload_ends_where_the_header_says() {
-        // Bytes behind the end (padding, a lying length) are not read as SIP.
+        // Bytes behind the end (padding, a wrong length field) are not parsed.
         assert_eq!(classify(&Bytes(b"\r\nREGISTER sip:a SIP/2.0"), 0, 2, false), Keepalive);
         assert_eq!(classify(&Bytes(b"REGISTER sip:a SIP/2.0"), 0, 8, false), Unparsed);
         assert_eq!(classify(&Bytes(b"REGISTER sip:a SIP/2.0"), 0, 9_000, false), Register);
@@ -383,27 +384,40 @@ mod tests {
 
     proptest! {
         #[test]
-        fn blank_words_are_told_exactly(bytes in prop::array::uniform8(any::<u8>())) {
+        fn blank_words_are_recognised_exactly(bytes in prop::array::uniform8(any::<u8>())) {
             let plain = bytes.iter().all(|b| is_blank(*b));
             prop_assert_eq!(all_blank(u64::from_le_bytes(bytes)), plain);
         }
 
         #[test]
-        fn blank_words_are_told_exactly_near_the_edge(bytes in prop::array::uniform8(0x1d_u8..0x24)) {
+        fn blank_words_are_recognised_exactly_near_the_edge(
+            bytes in prop::array::uniform8(0x1d_u8..0x24),
+        ) {
             let plain = bytes.iter().all(|b| is_blank(*b));
             prop_assert_eq!(all_blank(u64::from_le_bytes(bytes)), plain);
         }
 
         #[test]
-        fn any_case_and_any_blanks_before_a_method(upper in any::<u64>(), blanks in "[ \t\r\n\0]{0,200}") {
-            let method: String = "register".chars().enumerate()
-                .map(|(n, c)| if upper >> n & 1 == 1 { c.to_ascii_uppercase() } else { c }).collect();
-            prop_assert_eq!(kind(&request(&format!("{blanks}{method} sip:example.com SIP/2.0"))), Register);
+        fn any_case_and_any_blanks_before_a_method(
+            upper in any::<u64>(),
+            blanks in "[ \t\r\n\0]{0,200}",
+        ) {
+            let method: String = "register"
+                .chars()
+                .enumerate()
+                .map(|(n, c)| if upper >> n & 1 == 1 { c.to_ascii_uppercase() } else { c })
+                .collect();
+            let line = format!("{blanks}{method} sip:example.com SIP/2.0");
+            prop_assert_eq!(kind(&request(&line)), Register);
         }
 
         #[test]
-        fn any_bytes_at_all(payload in prop::collection::vec(any::<u8>(), 0..700), start in 0_usize..800,
-                            end in 0_usize..800, first in any::<bool>()) {
+        fn any_bytes_at_all(
+            payload in prop::collection::vec(any::<u8>(), 0..700),
+            start in 0_usize..800,
+            end in 0_usize..800,
+            first in any::<bool>(),
+        ) {
             let message = classify(&Bytes(&payload), start, end, first);
             prop_assert!(Message::ALL.contains(&message));
         }

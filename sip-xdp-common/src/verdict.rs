@@ -1,19 +1,18 @@
-//! Verdicts, the reasons for them, and the kinds of message: what is counted, and under which name
-//! it is shown.
+//! Verdicts, their reasons, and message kinds, with their names in counters and JSON.
 //!
 //! The order of the variants is the order of the counters in [`crate::abi::layout::Counters`]; the
-//! names are the ones of `stats --json` and never change.
+//! names are those of `stats --json` and never change.
 
-/// What happens to a packet.
+/// The verdict on a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// It goes on to the host.
+    /// Passed to the host.
     Pass,
-    /// It ends in the driver.
+    /// Dropped in the driver.
     Drop,
 }
 
-/// Why a packet was passed or dropped.
+/// The reason why a packet was passed or dropped.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
@@ -23,7 +22,7 @@ pub enum Reason {
     Trusted,
     /// From a known-good source.
     Good,
-    /// From a peer: a host that we talk to by ourselves.
+    /// From a peer: a host that answered a request of the server.
     Peer,
     /// A request (or a TCP segment) from an unknown source within its limits.
     Unknown,
@@ -34,20 +33,20 @@ pub enum Reason {
     Keepalive,
     /// Neither SIP nor a keepalive, within its source's limit.
     Unparsed,
-    /// A later fragment: it has no ports, and without its first fragment it is never put together.
+    /// A later fragment: it has no ports, and is never reassembled without its first fragment.
     Fragment,
     /// From a blocked source.
     Blocked,
-    /// Policy `closed`, and the source is not admitted.
+    /// Policy `closed`, and the source may not send.
     Closed,
     /// Over its source's limit.
     Limited,
-    /// Over the budget that unknown sources share in a storm.
+    /// Over the budget that new sources share in a storm.
     Storm,
 }
 
 impl Reason {
-    /// How many reasons there are.
+    /// Number of reasons.
     pub const COUNT: usize = 13;
 
     /// All reasons, in the order of their numbers.
@@ -67,7 +66,7 @@ impl Reason {
         Self::Storm,
     ];
 
-    /// What a packet with this reason meets when the filter enforces.
+    /// The verdict for this reason in enforcing mode.
     #[inline(always)]
     pub const fn verdict(self) -> Verdict {
         match self {
@@ -96,7 +95,7 @@ impl Reason {
     }
 }
 
-/// What a UDP payload to a SIP port is, by its start line.
+/// The kind of a UDP payload to a SIP port, by its start line.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Message {
@@ -126,16 +125,15 @@ pub enum Message {
     Response,
     /// A keepalive, STUN, or an empty datagram.
     Keepalive,
-    /// None of these.
+    /// Anything else.
     Unparsed,
 }
 
 impl Message {
-    /// How many kinds there are.
+    /// Number of kinds.
     pub const COUNT: usize = 14;
 
-    /// How many counters are kept for them: a power of two, so that a mask bounds the index where
-    /// the verifier sees it.
+    /// Number of counters: a power of two, so that a mask bounds the index for the verifier.
     pub const SLOTS: usize = 16;
 
     /// All kinds, in the order of their numbers.
@@ -156,13 +154,13 @@ impl Message {
         Self::Unparsed,
     ];
 
-    /// Whether this is a request. Keepalives, responses and what cannot be parsed never are.
+    /// Whether this is a request: not a keepalive, a response or unparsed.
     #[inline(always)]
     pub const fn is_request(self) -> bool {
         !matches!(self, Self::Response | Self::Keepalive | Self::Unparsed)
     }
 
-    /// The reason under which a message of this kind passes when its source is unknown.
+    /// The reason under which a message of this kind passes from an unknown source.
     #[inline(always)]
     pub const fn passes_as(self) -> Reason {
         match self {

@@ -1,5 +1,5 @@
-//! The one exit: every packet is counted here, under the reason for what happens to it, and nowhere
-//! else.
+//! The single exit: every packet is counted here and nowhere else, under the reason for its
+//! verdict.
 
 use core::mem::offset_of;
 
@@ -13,8 +13,8 @@ use sip_xdp_common::verdict::Verdict;
 use crate::clock;
 use crate::globals::DRY_RUN;
 
-/// How far behind [`Counters::packets`] those are that a dry run has spared, in bytes; so are the
-/// [bytes](Counters::bytes).
+/// Offset in bytes from [`Counters::packets`] to the counters of packets that a dry run passed; the
+/// same offset holds for [`Counters::bytes`].
 const SPARED: usize = offset_of!(Counters, would_drop) - offset_of!(Counters, packets);
 
 const _: () =
@@ -34,8 +34,7 @@ pub(crate) fn leave(ctx: &XdpContext, counters: *mut Counters, judgement: &Judge
     let bytes = if judgement.end <= linear {
         linear as u64
     } else {
-        // There may be more than the linear part holds, as in jumbo frames.
-        // SAFETY: the helper only reads the context.
+        // Jumbo frames have more than their linear part. SAFETY: the helper only reads the context.
         unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
     };
     let reason = judgement.reason as usize;
@@ -43,7 +42,7 @@ pub(crate) fn leave(ctx: &XdpContext, counters: *mut Counters, judgement: &Judge
     // this CPU. The numbers of reasons and messages are below the lengths of the arrays, which the
     // layout takes from them.
     unsafe {
-        // Calculated, not branched on: who is dropped is in a hurry.
+        // Branch-free: this is the hot path for dropped packets.
         let shift = usize::from(spared) * SPARED;
         *(&raw mut (*counters).packets).cast::<u64>().add(reason).byte_add(shift) += 1;
         *(&raw mut (*counters).bytes).cast::<u64>().add(reason).byte_add(shift) += bytes;

@@ -1,5 +1,5 @@
-//! Reads what leaves: counts our responses, opens a way for answers to our requests, and samples
-//! both for the daemon. Always lets the next program, if any, have its say.
+//! The egress program: counts the server's responses, records destinations of its requests (pending
+//! requests), and samples both for the daemon. It always continues with the next program.
 
 use aya_ebpf::programs::TcContext;
 use sip_xdp_common::abi::layout::{
@@ -22,13 +22,14 @@ use crate::lists::Lists;
 use crate::maps::{PENDING_REQUESTS, RESPONSES, STORM_STATE, scratch};
 use crate::reader::Packet;
 
-/// `TCX_NEXT`, which is also `TC_ACT_UNSPEC` (`include/uapi/linux/bpf.h`): go on.
+/// `TCX_NEXT`, equal to `TC_ACT_UNSPEC` (`include/uapi/linux/bpf.h`): continue with the next
+/// program.
 const NEXT: i32 = -1;
 
-/// How old an entry of [`PENDING_REQUESTS`] may get before it is written again, in nanoseconds.
+/// Minimum age in nanoseconds at which an entry of [`PENDING_REQUESTS`] is written again.
 const REFRESH: u64 = 1_000_000_000;
 
-/// Reads one packet.
+/// Processes one outgoing packet and returns the TCX action.
 #[inline(always)]
 pub(crate) fn read(ctx: &TcContext) -> i32 {
     if let Some(scratch) = scratch() {
@@ -42,7 +43,7 @@ pub(crate) fn read(ctx: &TcContext) -> i32 {
 
 #[inline(always)]
 fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: &Leaving) {
-    // What follows is verified once, not once for each way through the headers.
+    // Widened, so that the rest is verified once and not once per header path.
     let (high, low) = leaving.destination.words();
     let destination = IpKey::from_words(
         packet.verifier_widen(high as usize) as u64,
@@ -60,7 +61,7 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
             unsafe { *counters.cast::<u64>().add(index) += 1 };
         }
     }
-    if is_response && !egress::is_told(status) {
+    if is_response && !egress::is_sampled(status) {
         return;
     }
     let listed = search::lookup(&Lists::new(scratch), &destination, Counting::Nothing);
@@ -74,11 +75,13 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
             .get_ptr(destination)
             .is_some_and(|asked| unsafe { now.saturating_sub((*asked).at) < REFRESH });
         if !fresh {
-            // Full means that somebody else's entry goes; nothing else can fail.
+            // A full LRU map evicts another entry; no other error is possible.
             let _ = PENDING_REQUESTS.insert(destination, PendingRequest { at: now }, 0);
         }
     }
-    if listed.is_settled_peer() {
+    // What a peer is refused is looked at: one may be a guesser. Of one on the ladder everything
+    // is.
+    if listed.is_settled_peer() && !listed.is_metered() && !egress::is_refusal(status) {
         return;
     }
     let flags = (u8::from(listed.is_per_host()) * BY_ADDRESS)
@@ -107,7 +110,7 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
     );
 }
 
-/// Whether a response that arrived a moment ago went unseen.
+/// Whether an incoming response was lost or truncated within the last [`RESPONSE_UNSEEN_NS`].
 #[inline(always)]
 fn was_response_unseen(now: u64) -> bool {
     STORM_STATE.get_ptr(0).is_some_and(|storm_state| {

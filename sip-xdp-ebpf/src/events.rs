@@ -1,6 +1,6 @@
-//! Events on their way to the daemon. Limits are reported within a budget of each CPU (and of each
-//! source, by its record); samples within a budget of each slice of all sources, so that one that
-//! sends much cannot use up what others are seen by. What finds no room is counted.
+//! Events to the daemon. Limit events have a budget per CPU (and per source, in its record).
+//! Samples have a budget per slice of the source hash, so that a heavy sender cannot exhaust the
+//! samples of others. Events without room are counted as lost.
 
 use core::ffi::c_void;
 
@@ -22,15 +22,14 @@ use crate::globals::{SLOT, dry_run};
 use crate::maps::{DROP_SAMPLE_BUDGET, EVENTS, cpu_state};
 use crate::reader::{Packet, bounded, size_up_to};
 
-/// Limits reported per second and CPU: what a daemon digests at a few per cent of a core, whatever
-/// arrives.
+/// Limit events per second and CPU: a load that costs the daemon a few per cent of one core.
 const BUDGET: Limit = Limit::new(2_000, 1_000_000_000);
 
-/// Samples per CPU, direction and slice: 1,000 at once, as when an office comes back after an
-/// outage, then 200 a second.
+/// Samples per CPU, direction and slice: a burst of 1,000 (an office that re-registers after an
+/// outage), then 200 per second.
 const SAMPLES: Limit = Limit { interval: 5_000_000, burst: 5_000_000_000 };
 
-/// A packet of which the daemon is told.
+/// A packet to be reported to the daemon.
 pub(crate) struct EventDraft<'a, C> {
     pub(crate) ctx: &'a C,
     pub(crate) scratch: *mut Scratch,
@@ -41,22 +40,22 @@ pub(crate) struct EventDraft<'a, C> {
     pub(crate) message: Message,
     pub(crate) bucket: LimitKind,
     pub(crate) flags: u8,
-    /// Where the IP header starts, if the daemon is to see it.
+    /// Offset of the IP header, if the event is to contain it.
     pub(crate) ip: Option<usize>,
     pub(crate) payload: usize,
     pub(crate) end: usize,
     pub(crate) now: u64,
 }
 
-/// A kernel context, as events need it.
+/// A program context (XDP or tc), with the helpers that events need.
 pub(crate) trait Origin: aya_ebpf::EbpfContext {
-    /// Bytes in the packet.
+    /// Length of the packet in bytes.
     fn length(&self) -> usize;
 
-    /// Passes a number through map memory.
+    /// Passes a number through map memory, so that the verifier drops its bounds.
     fn verifier_widen(&self, scratch: *mut Scratch, value: usize) -> usize;
 
-    /// Copies `length` bytes at `at` to `to`; 0 if it was done.
+    /// Copies `length` bytes at offset `at` to `to`; returns 0 on success.
     ///
     /// # Safety
     ///
@@ -105,7 +104,7 @@ impl Origin for aya_ebpf::programs::TcContext {
     }
 }
 
-/// Tells of a source over a limit, with its record.
+/// Reports a source that is over a limit, with its record.
 #[inline(always)]
 pub(crate) fn report<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) {
     let Some(state) = cpu_state() else {
@@ -126,7 +125,7 @@ pub(crate) fn report<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) {
     }
 }
 
-/// Sends a sample, if its slice has any left in this budget. Returns whether it did.
+/// Sends a sample, if its slice has any left in this budget. Returns whether it was sent.
 #[inline(always)]
 pub(crate) fn sample<C: Origin>(
     draft: &EventDraft<'_, C>,
@@ -159,8 +158,8 @@ pub(crate) fn sample<C: Origin>(
     sent
 }
 
-/// Copies a dropped packet for whoever watches, as long as user space has left something in
-/// [`DROP_SAMPLE_BUDGET`]; without watchers that is one load from a line that stays in the cache.
+/// Copies a dropped packet to the ring while user space grants samples in [`DROP_SAMPLE_BUDGET`].
+/// Without a watcher the cost is one load from a cached line.
 #[inline(always)]
 pub(crate) fn sample_drop(ctx: &XdpContext, scratch: *mut Scratch, judgement: &Judgement) {
     if !matches!(judgement.reason.verdict(), Verdict::Drop) {
@@ -169,8 +168,8 @@ pub(crate) fn sample_drop(ctx: &XdpContext, scratch: *mut Scratch, judgement: &J
     let Some(left) = DROP_SAMPLE_BUDGET.get_ptr_mut(0) else {
         return;
     };
-    // SAFETY: a map value, valid while the program runs. Two CPUs that take the last one in the
-    // same instant copy one packet more, and neither goes below zero.
+    // SAFETY: a map value, valid while the program runs. Two CPUs that take the last sample at once
+    // copy one packet too many; the budget never goes below zero.
     let there = unsafe { left.read_volatile() };
     if there == 0 {
         return;
@@ -193,8 +192,7 @@ pub(crate) fn sample_drop(ctx: &XdpContext, scratch: *mut Scratch, judgement: &J
         now: clock::now(scratch),
     };
     let record = Record { seen: judgement.reason as u32, ..Record::default() };
-    // Who watches does not miss one among many; what the ring has no room for is not missed by the
-    // detector either.
+    // Lossy by design: `watch` and the detector both tolerate a missing drop sample.
     let _ = send(&draft, &record);
 }
 
@@ -209,8 +207,8 @@ fn send<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) -> bool {
     // but the unused rest of `head` is written.
     unsafe {
         (&raw mut (*event).time).write(draft.now);
-        // Volatile, so that they stay words: most records are zero, and the compiler would call
-        // `memset`, which goes byte by byte in BPF and has the verifier follow each step.
+        // Volatile stores keep these as words: most records are zero, and the compiler would call
+        // `memset`, which in BPF is a byte loop that the verifier follows step by step.
         (&raw mut (*event).first).write_volatile(record.first);
         (&raw mut (*event).seen).write_volatile(record.seen.into());
         (&raw mut (*event).registers).write_volatile(record.registers.into());
@@ -219,7 +217,7 @@ fn send<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) -> bool {
         (&raw mut (*event).ip).write([0; 40]);
         (&raw mut (*event).udp).write([0; 8]);
         if let Some(ip) = draft.ip {
-            // What is not there stays zero: the helper writes all of it or nothing.
+            // On failure the helper leaves the field zero.
             let _ = draft.ctx.load(ip as u32, (&raw mut (*event).ip).cast(), 40);
             let udp = draft.payload.wrapping_sub(8) as u32;
             let _ = draft.ctx.load(udp, (&raw mut (*event).udp).cast(), 8);
@@ -237,7 +235,7 @@ fn send<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) -> bool {
     true
 }
 
-/// Copies the start of the payload, and notes how long all of it is.
+/// Copies the start of the payload, and records its full length.
 ///
 /// # Safety
 ///
@@ -246,7 +244,7 @@ fn send<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) -> bool {
 unsafe fn copy_head<C: Origin>(draft: &EventDraft<'_, C>, event: *mut KernelEvent) {
     let there = draft.ctx.length();
     let end = if draft.end < there { draft.end } else { there };
-    // Forgotten, so that the size is made of a number of which nothing else depends.
+    // Widened, so that the size is derived from a number that nothing else depends on.
     let whole = draft.ctx.verifier_widen(draft.scratch, end.saturating_sub(draft.payload));
     let mut copied = 0;
     if whole != 0 {

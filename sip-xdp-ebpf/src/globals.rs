@@ -1,5 +1,5 @@
 //! Read-only globals. The loader sets them before the program is verified, so that the verifier
-//! prunes what is switched off. The names are those of `sip_xdp_common::abi::names`.
+//! prunes disabled code. Their names are those of `sip_xdp_common::abi::names`.
 
 use aya_ebpf::Global;
 use sip_xdp_common::abi::layout::{ENFORCE, SPARE_ALL};
@@ -23,17 +23,17 @@ static LIMITS: Global<Limits> =
 #[unsafe(no_mangle)]
 pub(crate) static GOOD_LIMIT: Global<Pace> = Global::new(NONE);
 
-/// What a storm is.
+/// Thresholds of a storm.
 #[unsafe(no_mangle)]
 pub(crate) static STORM: Global<StormLimits> =
     Global::new(StormLimits { new_sources: 0, budget: UNSET });
 
-/// How networks and sources are hashed.
+/// Hash parameters of networks and sources.
 #[unsafe(no_mangle)]
 static HASHING: Global<Hashing> =
     Global::new(Hashing { seed: 0, bucket_mask: 0, set_mask: 0, row_shift: 0, pad: 0 });
 
-/// The mask under which IPv6 sources are metered.
+/// Mask applied to IPv6 sources before metering.
 #[unsafe(no_mangle)]
 pub(crate) static IPV6_MASK: Global<[u64; 2]> = Global::new([0; 2]);
 
@@ -45,15 +45,15 @@ static LINK: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static SLOT: Global<u32> = Global::new(0);
 
-/// 1: blocked sources lose everything but ICMP.
+/// 1: everything but ICMP from blocked sources is dropped (`block_scope = "all"`).
 #[unsafe(no_mangle)]
 pub(crate) static SCOPE_ALL: Global<u8> = Global::new(0);
 
-/// 1: only those may talk who are trusted, admitted, known good, or peers.
+/// 1: policy `closed`: only trusted, admitted, known-good and peer sources pass.
 #[unsafe(no_mangle)]
 pub(crate) static CLOSED: Global<u8> = Global::new(0);
 
-/// Whether what is judged is done: `ENFORCE`, `SPARE_ALL` or `ENFORCE_UNTIL` of the layout.
+/// Enforcement mode: `ENFORCE`, `SPARE_ALL` or `ENFORCE_UNTIL` of the layout.
 #[unsafe(no_mangle)]
 pub(crate) static DRY_RUN: Global<u8> = Global::new(ENFORCE);
 
@@ -63,7 +63,7 @@ pub(crate) fn dry_run() -> u8 {
     DRY_RUN.load() & SPARE_ALL
 }
 
-/// 1: the time is what the `CLOCK` map says.
+/// 1: the time is read from the `CLOCK` map.
 #[unsafe(no_mangle)]
 pub(crate) static CLOCK_FROM_MAP: Global<u8> = Global::new(0);
 
@@ -73,7 +73,7 @@ static IPV6: Global<u8> = Global::new(1);
 #[unsafe(no_mangle)]
 static TAGS: Global<u8> = Global::new(1);
 
-/// Where this program stands, by its globals.
+/// The settings of this program, read from its globals.
 pub(crate) struct Globals;
 
 impl ProgramSettings for Globals {
@@ -97,8 +97,8 @@ impl ProgramSettings for Globals {
     }
 }
 
-/// How networks and sources are hashed. The compiler takes it for what it is above: its words are
-/// to be read as [`current`](sip_xdp_common::lookup::search::current) ones.
+/// Hash parameters of networks and sources. The compiler assumes the initial value above, so its
+/// words must be read with [`current`](sip_xdp_common::lookup::search::current).
 #[inline(always)]
 pub(crate) const fn hashing() -> &'static Hashing {
     // SAFETY: `Global` is transparent over its value, and the kernel keeps it for as long as the
@@ -107,7 +107,7 @@ pub(crate) const fn hashing() -> &'static Hashing {
 }
 
 /// The configured limits, to be read field by field. `Global` is transparent over its value, and
-/// the reads are volatile, because the loader decides it.
+/// the reads are volatile, because the loader sets it.
 #[inline(always)]
 const fn limits() -> *const Limits {
     (&raw const LIMITS).cast()

@@ -1,7 +1,8 @@
-//! The tables of the lists, over the maps.
+//! The lookup tables, over the maps.
 
 use core::arch::asm;
 use core::ffi::c_void;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::helpers::bpf_loop;
 use sip_xdp_common::abi::layout::Scratch;
@@ -15,7 +16,7 @@ use crate::maps::{
 };
 use crate::{clock, globals, reader};
 
-/// The kernel's tables, on one CPU.
+/// The lookup tables as one CPU sees them.
 pub(crate) struct Lists {
     scratch: *mut Scratch,
 }
@@ -70,9 +71,7 @@ impl LookupTables for Lists {
         // that it compiles to a plain BPF atomic add.
         unsafe {
             let state = (&raw const slot.state).cast_mut();
-            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
-                state, hits,
-            )
+            atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(state, hits)
         };
     }
 
@@ -110,8 +109,8 @@ impl LookupTables for Lists {
     #[inline(always)]
     fn black_box(&self, bits: u64) -> u64 {
         let mut bits = bits;
-        // Not without any instruction, which the kernel would refuse: two lines of the source would
-        // begin at the next one. SAFETY: changes nothing.
+        // One no-op instruction, not none: the kernel refuses a program in which two source lines
+        // start at the same instruction. SAFETY: changes nothing.
         unsafe { asm!("{bits} = {bits}", bits = inout(reg) bits, options(pure, nomem, nostack)) };
         bits
     }
@@ -123,10 +122,10 @@ impl LookupTables for Lists {
     }
 }
 
-/// One step of a search, as `bpf_loop` calls it. Returns 1 if it was the last, else 0.
+/// One step of a search, as `bpf_loop` calls it. Returns 1 to stop, 0 to continue.
 unsafe extern "C" fn step(_: u32, search: *mut Search) -> u64 {
     match scratch() {
-        // SAFETY: by `each_length`, this is its search.
+        // SAFETY: `each_length` passes its search.
         Some(scratch) => unsafe { (*search).step(&Lists::new(scratch)) }.into(),
         None => 1,
     }

@@ -1,6 +1,6 @@
-//! The kernel programs of sip-xdp: maps, access to packets, and wiring. Every decision is taken in
-//! `sip-xdp-common`, where it is tested on the host; nothing here looks at a packet but through
-//! `reader`, and nothing counts a packet but `counters::leave`.
+//! The kernel programs of sip-xdp: maps, packet access and wiring. All decisions are in
+//! `sip-xdp-common`, where host tests cover them. Packets are read only through `reader`, and
+//! counted only by `counters::leave`.
 
 #![no_std]
 #![no_main]
@@ -18,6 +18,7 @@ mod globals;
 mod lists;
 mod maps;
 mod reader;
+mod scan;
 mod tables;
 #[cfg(feature = "trace")]
 mod trace;
@@ -33,11 +34,11 @@ use crate::maps::counters;
 use crate::reader::Packet;
 use crate::tables::MapTables;
 
-// The attribute makes the exported function, which is without documentation and need not be `pub`.
+// The attribute generates the exported function, which has no documentation and need not be `pub`.
 #[xdp(frags)]
 #[inline(always)]
 fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
-    // Every interface has its slot; the verifier wants to see the question asked.
+    // Every interface has its slot, but the verifier requires the null check.
     let Some(counters) = counters() else {
         return xdp_action::XDP_PASS;
     };
@@ -50,14 +51,14 @@ fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
     #[cfg(feature = "trace")]
     trace::decided(&ctx, &judgement);
     match judgement.reason {
-        // Written out, so that the compiler makes an exit for these, most of a flood, where nothing
-        // is left to find out.
+        // A separate arm, so that the compiler generates a short exit for blocked packets: most of
+        // a flood.
         Reason::Blocked => leave(&ctx, counters, &Judgement::by(Reason::Blocked, judgement.end)),
         _ => leave(&ctx, counters, &judgement),
     }
 }
 
-/// The last that is done for a packet.
+/// Samples, counts and returns the action.
 #[inline(always)]
 fn leave(ctx: &XdpContext, counters: *mut Counters, judgement: &Judgement) -> u32 {
     // SAFETY: as above.
@@ -65,7 +66,7 @@ fn leave(ctx: &XdpContext, counters: *mut Counters, judgement: &Judgement) -> u3
     counters::leave(ctx, counters, judgement)
 }
 
-/// Reads what leaves.
+/// The egress (tc) program.
 #[classifier]
 #[inline(always)]
 fn sip_xdp_egress(ctx: TcContext) -> i32 {
@@ -78,7 +79,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The licence that the kernel asks for before it offers GPL-only helpers.
+/// The licence string, which GPL-only helpers require.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -5,11 +5,13 @@ use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use sip_xdp_common::abi::layout::{
     CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES,
-    FLOWS as MAX_FLOWS, InterfaceRecord, KernelEvent, LedgerKey, LedgerRow, MAX_INTERFACES,
-    PENDING_REQUESTS as MAX_PENDING_REQUESTS, Responses, Scratch,
+    FLOWS as MAX_FLOWS, InterfaceRecord, KernelEvent, LADDERS as MAX_LADDERS, LedgerKey, LedgerRow,
+    MAX_INTERFACES, OWN_NONCES as MAX_NONCES, PENDING_REQUESTS as MAX_PENDING_REQUESTS, Responses,
+    Scratch,
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{Flow, FlowKey, PendingRequest};
+use sip_xdp_common::limits::ladder::Ladder;
 use sip_xdp_common::limits::meters::{MeterSet, Records, sets};
 use sip_xdp_common::limits::storm::{MARKS, Mark, StormState};
 use sip_xdp_common::lookup::host_rows;
@@ -18,8 +20,8 @@ use sip_xdp_common::lookup::summary;
 
 use crate::globals::SLOT;
 
-/// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): user space maps the memory. It also starts on a
-/// page, so that elements of whole cache lines stay in theirs.
+/// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): user space maps the memory. The array then also
+/// starts on a page boundary, so that elements of whole cache lines do not straddle lines.
 const MAPPED: usize = 1 << 10;
 
 #[btf_map]
@@ -51,8 +53,8 @@ pub(crate) static FINGERPRINTS: Array<
 pub(crate) static NETWORKS: Array<SlotBucket, { buckets(DEFAULT_NETWORKS) as usize }, MAPPED> =
     Array::new();
 
-/// No program reads the ledger: it lives in the kernel so that it outlives the daemon together with
-/// the tables that are made from it.
+/// Not read by programs: the ledger is a map so that it outlives the daemon, like the tables that
+/// are derived from it.
 #[btf_map]
 pub(crate) static LEDGER: HashMap<
     LedgerKey,
@@ -71,6 +73,13 @@ pub(crate) static RECORDS: Array<Records, { sets(DEFAULT_SOURCES) as usize }> = 
 #[btf_map]
 pub(crate) static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+
+#[btf_map]
+pub(crate) static LADDERS: HashMap<FlowKey, Ladder, MAX_LADDERS, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+#[btf_map]
+pub(crate) static OWN_NONCES: LruHashMap<u64, u64, MAX_NONCES> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static PENDING_REQUESTS: LruHashMap<IpKey, PendingRequest, MAX_PENDING_REQUESTS> =
@@ -98,7 +107,7 @@ pub(crate) static EVENTS: RingBuf<KernelEvent, EVENTS_BYTES> = RingBuf::new();
 #[btf_map]
 pub(crate) static INTERFACES: Array<InterfaceRecord, MAX_INTERFACES> = Array::new();
 
-/// Only read and written where `CLOCK_FROM_MAP` says so.
+/// Read and written only where `CLOCK_FROM_MAP` is 1, but for the deadline of a trial.
 #[btf_map]
 pub(crate) static CLOCK: Array<u64, { CLOCK_WORDS as usize }, MAPPED> = Array::new();
 
@@ -111,14 +120,14 @@ pub(crate) fn counters() -> Option<*mut Counters> {
     COUNTERS.get_ptr_mut(SLOT.load())
 }
 
-/// The scratch beside them.
+/// The scratch space of this interface on this CPU.
 #[inline(always)]
 pub(crate) fn scratch() -> Option<*mut Scratch> {
     // SAFETY: a field's address inside this CPU's map value; nothing is read.
     counters().map(|counters| unsafe { &raw mut (*counters).scratch })
 }
 
-/// What this CPU has left to tell the daemon.
+/// Event budgets and loss counters of this CPU.
 #[inline(always)]
 pub(crate) fn cpu_state() -> Option<*mut CpuState> {
     CPU_STATE.get_ptr_mut(0)

@@ -1,4 +1,4 @@
-//! The only place that dereferences packet memory.
+//! Packet access: the only code that dereferences packet memory.
 
 use core::arch::asm;
 
@@ -7,7 +7,8 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use sip_xdp_common::abi::layout::Scratch;
 use sip_xdp_common::packet::reader::{MAX_OFFSET, Reader};
 
-/// The linear part of a packet: all of it, but for jumbo frames, whose headers it always holds.
+/// The linear part of a packet: all of it, except for jumbo frames, whose headers it always
+/// contains.
 pub(crate) struct Packet<C> {
     ctx: *const C,
     data: usize,
@@ -15,9 +16,9 @@ pub(crate) struct Packet<C> {
     widened: *mut u64,
 }
 
-/// The kernel's contexts, which say where a packet is.
+/// A kernel context that knows the bounds of its packet.
 pub(crate) trait Context {
-    /// Where its data starts and ends.
+    /// Start and end of the packet data.
     ///
     /// # Safety
     ///
@@ -28,7 +29,7 @@ pub(crate) trait Context {
 impl Context for xdp_md {
     #[inline(always)]
     unsafe fn bounds(ctx: *const Self) -> (usize, usize) {
-        // SAFETY: by the caller. Volatile, so that each call reads them anew.
+        // SAFETY: by the caller. Volatile, so that each call reloads them.
         unsafe {
             (
                 (&raw const (*ctx).data).read_volatile() as usize,
@@ -62,8 +63,8 @@ impl Packet<xdp_md> {
 impl Packet<__sk_buff> {
     #[inline(always)]
     pub(crate) fn leaving(ctx: &TcContext, scratch: *mut Scratch) -> Self {
-        // SAFETY: as above. The field is another one, so that neither program meets the other's
-        // numbers.
+        // SAFETY: as above. A field of its own, so that ingress and egress on one CPU never share a
+        // value.
         Self::new(ctx.skb.skb, unsafe { &raw mut (*scratch).widened_leaving })
     }
 }
@@ -71,18 +72,18 @@ impl Packet<__sk_buff> {
 impl<C: Context> Packet<C> {
     #[inline(always)]
     fn new(ctx: *const C, widened: *mut u64) -> Self {
-        // SAFETY: both makers above pass the program's own context.
+        // SAFETY: both constructors above pass the program's own context.
         let (data, data_end) = unsafe { C::bounds(ctx) };
         Self { ctx, data, data_end, widened }
     }
 
-    /// The address of the `N` bytes at `at`, if they are all there.
+    /// The address of the `N` bytes at `at`, or `None` if they exceed the packet.
     ///
-    /// The bound of `at`, the address and its end are made in one block, so that the verifier
-    /// learns the bound of the very register that is added, whatever the compiler keeps on the
-    /// stack: verifiers before Linux 6.9 do not connect two reloads of a spilled number, of which
-    /// one is compared and the other is used. The comparison decides, the mask only repeats it for
-    /// them.
+    /// The bound of `at`, the address and its end are computed in one asm block, so that the
+    /// verifier attaches the bound to the register that is added, whatever the compiler spills:
+    /// verifiers before Linux 6.9 do not relate two reloads of one spilled number, of which one is
+    /// compared and the other is used. The comparison decides; the mask repeats it for those
+    /// verifiers.
     #[inline(always)]
     fn span<const N: usize>(&self, at: usize) -> Option<*const u8> {
         if at > MAX_OFFSET {
@@ -90,10 +91,9 @@ impl<C: Context> Packet<C> {
         }
         let mut start = self.data;
         let mut end: usize;
-        // The end is calculated here too: LLVM would fold `start + 1 > data_end` into
-        // `start >= data_end`, which proves nothing to the verifier for a packet pointer at a
-        // variable offset.
-        // SAFETY: changes registers only; touches no memory.
+        // The end is computed here too: LLVM would fold `start + 1 > data_end` into `start >=
+        // data_end`, which proves nothing to the verifier for a packet pointer at a variable
+        // offset. SAFETY: changes registers only; touches no memory.
         unsafe {
             asm!(
                 "{at} &= {mask}",
@@ -111,14 +111,14 @@ impl<C: Context> Packet<C> {
         if end > self.data_end { None } else { Some(start as *const u8) }
     }
 
-    /// The address of the first `N` bytes, if they are all there.
+    /// The address of the first `N` bytes, or `None` if the packet is shorter.
     #[inline(always)]
     fn head<const N: usize>(&self) -> Option<*const u8> {
         if self.data + N > self.data_end { None } else { Some(self.data as *const u8) }
     }
 }
 
-/// Masks are bounds only if all their bits below the highest are set.
+/// The asm mask equals the bound only if all lower bits are set.
 const _: () = assert!((MAX_OFFSET + 1).is_power_of_two());
 
 impl<C: Context> Reader for Packet<C> {
@@ -130,8 +130,8 @@ impl<C: Context> Reader for Packet<C> {
 
     #[inline(always)]
     fn be16(&self, at: usize) -> Option<u16> {
-        // SAFETY: `span` checked two bytes. The kernel lets BPF read packets unaligned where the
-        // machine can (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS); a plain unaligned read would become
+        // SAFETY: `span` checked two bytes. The kernel allows unaligned packet reads where the
+        // machine does (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS); `read_unaligned` would become
         // single bytes.
         self.span::<2>(at).map(|start| u16::from_be(unsafe { start.cast::<u16>().read_volatile() }))
     }
@@ -154,7 +154,7 @@ impl<C: Context> Reader for Packet<C> {
         let mut all = [0; N];
         let mut n = 0;
         while n < N {
-            // Known to the compiler, which leaves nothing of it.
+            // Constant-folded: no instruction remains.
             if at[n] > END - 8 {
                 return None;
             }
@@ -165,7 +165,7 @@ impl<C: Context> Reader for Packet<C> {
         Some(all)
     }
 
-    /// Through map memory, of whose contents the verifier assumes nothing.
+    /// Through map memory, whose contents the verifier does not track.
     #[inline(always)]
     fn verifier_widen(&self, value: usize) -> usize {
         // SAFETY: a field of this CPU's map value, valid while the program runs; nothing else runs
@@ -179,11 +179,11 @@ impl<C: Context> Reader for Packet<C> {
     }
 }
 
-/// Writes a number to map memory and reads it back.
+/// Writes a number to map memory and reads it back, so that the verifier drops its bounds.
 ///
 /// # Safety
 ///
-/// `place` must be valid for both.
+/// `place` must be valid for reads and writes.
 #[inline(always)]
 pub(crate) unsafe fn verifier_widen(place: *mut u64, value: usize) -> usize {
     // SAFETY: by the caller.
@@ -193,9 +193,8 @@ pub(crate) unsafe fn verifier_widen(place: *mut u64, value: usize) -> usize {
     }
 }
 
-/// `value`, of which the bits in `MASK` are kept: a bound that the verifier sees on the very number
-/// that is used next, even where the compiler knows it already, from a comparison of another copy,
-/// and would leave the mask away.
+/// `value & MASK` in asm, so that the verifier sees the bound on the register that is used next. In
+/// plain Rust the compiler drops the mask when a comparison of another copy already proves it.
 #[inline(always)]
 pub(crate) fn bounded<const MASK: usize>(value: usize) -> usize {
     const { assert!((MASK + 1).is_power_of_two()) };
@@ -208,9 +207,9 @@ pub(crate) fn bounded<const MASK: usize>(value: usize) -> usize {
     value
 }
 
-/// `value`, or `MOST` if it is more, in a form of which every verifier learns that it is at least 1
-/// and at most `MOST`: as the size of memory for a helper, of which 0 is refused. Verifiers before
-/// Linux 6.8 learn nothing from `!= 0`, but all learn from `<`. `value` must not be 0.
+/// `value`, or `MOST` if it is larger, in a form from which every verifier derives `1..=MOST`: the
+/// size argument of a helper, for which 0 is refused. Verifiers before Linux 6.8 learn nothing from
+/// `!= 0`, but all learn from `<`. `value` must not be 0.
 #[inline(always)]
 pub(crate) fn size_up_to<const MOST: usize>(value: usize) -> usize {
     let mut value = value;

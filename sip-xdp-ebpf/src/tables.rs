@@ -7,7 +7,8 @@ use sip_xdp_common::abi::layout::{
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{FlowKey, RESERVE};
-use sip_xdp_common::limits::gcra::{LimitKind, LimitSource, Meter, Pace, ticks};
+use sip_xdp_common::limits::gcra::{LimitKind, LimitSource as _, Meter, ticks};
+use sip_xdp_common::limits::ladder;
 use sip_xdp_common::limits::meters::{self, KNOWN, MeterKey, MeterSet, RECORDED, WAYS as MEMBERS};
 use sip_xdp_common::limits::over_limit::Record;
 use sip_xdp_common::limits::storm::{self, NewSourcePolicy};
@@ -19,9 +20,11 @@ use sip_xdp_common::verdict::Message;
 use crate::events::{EventDraft, report, sample};
 use crate::globals::Globals;
 use crate::lists::Lists;
-use crate::maps::{FLOWS, PENDING_REQUESTS, RECORDS, SKETCH, SOURCES, STORM_STATE};
+use crate::maps::{
+    FLOWS, LADDERS, PENDING_REQUESTS, RECORDS, SKETCH, SOURCES, STORM_STATE, cpu_state,
+};
 use crate::reader::bounded;
-use crate::{clock, globals};
+use crate::{clock, globals, scan};
 
 /// The kernel's tables, for one packet.
 pub(crate) struct MapTables<'a> {
@@ -140,6 +143,10 @@ impl Tables for MapTables<'_> {
     fn charge(&self, message: Message, sent: &Sent, place: MeterSlot) -> Charged {
         let now = clock::now(self.scratch);
         let MeterSlot { meter_key, set: number } = place;
+        if sent.listed.is_metered() && message.is_request() && !self.descend(sent, &meter_key, now)
+        {
+            return Charged::Limited;
+        }
         let Some(set) = SOURCES.get_ptr_mut(number) else {
             return Charged::Within;
         };
@@ -161,40 +168,25 @@ impl Tables for MapTables<'_> {
     }
 }
 
+/// A key in this CPU's memory, since the stack has no room for one more; it is good until the next
+/// one.
+#[inline(always)]
+fn flow_key<'a>(source: IpKey, port: u16) -> Option<&'a FlowKey> {
+    let state = cpu_state()?;
+    // SAFETY: this CPU's map value, valid while the program runs.
+    unsafe {
+        let key = &raw mut (*state).ladder_key;
+        key.write_volatile(FlowKey::new(source, port));
+        Some(&*key)
+    }
+}
+
 /// One member of a set; its number is below [`MEMBERS`] already, which the verifier is shown once
 /// more.
 #[inline(always)]
 fn member<T>(ways: &mut [T; MEMBERS], way: usize) -> &mut T {
     // SAFETY: the mask leaves a number below the array's length.
     unsafe { ways.get_unchecked_mut(bounded::<{ MEMBERS - 1 }>(way)) }
-}
-
-/// What a source under suspicion may send: one request a second, and four at once, so that a
-/// registration with its challenge comes through.
-struct SuspectLimits;
-
-const ONE_A_SECOND: Pace = Pace::new(4, 4_000_000_000);
-
-impl LimitSource for SuspectLimits {
-    #[inline(always)]
-    fn register(&self) -> Pace {
-        ONE_A_SECOND
-    }
-
-    #[inline(always)]
-    fn requests(&self) -> Pace {
-        ONE_A_SECOND
-    }
-
-    #[inline(always)]
-    fn other(&self) -> Pace {
-        ONE_A_SECOND
-    }
-
-    #[inline(always)]
-    fn fragments(&self) -> Pace {
-        ONE_A_SECOND
-    }
 }
 
 impl MapTables<'_> {
@@ -217,7 +209,7 @@ impl MapTables<'_> {
         let flags = (u8::from(sent.listed.is_per_host()) * BY_ADDRESS)
             | (u8::from(sent.listed.is_good()) * FROM_GOOD)
             | (u8::from(sent.first_fragment) * FRAGMENTED)
-            | (u8::from(sent.listed.is_suspect()) * SUSPECTED)
+            | (u8::from(sent.listed.is_metered()) * SUSPECTED)
             | (globals::dry_run() * IN_DRY_RUN);
         EventDraft {
             ctx: self.ctx,
@@ -236,6 +228,45 @@ impl MapTables<'_> {
         }
     }
 
+    /// Whether a request of a source on the ladder goes on: each width of it that is there takes
+    /// its own.
+    #[inline(always)]
+    fn descend(&self, sent: &Sent, meter_key: &MeterKey, now: u64) -> bool {
+        let is_known = sent.listed.is_good() || sent.listed.is_peer();
+        let kind = if sent.is_cut {
+            ladder::Kind::Try
+        } else {
+            scan::kind(self.ctx, self.scratch, sent, meter_key, now)
+        };
+        // A port with a standing tries its own passwords.
+        let is_settled = matches!(kind, ladder::Kind::Own)
+            && is_known
+            && flow_key(sent.source, sent.source_port).is_some_and(|key| {
+                // SAFETY: an aligned word of a map value, valid while the program runs.
+                FLOWS.get_ptr(key).is_some_and(|flow| unsafe { (*flow).good_until > now })
+            });
+        let kind = match (self.verifier_widen(kind as usize), is_settled) {
+            (0, _) => ladder::Kind::Try,
+            (1, false) => ladder::Kind::Own,
+            _ => ladder::Kind::Other,
+        };
+        let mut goes_on = 1;
+        for (bits, mask) in ladder::WIDTHS.into_iter().zip(ladder::MASKS) {
+            let Some(key) = flow_key(sent.source.masked(mask), bits.into()) else {
+                return false;
+            };
+            let Some(found) = LADDERS.get_ptr_mut(key) else {
+                continue;
+            };
+            // SAFETY: a map value, valid while the program runs (the kernel frees it after a grace
+            // period). Two CPUs that charge it in the same instant may lose one charge.
+            let found = unsafe { &mut *found };
+            goes_on =
+                self.verifier_widen(usize::from(goes_on != 0 && found.charge(kind, is_known, now)));
+        }
+        goes_on != 0
+    }
+
     /// Samples what the detector learns from: requests of unknown sources, registrations and calls
     /// of known-good ones, and all responses. Those to requests of ours make peers; others a proxy
     /// may forward as if they were its own.
@@ -249,6 +280,8 @@ impl MapTables<'_> {
                 Message::Invite => !listed.is_peer(),
                 _ => !listed.is_good() && !listed.is_peer(),
             };
+            // Of one on the ladder everything is looked at.
+            let matters = matters || listed.is_metered();
             if !matters {
                 return;
             }
@@ -332,11 +365,7 @@ impl MapTables<'_> {
             // It was known once; its stamps were those of another limit.
             *meter = Meter::new(meter_key.mark(), ticks(now));
         }
-        let mut over = if sent.listed.is_suspect() {
-            meter.charge(message, ticks(now), &SuspectLimits)
-        } else {
-            meter.charge(message, ticks(now), &Globals)
-        };
+        let mut over = meter.charge(message, ticks(now), &Globals);
         if over.is_none() && meter.mark & RECORDED == 0 && !sent.is_cut {
             return Charged::Within;
         }

@@ -1,6 +1,6 @@
-//! A packet's way through the decision order, in the daemon's log: what [`ingress::judge`] asked of
-//! the tables, and what they answered. Only in programs that were compiled with the feature `trace`;
-//! others have neither the map nor an instruction of it.
+//! A trace of the decision order in the daemon's log: the lookups that [`ingress::judge`] makes,
+//! and their results. Only in programs compiled with the feature `trace`; others have neither its
+//! map nor any instruction.
 //!
 //! [`ingress::judge`]: sip_xdp_common::pipeline::ingress::judge
 
@@ -14,7 +14,7 @@ use sip_xdp_common::pipeline::ingress::{
 };
 use sip_xdp_common::verdict::Message;
 
-/// Tables that log their answers.
+/// Tables that log their results.
 pub(crate) struct Traced<'a, T> {
     tables: T,
     ctx: &'a XdpContext,
@@ -104,7 +104,7 @@ impl<T: Tables> Tables for Traced<'_, T> {
     }
 }
 
-/// Logs what was decided.
+/// Logs a decision.
 #[inline(always)]
 pub(crate) fn decided(ctx: &XdpContext, judgement: &Judgement) {
     info!(ctx, "trace: decided: {}", judgement.reason.name());

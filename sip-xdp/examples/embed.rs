@@ -1,5 +1,4 @@
-//! The filter inside a program of one's own: attaches to an interface, blocks a network, prints
-//! what happens, detaches.
+//! The filter as a library: attaches to an interface, blocks a network, prints events, detaches.
 //!
 //! `cargo build --example embed && sudo target/debug/examples/embed eth0 192.0.2.0/24`; Ctrl-C ends
 //! it.
@@ -13,7 +12,7 @@ use sip_xdp::net::network::Network;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How long what attacks is blocked.
+/// Duration of a block.
 const BAN: Duration = Duration::from_secs(600);
 
 #[tokio::main(flavor = "current_thread")]
@@ -42,7 +41,8 @@ async fn main() -> Result<()> {
                         Event::Limited { address, port } => println!("{address} port {port} is \
                             over a limit"),
                         Event::Attack { address, finding } => {
-                            println!("{address} attacks, blocked for ten minutes: {}", finding.reason);
+                            let reason = &finding.reason;
+                            println!("{address} attacks, blocked for ten minutes: {reason}");
                             filter.block(Network::host(address), Some(BAN), &finding.reason)?;
                         }
                     }

@@ -1,9 +1,9 @@
-//! The filter inside a program of one's own: loaded on one interface, with lists that the program
-//! writes and events that it reads. Nothing is pinned, so that all of it ends with the [`Filter`],
-//! or with the process.
+//! The filter as a library: loaded on one interface, with lists that the program writes and events
+//! that it reads. Nothing is pinned, so that everything ends with the [`Filter`], or with the
+//! process.
 //!
-//! The daemon does more: it remembers, follows feeds and host names, outlives restarts, and decides
-//! on bans by itself. Use [`daemon::run`](crate::daemon::run) to embed that one.
+//! The daemon adds persistence, feeds, host names, restarts without a gap, and automatic bans. Use
+//! [`daemon::run`](crate::daemon::run) to embed that.
 //!
 //! `cargo run --example embed -- eth0 192.0.2.0/24` runs the example `sip-xdp/examples/embed.rs`;
 //! in short:
@@ -16,15 +16,16 @@
 //! use sip_xdp::net::network::Network;
 //!
 //! # async fn embed() -> anyhow::Result<()> {
+//! let ten_minutes = Some(Duration::from_secs(600));
 //! let mut filter = Filter::attach(&Config::default(), "eth0").await?;
 //! filter.trust("203.0.113.0/24".parse()?, None, "our carrier")?;
-//! filter.block("192.0.2.0/24".parse()?, Some(Duration::from_secs(600)), "seen elsewhere")?;
+//! filter.block("192.0.2.0/24".parse()?, ten_minutes, "seen elsewhere")?;
 //! while let Some(event) = filter.next_event() {
 //!     match event {
 //!         Event::Limited { address, port } => println!("{address} port {port} is over a limit"),
 //!         Event::Attack { address, finding } => {
 //!             println!("{address} attacks: {}", finding.reason);
-//!             filter.block(Network::host(address), Some(Duration::from_secs(600)), &finding.reason)?;
+//!             filter.block(Network::host(address), ten_minutes, &finding.reason)?;
 //!         }
 //!     }
 //! }
@@ -57,12 +58,12 @@ use crate::lists::Lists;
 use crate::net::network::{Network, address_of};
 use crate::sys::clock;
 
-/// The one interface's place in the counters.
+/// The only interface's slot in the counters.
 const SLOT: u32 = 0;
 
 /// A filter on one interface; dropping it detaches.
 pub struct Filter {
-    // Holds the programs, and with them the links.
+    // Owns the programs, and with them the links.
     _object: Ebpf,
     mode: Mode,
     sees_responses: bool,
@@ -73,44 +74,44 @@ pub struct Filter {
     events: VecDeque<Event>,
 }
 
-/// Something that the filter noticed.
+/// An observation of the filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A source is over one of its limits; this packet was dropped. Said at most every 50 ms for
-    /// each source.
+    /// A source is over one of its limits; this packet was dropped. At most every 50 ms per source.
     Limited {
-        /// Who sent it, as far as one can tell: over UDP it may be forged.
+        /// Source address; over UDP it may be forged.
         address: IpAddr,
-        /// From which port.
+        /// Source port.
         port: u16,
     },
-    /// The detector has enough evidence for a ban. To act on it is the caller's.
+    /// The detector has enough evidence for a ban, which is up to the caller.
     Attack {
-        /// Whom it is about.
+        /// Source address.
         address: IpAddr,
         /// The evidence.
         finding: Finding,
     },
 }
 
-/// Packets to SIP ports, and others that were looked at, since the filter was attached.
+/// Packets to SIP ports, and other inspected ones, since the filter was attached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Packets {
-    /// Went on to the network stack.
+    /// Passed to the network stack.
     pub passed: u64,
-    /// Were dropped; in a dry run: would have been.
+    /// Dropped; in a dry run: those that enforcement would drop.
     pub dropped: u64,
 }
 
 impl Filter {
     /// Loads the programs with the limits and rules of a configuration, and attaches them to an
-    /// interface. Must be called on a tokio runtime. Of the configuration `interfaces`, lists,
-    /// feeds and everything about telling others is not used.
+    /// interface. Must be called on a tokio runtime. `interfaces`, lists, feeds and integrations of
+    /// the configuration are not used.
     ///
     /// # Errors
     ///
-    /// If a capability is missing (`CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`), if there is no such
-    /// interface, if its link type is not known, or if another XDP program is on it.
+    /// If a capability is missing (`CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`), if the interface
+    /// does not exist, if its link type is not supported, or if another XDP program is attached to
+    /// it.
     pub async fn attach(config: &Config, interface: &str) -> Result<Self> {
         Platform::ask().check()?;
         let interfaces = Netlink::connect()?.interfaces().await?;
@@ -121,7 +122,7 @@ impl Filter {
         })?;
 
         let mut object = loader::load(&config.program_settings(link, SLOT), None)?;
-        // The lists are complete, though empty, before the first packet asks them.
+        // The lists are initialised, though empty, before the first packet.
         let mut take = |name: &str| object.take_map(name).with_context(|| format!("no map {name}"));
         let samples = take(names::EVENTS)?.try_into()?;
         let counters = take(names::COUNTERS)?.try_into()?;
@@ -139,8 +140,7 @@ impl Filter {
         };
         let mode =
             mode.map_err(|error| anyhow!("{interface} cannot be filtered: {}", cause(&error)))?;
-        // Without it, which takes Linux 6.6, limits and lists work, and evidence that rests on
-        // responses does not come.
+        // Without tcx (Linux 6.6) limits and lists work, but evidence from responses is missing.
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let egress = loader::egress(&mut object)?;
         let sees_responses =
@@ -158,18 +158,17 @@ impl Filter {
         })
     }
 
-    /// Whether it runs in the driver.
+    /// The attach mode.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Whether our own responses are read, on which most evidence rests: not before Linux 6.6.
+    /// Whether the server's responses are seen, which most evidence needs: since Linux 6.6.
     pub fn sees_responses(&self) -> bool {
         self.sees_responses
     }
 
-    /// Drops what a network sends to the SIP ports, at once and for as long; without a ttl for
-    /// good.
+    /// Drops packets of a network to the SIP ports, from now on; permanently without a ttl.
     ///
     /// # Errors
     ///
@@ -178,7 +177,7 @@ impl Filter {
         self.put(List::Block, network, ttl, reason)
     }
 
-    /// Never drops what a network sends, whatever else lists it.
+    /// Never drops packets of a network, whatever else lists it.
     ///
     /// # Errors
     ///
@@ -197,7 +196,7 @@ impl Filter {
         Ok(self.lists.put(list, Entry::manual(network, clock::after(ttl), reason))?)
     }
 
-    /// Takes a network off the block list; whether it was there.
+    /// Removes a network from the block list. Returns whether it was listed.
     ///
     /// # Errors
     ///
@@ -206,7 +205,7 @@ impl Filter {
         Ok(self.lists.remove(List::Block, &network, Owner::Manual)?.is_some())
     }
 
-    /// Takes a network off the trust list; whether it was there.
+    /// Removes a network from the trust list. Returns whether it was listed.
     ///
     /// # Errors
     ///
@@ -215,13 +214,13 @@ impl Filter {
         Ok(self.lists.remove(List::Trust, &network, Owner::Manual)?.is_some())
     }
 
-    /// How many packets of a blocked network were dropped.
+    /// Number of packets dropped for a blocked network.
     pub fn hits(&self, network: Network) -> u64 {
         self.lists.hits(&network)
     }
 
-    /// The next event, if there is one. Ask often: the kernel keeps a few thousand samples, and
-    /// drops what finds no room.
+    /// The next event, if there is one. Poll often: the kernel buffers a few thousand samples, and
+    /// drops further ones.
     pub fn next_event(&mut self) -> Option<Event> {
         while self.events.is_empty() {
             let sample: Sample = bytemuck::try_pod_read_unaligned(&self.samples.next()?).ok()?;
@@ -237,7 +236,7 @@ impl Filter {
         self.events.pop_front()
     }
 
-    /// Lets time pass for the detector: some evidence is that nothing has followed. Call it about
+    /// Evaluates evidence that depends on elapsed time, such as missing responses. Call it about
     /// once a second.
     pub fn tick(&mut self) {
         let now = clock::now();
@@ -255,7 +254,7 @@ impl Filter {
         }));
     }
 
-    /// What became of the packets so far.
+    /// Packet counts so far.
     ///
     /// # Errors
     ///
@@ -277,6 +276,6 @@ impl Filter {
         Ok(packets)
     }
 
-    /// Takes the filter off the interface, as dropping it does.
+    /// Detaches the filter, as dropping it does.
     pub fn detach(self) {}
 }

@@ -1,25 +1,25 @@
 //! sip-xdp stops SIP scanners and password guessers in the network driver.
 //!
-//! Data flows one way: the NIC hands a packet to the kernel program, whose verdict counts it and,
-//! for a source over its limits, sends an event; the detector reads events and decides on bans;
-//! bans go through the lists back into the kernel's tables.
+//! Data flows one way: the NIC hands a packet to the kernel program, which counts its verdict and,
+//! for a source over its limits, sends an event; the detector turns events into findings, and the
+//! ban engine turns findings into bans; bans go through the lists back into the kernel's tables.
 //!
-//! To have the filter inside a program of one's own, see [`embed`], which is meant to stay as it
-//! is; everything else is public for the command line and the tests, and changes as they do.
+//! The stable interface for use as a library is [`embed`]; everything else is public for the
+//! command line and the tests, and changes with them.
 //!
-//! Rooms, from the ground up; imports point down.
+//! Modules, from the ground up; imports point down.
 //!
-//! - [`net`], [`sys`], [`text`]: addresses and prefixes; clocks, files and privileges; text of
-//!   others, made fit to show.
-//! - [`sip`]: the tolerant parser of SIP heads.
+//! - [`net`], [`sys`], [`text`]: addresses and prefixes; clocks, files and privileges; sanitised
+//!   text.
+//! - [`sip`]: the tolerant parser of SIP message heads.
 //! - [`dataplane`]: programs, links, maps and counters in the kernel.
 //! - [`config`]: the file, its values and defaults.
-//! - [`lists`]: the only writer of block and trust lists. [`feeds`] and [`dns`] are lists that
-//!   others keep.
+//! - [`lists`]: the only writer of block and trust lists. [`feeds`] and [`dns`] supply lists kept
+//!   by others.
 //! - [`detect`]: from events to findings. [`bans`]: from findings to bans.
-//! - [`store`]: what survives a reboot.
-//! - [`api`]: commands, answers, events. [`observe`]: what people see. [`integrations`]: who else
-//!   is told.
+//! - [`store`]: state that survives a reboot.
+//! - [`api`]: commands, responses, events. [`observe`]: status, metrics and screens.
+//!   [`integrations`]: notifications and CrowdSec.
 //! - [`daemon`] wires these together; [`tools`] work without it.
 
 pub mod api;

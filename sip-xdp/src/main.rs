@@ -1,4 +1,4 @@
-//! `sip-xdp`: the command line. Each command is a file of `cli`.
+//! The binary `sip-xdp`. Each command is a file in `cli`.
 
 mod cli;
 
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     };
     match runtime.block_on(cli::run(arguments)) {
         Ok(code) => code,
-        // One line: what, why, what to do.
+        // One line: the error, its cause, the remedy.
         Err(error) => {
             eprintln!("sip-xdp: {}", text::line(&format!("{error:#}")));
             ExitCode::FAILURE

@@ -1,18 +1,17 @@
-//! Text that others may have chosen (a user, a start line, a reason that another program gave),
-//! made fit for a terminal, a log, and the environment of a program.
+//! Sanitised text: strings that others may have chosen (users, start lines, reasons of other
+//! programs), made safe for terminals, logs and the environment of programs.
 
 use std::fmt::{self, Write as _};
 
-/// Whether a character is more than something to read: a control character (C0, DEL, C1), which may
-/// end a line or begin an escape sequence, or one that hides, or that turns around what stands
-/// beside it.
+/// Whether a character is a control character (C0, DEL, C1), which may end a line or begin an
+/// escape sequence, or invisible, or changes the direction of text.
 fn is_odd(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}')
+        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// One line of text: line ends and tabs become blanks, and everything else that is more than
-/// something to read a mark.
+/// One line of text: line ends and tabs become blanks, other such characters a replacement mark.
 pub fn line(text: &str) -> String {
     let shown = |c| match c {
         '\n' | '\r' | '\t' => ' ',
@@ -29,10 +28,9 @@ pub fn lines(text: &str) -> String {
         .collect()
 }
 
-/// A text of others as a value of a log line, in quotes. What could end the value, or look like
-/// another one, is escaped: quotes and backslashes by a backslash, and `=` as `\x3d`, so that no
-/// `key=` in it can be taken for the line's own even by a regular expression that is not anchored.
-/// [`line`] is for the whole line.
+/// A string of others as a quoted value of a log line. Quotes and backslashes are escaped with a
+/// backslash, and `=` as `\x3d`, so that no `key=` in it is mistaken for a key, even by an
+/// unanchored regular expression. [`line`] is for the whole line.
 #[derive(Debug, Clone, Copy)]
 pub struct Quoted<'a>(pub &'a str);
 
@@ -50,14 +48,13 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// JSON that can be shown in a terminal: RFC 8259 lets DEL, C1 and what turns lines around stand in
-/// a string as they are; here they are escaped, so that whoever reads the JSON gets them all the
-/// same.
+/// JSON that is safe for a terminal: RFC 8259 allows DEL, C1 and directional characters in strings;
+/// here they are escaped, which preserves them for JSON parsers.
 pub fn json(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
-        // What is below is either escaped already, or not in a string. All that is odd has one unit
-        // of UTF-16.
+        // Lower characters are escaped already or outside strings. All such characters are one
+        // UTF-16 unit.
         if c > '~' && is_odd(c) {
             plain.push_str(&format!("\\u{:04x}", u32::from(c)));
         } else {
@@ -87,7 +84,7 @@ mod tests {
         );
     }
 
-    /// Whatever an attacker calls himself: a value ends where its line says, and no key is in it.
+    /// For any attacker-chosen string: the value ends at its quote, and contains no key.
     #[test]
     fn a_value_of_others_is_one_value() {
         for hostile in [
@@ -101,7 +98,7 @@ mod tests {
             let line = format!("ban 203.0.113.7 kind=rejected reason={} for=1s", Quoted(hostile));
             assert_eq!(line.matches("kind=").count(), 1, "{line}");
             assert_eq!(line.matches("owner=").count(), 0, "{line}");
-            // Read as a consumer reads it: a backslash takes the next character along.
+            // As a consumer parses it: a backslash escapes the next character.
             let value = line.split_once("reason=\"").unwrap().1;
             let (mut end, mut characters) = (0, value.char_indices());
             while let Some((at, c)) = characters.next() {

@@ -27,6 +27,14 @@ fn it_has_the_programs_and_no_others() {
 }
 
 #[test]
+fn it_has_btf_and_no_dwarf() {
+    // The names of sections are in the object as they are.
+    let has = |name: &[u8]| OBJECT.windows(name.len()).any(|window| window == name);
+    assert!(has(b".BTF\0") && has(b".BTF.ext\0"), "the kernel could not name lines and types");
+    assert!(!has(b".debug_"), "four fifths of the object are DWARF, which nobody reads");
+}
+
+#[test]
 fn the_ingress_program_takes_jumbo_frames() {
     let section = &object().programs[names::INGRESS].section;
     assert!(matches!(section, aya_obj::ProgramSection::Xdp { frags: true, .. }), "{section:?}");

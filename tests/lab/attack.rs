@@ -1,5 +1,5 @@
 //! Real attack tools: sipvicious, which scans, enumerates and guesses passwords, and sipsak, which
-//! also has honest uses.
+//! also has legitimate uses.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use crate::namespace::Namespace;
 use crate::process::{Process, output};
 use crate::topology::{ATTACKER, PBX_WAN};
 
-/// Somebody with tools.
+/// An attacker with tools.
 #[derive(Debug)]
 pub struct Attacker<'a> {
     namespace: &'a Namespace,
@@ -21,16 +21,16 @@ pub struct Attacker<'a> {
     disguise: Disguise,
 }
 
-/// How an attacker tries not to be recognised by its tool.
+/// How an attacker hides its tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disguise {
     /// Not at all.
     None,
-    /// Compact headers, and no User-Agent: the tools' option `-c`.
+    /// Compact headers without User-Agent: the tools' option `-c`.
     Compact,
     /// The User-Agent of a real phone, for which the tools have no option.
     Agent,
-    /// Another source port than 5060.
+    /// A source port other than 5060.
     Port,
 }
 
@@ -40,7 +40,7 @@ impl Disguise {
 }
 
 impl<'a> Attacker<'a> {
-    /// The attacker at its usual address.
+    /// An attacker at its usual address.
     pub fn new(namespace: &'a Namespace, directory: &Path) -> Self {
         Self {
             namespace,
@@ -50,14 +50,14 @@ impl<'a> Attacker<'a> {
         }
     }
 
-    /// The same in disguise.
+    /// With a disguise.
     #[must_use]
     pub fn disguise(mut self, disguise: Disguise) -> Self {
         self.disguise = disguise;
         self
     }
 
-    /// The same at another address of the namespace.
+    /// At another address of the namespace.
     #[must_use]
     pub fn address(mut self, address: Ipv4Addr) -> Self {
         self.address = address;
@@ -66,11 +66,11 @@ impl<'a> Attacker<'a> {
 
     /// Guesses numeric passwords of one user, about 180 a second, for longer than any test lasts.
     pub fn crack(&self, user: &str) -> Result<Process> {
-        // The tool's own default.
+        // The tool's default.
         self.crack_with_pauses(user, "0.005")
     }
 
-    /// The same; so many seconds pass before each password.
+    /// As [`Attacker::crack`], with a pause in seconds before each password.
     pub fn crack_with_pauses(&self, user: &str, pause: &str) -> Result<Process> {
         let mut command = self.sipvicious("svcrack")?;
         command
@@ -92,8 +92,7 @@ impl<'a> Attacker<'a> {
         Process::spawn("svmap", command.args(["-p", "5060", network]))
     }
 
-    /// One OPTIONS from sipsak, as monitoring systems send them; succeeds when it was answered with
-    /// 200.
+    /// One OPTIONS from sipsak, as monitoring systems send them; succeeds on a 200.
     pub fn ping(&self) -> Result<Output> {
         output(self.home(&mut self.namespace.command("sipsak")).args([
             "-v",
@@ -102,8 +101,7 @@ impl<'a> Attacker<'a> {
         ]))
     }
 
-    /// Its tools ask for the machine's name and keep files in the home directory; both are its own
-    /// here.
+    /// The tools look up the host name and keep files in the home directory; both are private here.
     fn sipvicious(&self, tool: &str) -> Result<Command> {
         let is_itself = self.disguise != Disguise::Agent && self.address == ATTACKER;
         let mut command =
@@ -118,7 +116,7 @@ impl<'a> Attacker<'a> {
         Ok(command)
     }
 
-    /// One of the tools with what it has no option for, or an option that does nothing.
+    /// A tool with a setting for which it has no option, or one without effect.
     fn altered(&self, tool: &str) -> Result<Command> {
         let script = self.directory.join("altered.py");
         fs::write(&script, ALTERED)
@@ -140,8 +138,8 @@ pub const OTHER_PORT: u16 = 5099;
 /// The User-Agent of [`Disguise::Agent`].
 const OTHER_AGENT: &str = "Grandstream GXP1625 1.0.4.152";
 
-/// Runs a tool with another User-Agent in place of its own, if one is named, and bound to an
-/// address: `-b` has no effect in svcrack and svwar 0.3.3.
+/// Runs a tool with another User-Agent, if given, and bound to an address: `-b` has no effect in
+/// svcrack and svwar 0.3.3.
 const ALTERED: &str = r#"
 import functools, importlib, sys
 sys.path.append("/usr/share/sipvicious")
@@ -149,7 +147,8 @@ from sipvicious.libs import svhelper
 tool, address, agent = (sys.argv.pop(1) for _ in range(3))
 if agent:
     request = svhelper.makeRequest
-    request.__defaults__ = tuple(agent if value == "friendly-scanner" else value for value in request.__defaults__)
+    request.__defaults__ = tuple(
+        agent if value == "friendly-scanner" else value for value in request.__defaults__)
 sys.argv[0] = tool
 module = importlib.import_module("sipvicious." + tool)
 for name in ("ASipOfRedWine", "TakeASip"):

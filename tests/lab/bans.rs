@@ -1,4 +1,4 @@
-//! What the filter decided by itself, as tests ask for it.
+//! The filter's own decisions, as tests query them.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::filter::Filter;
 use crate::wait_until;
 
-/// A row of the block list that the detector is the owner of.
+/// A row of the block list owned by the detector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ban {
     /// The banned network, as the list writes it.
@@ -20,9 +20,9 @@ pub struct Ban {
     pub reason: String,
     /// `proven` or `unproven`.
     pub tier: String,
-    /// How long it lasts; for good, without.
+    /// Lifetime; `None` for permanent.
     pub lasts: Option<Duration>,
-    /// How many packets it has dropped.
+    /// Number of packets dropped.
     pub hits: u64,
 }
 
@@ -44,7 +44,7 @@ impl Ban {
         })
     }
 
-    /// Whether all of this address is banned, or of this network, written as the list writes it.
+    /// Whether it covers the whole address, or this network as the list writes it.
     fn is_of(&self, network: &str) -> bool {
         let whole = [network.to_owned(), format!("{network}/32"), format!("{network}/128")];
         self.port.is_none() && whole.contains(&self.network)
@@ -75,7 +75,7 @@ impl Filter<'_> {
         found.context("it was just found")
     }
 
-    /// The kind of evidence that the log names for the ban of a network, which is the last one.
+    /// The kind of evidence in the last log line about a ban of a network.
     pub fn ban_kind(&self, network: &str) -> Option<String> {
         let is_of = |line: &str| {
             let banned = line.split_once("ban ").and_then(|(_, rest)| rest.split(' ').next());
@@ -86,7 +86,7 @@ impl Filter<'_> {
         lines.filter(|line| is_of(line)).find_map(kind)
     }
 
-    /// How many sources it knows as `good` or as `peers`, or has `tracked`.
+    /// Number of sources that are `good`, `peers` or `tracked`.
     pub fn sources(&self, kind: &str) -> Result<u64> {
         let stats = self.json(&["stats"])?;
         stats["sources"][kind]
@@ -94,8 +94,7 @@ impl Filter<'_> {
             .with_context(|| format!("`stats` does not count {kind} sources: {stats}"))
     }
 
-    /// How many requests of a method it has counted, whether they passed or not; `method` as
-    /// `stats` spells it.
+    /// Number of counted requests of a method, passed or dropped; `method` as in `stats`.
     pub fn requests(&self, method: &str) -> Result<u64> {
         let stats = self.json(&["stats"])?;
         let interfaces = stats["interfaces"].as_array().context("`stats` has no interfaces")?;
@@ -105,7 +104,7 @@ impl Filter<'_> {
             .with_context(|| format!("`stats` does not count {method}: {stats}"))
     }
 
-    /// Fails with what was decided if anybody at all is banned.
+    /// Fails with all decisions if there is any ban.
     pub fn nobody_is_banned(&self, when: &str) -> Result<()> {
         match self.bans()?.as_slice() {
             [] => Ok(()),
@@ -134,8 +133,10 @@ mod tests {
     #[test]
     fn reads_a_row() {
         let row = serde_json::json!({
-            "network": "192.0.2.7/32", "port": null, "owner": "auto", "reason": "x", "tier": "proven",
-            "added": "2026-01-01T00:00:00Z", "expires": "2026-01-01T00:10:00Z", "hits": 3,
+            "network": "192.0.2.7/32", "port": null, "owner": "auto", "reason": "x",
+            "tier": "proven", "added": "2026-01-01T00:00:00Z",
+
+            "expires": "2026-01-01T00:10:00Z", "hits": 3,
         });
         let ban = Ban::read(&row).unwrap();
         assert_eq!((ban.lasts, ban.port, ban.hits), (Some(Duration::from_secs(600)), None, 3));

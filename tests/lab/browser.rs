@@ -11,19 +11,19 @@ use crate::http::METRICS;
 use crate::process::output;
 use crate::topology::Lab;
 
-/// The width and the height of a desktop's window.
+/// Width and height of a desktop window.
 pub const DESKTOP: (u32, u32) = (1280, 1100);
-/// Those of a phone's.
+/// Those of a phone.
 pub const PHONE: (u32, u32) = (500, 1500);
 
-/// Chromium without a screen, inside the PBX.
+/// Headless Chromium inside the PBX.
 #[derive(Debug)]
 pub struct Browser<'a> {
     lab: &'a Lab,
 }
 
 impl<'a> Browser<'a> {
-    /// One that keeps its files in the lab's directory.
+    /// A browser with its files in the lab's directory.
     pub fn new(lab: &'a Lab) -> Self {
         Self { lab }
     }
@@ -68,8 +68,7 @@ impl<'a> Browser<'a> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// A picture of it. Returns its size in bytes, which tells an empty page from one with
-    /// something on it.
+    /// A screenshot. Returns its size in bytes, which distinguishes an empty page.
     pub fn picture(&self, name: &str, window: (u32, u32), dark: bool) -> Result<u64> {
         let directory = env::var_os("SIP_XDP_SCREENSHOTS")
             .map_or_else(|| self.lab.directory().to_path_buf(), PathBuf::from);
@@ -97,7 +96,7 @@ impl<'a> Browser<'a> {
     }
 }
 
-/// The text of an element by its id: everything up to its end, tags taken out.
+/// The text of an element by id, without tags.
 pub fn text(page: &str, id: &str) -> String {
     let Some((_, rest)) = page.split_once(&format!("id=\"{id}\"")) else { return String::new() };
     let end = ["</table>", "</section>", "</header>"]

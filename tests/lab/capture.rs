@@ -1,8 +1,7 @@
-//! What passes an interface, recorded by tcpdump without loss.
+//! Lossless captures by tcpdump.
 //!
-//! A packet that the filter drops in the driver never gets to a capture on the same interface: a
-//! capture on the PBX's side of a cable shows what is behind the filter, one on the other side what
-//! was sent.
+//! A packet that is dropped in the driver does not reach a capture on the same interface: a capture
+//! on the PBX's end of a cable shows what passed the filter, one on the other end what was sent.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,7 @@ use nix::sys::signal::Signal;
 use crate::namespace::{Namespace, unique_name};
 use crate::process::Process;
 
-/// A capture that is running.
+/// A running capture.
 #[derive(Debug)]
 pub struct Capture {
     process: Process,
@@ -24,15 +23,15 @@ pub struct Capture {
 /// One packet of a capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
-    /// When it passed.
+    /// Time of capture.
     pub at: SystemTime,
-    /// Its beginning, from the link layer on.
+    /// Its first bytes, from the link layer on.
     pub data: Vec<u8>,
 }
 
 impl Capture {
-    /// Starts tcpdump with a filter expression and waits until it records the beginning of each
-    /// packet.
+    /// Starts tcpdump with a filter expression for the first bytes of each packet, and waits until
+    /// it captures.
     pub fn start(
         namespace: &Namespace,
         interface: &str,
@@ -42,7 +41,7 @@ impl Capture {
         Self::record(namespace, interface, expression, directory, "512")
     }
 
-    /// The same with all of each packet.
+    /// As [`Capture::start`], with whole packets.
     pub fn start_whole(
         namespace: &Namespace,
         interface: &str,
@@ -59,7 +58,7 @@ impl Capture {
         directory: &Path,
         length: &str,
     ) -> Result<Self> {
-        // The name ends as tcpdump's profile demands where one confines it.
+        // tcpdump's AppArmor profile requires this file name suffix.
         let file = directory.join(format!("{}.pcap", unique_name()));
         let mut command = namespace.command("tcpdump");
         command.args(["-i", interface, "-n", "-p", "-U", "--immediate-mode", "-Z", "root"]);
@@ -77,14 +76,14 @@ impl Capture {
         parse(&file)
     }
 
-    /// Where it is written.
+    /// Path of the capture file.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Ends the capture; fails if it lost anything.
+    /// Ends the capture; fails if packets were lost.
     pub fn stop(mut self) -> Result<Vec<Packet>> {
-        // What passed a moment ago may still be on its way to tcpdump.
+        // Recent packets may still be on their way to tcpdump.
         std::thread::sleep(Duration::from_millis(200));
         self.process.stop(Signal::SIGINT)?;
         let lines = self.process.lines();
@@ -98,8 +97,8 @@ impl Capture {
     }
 }
 
-/// Reads a capture file as tcpdump writes it here: microseconds, this machine's byte order. A last
-/// packet that is not completely written is left out.
+/// Parses a capture file as tcpdump writes it here: microseconds, this machine's byte order. An
+/// incomplete last packet is left out.
 fn parse(file: &[u8]) -> Result<Vec<Packet>> {
     const MAGIC: u32 = 0xa1b2_c3d4;
     let Some((header, mut rest)) = file.split_at_checked(24) else { return Ok(Vec::new()) };

@@ -1,24 +1,24 @@
-//! Who runs where, and before whom.
+//! CPU affinity and scheduling priority.
 
 use anyhow::{Context, Result};
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// What the kernel takes for the calling thread.
+/// The kernel's id for the calling thread.
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
-/// The CPU that senders use: the last one that we may use.
+/// The CPU of senders: the last allowed one.
 pub fn sending_cpu() -> Result<usize> {
     allowed()?.last().copied().context("there is no CPU")
 }
 
-/// The CPU of a server that is flooded: the first one that we may use.
+/// The CPU of a flooded server: the first allowed one.
 pub fn serving_cpu() -> Result<usize> {
     allowed()?.first().copied().context("there is no CPU")
 }
 
-/// Keeps the calling thread on one CPU.
+/// Pins the calling thread to one CPU.
 pub fn stay_on(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)
@@ -31,20 +31,20 @@ fn allowed() -> Result<Vec<usize>> {
     Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
 }
 
-/// What a thread goes before on its CPU.
+/// Scheduling priority of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precedence {
-    /// Gets by far the largest share among ordinary threads.
+    /// By far the largest share among ordinary threads.
     OverOrdinaryWork,
-    /// Others run when it sleeps, as they do when the kernel has handled what a network card
-    /// received. The kernel keeps a twentieth of the time for them in any case.
+    /// Others run when it sleeps, as with softirq work of a network card. The kernel reserves a
+    /// twentieth of the time for them in any case.
     OverEverything,
-    /// Nothing: it shares with others as they do among each other.
+    /// Ordinary.
     Ordinary,
 }
 
 impl Precedence {
-    /// Gives it to the calling thread. Where that is not allowed it goes without.
+    /// Sets it for the calling thread. Without permission this does nothing.
     pub fn take(self) {
         match self {
             Self::OverOrdinaryWork => {
@@ -57,7 +57,7 @@ impl Precedence {
     }
 }
 
-/// How the kernel schedules the calling thread from now on, if that is allowed.
+/// Sets the scheduling policy of the calling thread, if permitted.
 fn schedule(policy: i32, priority: i32) {
     let parameters = libc::sched_param { sched_priority: priority };
     // SAFETY: the kernel reads the parameters, which outlive the call, and changes how the calling

@@ -1,6 +1,5 @@
-//! A real CrowdSec local API, with `cscli` beside it. It has a configuration, a database and
-//! credentials of its own, and lives on the loopback interface of a namespace: nothing of it
-//! touches the machine's own instance, and it knows of no API outside.
+//! A real CrowdSec local API, with `cscli`. Configuration, database and credentials are its own, it
+//! listens on the loopback interface of a namespace, and it has no access to outside APIs.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -16,16 +15,16 @@ use crate::namespace::{Namespace, unique_name};
 use crate::process::{Process, succeed};
 use crate::wait_until;
 
-/// How long it may take to answer.
+/// Start timeout.
 const READY: Duration = Duration::from_secs(60);
 
-/// Where it listens.
+/// Listening address.
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
-/// A machine that may tell it of bans.
+/// A machine that may publish bans.
 pub const LOGIN: &str = "gw1";
 
-/// The key of whoever only reads.
+/// The key of a reader.
 const KEY: &str = "a-key-for-the-lab";
 
 /// The server; ends when dropped.
@@ -37,7 +36,7 @@ pub struct Crowdsec<'a> {
 }
 
 impl<'a> Crowdsec<'a> {
-    /// Starts one in a namespace, and waits until it answers.
+    /// Starts one in a namespace, and waits until it responds.
     pub fn start(namespace: &'a Namespace, directory: &Path) -> Result<Self> {
         let directory = directory.join(format!("crowdsec-{}", unique_name()));
         configure(&directory).context("cannot configure CrowdSec")?;
@@ -54,10 +53,10 @@ impl<'a> Crowdsec<'a> {
         Ok(server)
     }
 
-    /// Starts it again after it was stopped: it remembers everything.
+    /// Starts it again with its database.
     pub fn launch(&mut self) -> Result<()> {
         let mut command = self.namespace.command("crowdsec");
-        // Without its own detection: only the local API.
+        // Only the local API, without its own detection.
         command
             .current_dir(&self.directory)
             .arg("-c")
@@ -80,8 +79,7 @@ impl<'a> Crowdsec<'a> {
         succeed(self.command().args(arguments))
     }
 
-    /// The decisions that are in force, as `cscli decisions list` shows them to everybody: each its
-    /// value, scenario and duration.
+    /// Active decisions, as `cscli decisions list` shows them: value, scenario and duration.
     pub fn decisions(&self) -> Result<Vec<(String, String, String)>> {
         let text = succeed(self.command().args(["decisions", "list", "-o", "json"]))?;
         let alerts: Value =
@@ -98,7 +96,7 @@ impl<'a> Crowdsec<'a> {
             .collect())
     }
 
-    /// Its address for whoever is in its namespace.
+    /// Its URL inside the namespace.
     pub fn url(&self) -> String {
         format!("http://{ADDRESS}")
     }
@@ -108,7 +106,7 @@ impl<'a> Crowdsec<'a> {
         self.directory.join("password")
     }
 
-    /// The file with a key to read with.
+    /// The file with a reader's key.
     pub fn key_file(&self) -> PathBuf {
         self.directory.join("key")
     }

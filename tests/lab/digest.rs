@@ -4,15 +4,14 @@ use md5::{Digest as _, Md5};
 
 use crate::message::Message;
 
-/// What a registrar asks for in a 401 or 407.
+/// A challenge of a 401 or 407.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Challenge {
     realm: String,
     nonce: String,
-    /// Whether it said that the nonce of the request was too old, not that the credentials were
-    /// wrong.
+    /// Whether it was only the nonce that was wrong.
     pub is_stale: bool,
-    /// Whether a proxy asks, not the server itself.
+    /// Whether it is a proxy's challenge.
     is_proxy: bool,
 }
 
@@ -32,7 +31,7 @@ impl Challenge {
         Some(Self { realm: quoted("realm")?, nonce: quoted("nonce")?, is_stale, is_proxy })
     }
 
-    /// The header with the credentials of a user for a request, with its line end.
+    /// The credentials header of a user for a request, with its line end.
     pub fn credentials(&self, user: &str, password: &str, method: &str, uri: &str) -> String {
         let Self { realm, nonce, .. } = self;
         let secret = digest(&format!("{user}:{realm}:{password}"));
@@ -65,8 +64,7 @@ mod tests {
         assert!(header.starts_with(
             "Proxy-Authorization: Digest username=\"Mufasa\", realm=\"testrealm@host.com\""
         ));
-        // The first hash of RFC 2617, section 3.5, and the second; the third has another nonce
-        // here.
+        // The first two hashes of RFC 2617, section 3.5; the third has another nonce here.
         assert_eq!(
             digest("Mufasa:testrealm@host.com:Circle Of Life"),
             "939e7578ed9e3c518a452acee763bce9"

@@ -1,4 +1,4 @@
-//! A name server of a test's own: dnsmasq, which knows what it is told and nobody else.
+//! A test's own name server: dnsmasq with configured records only.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -12,7 +12,7 @@ use crate::namespace::{Namespace, unique_name};
 use crate::process::Process;
 use crate::wait_until;
 
-/// The domain that it answers for: what is not in it does not exist.
+/// The domain that it answers for authoritatively.
 pub const DOMAIN: &str = "carrier.example";
 
 /// A name server at an address of a namespace, running or not.
@@ -25,7 +25,7 @@ pub struct NameServer<'a> {
 }
 
 impl<'a> NameServer<'a> {
-    /// One that does not run yet, and a resolv.conf that names it.
+    /// A stopped one, with a resolv.conf that names it.
     pub fn prepare(
         namespace: &'a Namespace,
         address: impl Into<IpAddr>,
@@ -44,8 +44,8 @@ impl<'a> NameServer<'a> {
         &self.resolv_conf
     }
 
-    /// Serves these records, as dnsmasq's options have them (`host-record=NAME,ADDRESS`,
-    /// `srv-host=NAME,TARGET,PORT`), in place of those that it served before.
+    /// Serves exactly these records, in dnsmasq's options (`host-record=NAME,ADDRESS`,
+    /// `srv-host=NAME,TARGET,PORT`).
     pub fn serve(&mut self, records: &[String]) -> Result<()> {
         self.stop()?;
         let mut command = self.namespace.command("dnsmasq");
@@ -65,7 +65,7 @@ impl<'a> NameServer<'a> {
         wait_until("the name server answers", Duration::from_secs(10), || self.answers()).map(drop)
     }
 
-    /// Stops serving: who asks is told that nobody is there.
+    /// Stops serving: queries get an ICMP error.
     pub fn stop(&mut self) -> Result<()> {
         match self.process.take() {
             Some(mut process) => process.stop(Signal::SIGTERM).map(drop),
@@ -73,13 +73,13 @@ impl<'a> NameServer<'a> {
         }
     }
 
-    /// Whether it answers a question for the root.
+    /// Whether it responds to a query for the root.
     fn answers(&self) -> Result<bool> {
         let (from, to) = (SocketAddr::new(self.address, 0), SocketAddr::new(self.address, 53));
         let socket =
             self.namespace.enter(|| UdpSocket::bind(from).context("cannot make a socket"))?;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-        // One question of class IN for the type A of the root (RFC 1035, 4.1).
+        // One query of class IN for the type A of the root (RFC 1035, 4.1).
         let question = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1];
         Ok(socket.send_to(&question, to).is_ok() && socket.recv(&mut [0; 512]).is_ok())
     }

@@ -1,9 +1,9 @@
-//! Random choices that can be made again: the same seed, the same choices.
+//! Reproducible random choices.
 
 use std::env;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A generator of numbers (splitmix64: fast, short, and good enough for tests).
+/// A number generator (splitmix64).
 #[derive(Debug, Clone)]
 pub struct Draw(u64);
 
@@ -13,8 +13,7 @@ impl Draw {
         Self(seed)
     }
 
-    /// With the seed that SIP_XDP_SEED says, or one of the moment. It is printed, so that a test
-    /// can be run again with it.
+    /// With the seed in SIP_XDP_SEED, or a new one. It is printed, so that a test can be repeated.
     pub fn seeded(what: &str) -> Self {
         let moment = || {
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64)

@@ -1,6 +1,5 @@
-//! A real fail2ban beside the registrar: it watches logs and bans who fails too often, with an
-//! action of its own or with ours, in the namespace only. Nothing of it touches the machine's own
-//! instance: configuration, socket, database and process id file are its own.
+//! A real fail2ban beside the registrar, with its own or our action, in the namespace only.
+//! Configuration, socket, database and process id file are its own.
 
 use std::fs;
 use std::net::IpAddr;
@@ -16,22 +15,22 @@ use crate::namespace::{Namespace, unique_name};
 use crate::process::{Process, succeed};
 use crate::registrar::FAILURE;
 
-/// How many failed logins lead to a ban: the package's default.
+/// Failed logins before a ban: the package's default.
 pub const MAX_RETRY: usize = 5;
-/// Within which time they must be: the package's default.
+/// Time window of failed logins: the package's default.
 pub const FIND_TIME: &str = "10m";
-/// How it learns of new lines; the other choices ask once a second.
+/// Log watching without polling.
 pub const BACKEND: &str = "pyinotify";
-/// What it does to a banned address.
+/// Its ban action.
 pub const ACTION: &str = "iptables-multiport";
 
-/// Where the package keeps its actions.
+/// Directory of the package's actions.
 const ACTIONS: &str = "/etc/fail2ban/action.d";
 const JAIL: &str = "sip";
 /// Python needs a while to start.
 const READY: Duration = Duration::from_secs(20);
 
-/// Our action file, as it is packaged.
+/// Our action file, as packaged.
 const OUR_ACTION: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../sip-xdp/packaging/fail2ban/sip-xdp.conf");
 
@@ -43,15 +42,15 @@ pub struct Fail2ban {
 }
 
 impl Fail2ban {
-    /// Starts it in a namespace, on a log that must exist, and waits until it watches.
+    /// Starts it in a namespace, on an existing log, and waits until it watches.
     pub fn start(namespace: &Namespace, directory: &Path, log: &Path) -> Result<Self> {
         let directory = directory.join(unique_name());
         configure(&directory, log).context("cannot configure fail2ban")?;
         Self::launch(namespace, &directory, &[JAIL])
     }
 
-    /// Starts it with these jails, each over a log that must exist, which ban through `sip_xdp`, a
-    /// command line. Another one that is started later in the same directory remembers its bans.
+    /// Starts it with these jails, each over an existing log, which ban through the command line
+    /// `sip_xdp`. Another one started later in the same directory remembers its bans.
     pub fn start_through(
         namespace: &Namespace,
         directory: &Path,
@@ -76,28 +75,28 @@ impl Fail2ban {
         Ok(Self { process, socket })
     }
 
-    /// Gives it a command, and returns what it answers.
+    /// Sends it a command, and returns the response.
     pub fn client(&self, arguments: &[&str]) -> Result<String> {
         succeed(Command::new("fail2ban-client").arg("-s").arg(&self.socket).args(arguments))
     }
 
-    /// Whether a jail holds an address for banned.
+    /// Whether a jail has an address banned.
     pub fn holds(&self, jail: &str, address: impl Into<IpAddr>) -> Result<bool> {
         let address = address.into().to_string();
         Ok(self.client(&["get", jail, "banip"])?.split_whitespace().any(|banned| banned == address))
     }
 
-    /// How many lines of its log contain this.
+    /// Number of its log lines that contain this.
     pub fn count_logged(&self, text: &str) -> usize {
         self.process.count_lines(|line| line.text.contains(text))
     }
 
-    /// Ends it in an orderly way, in which it unbans everybody.
+    /// Ends it orderly, which unbans all.
     pub fn stop(mut self) -> Result<()> {
         self.process.stop(Signal::SIGTERM).map(drop)
     }
 
-    /// When it decided to ban an address, just before it ran its action.
+    /// Time of its decision to ban an address, before its action ran.
     pub fn banned(&self, address: impl Into<IpAddr>) -> Option<SystemTime> {
         let decision = format!("[{JAIL}] Ban {}", address.into());
         self.process
@@ -119,7 +118,7 @@ fn configure(directory: &Path, log: &Path) -> Result<()> {
     }
     fs::create_dir_all(directory.join("filter.d"))?;
     symlink(ACTIONS, directory.join("action.d"))?;
-    // Bans need not outlive this instance.
+    // Bans need not survive this instance.
     fs::write(directory.join("fail2ban.conf"), server("None"))?;
     fs::write(directory.join("filter.d").join(format!("{JAIL}.conf")), filter())?;
     fs::write(directory.join("jail.conf"), jail(log))?;
@@ -161,7 +160,7 @@ fn filter() -> String {
     format!("[Definition]\nfailregex = {FAILURE}<HOST>$\nignoreregex =\n")
 }
 
-/// The chain is made at the start, not with the first ban: that is the faster of the two ways.
+/// The chain is created at the start, not with the first ban: the faster of the two ways.
 fn jail(log: &Path) -> String {
     format!(
         "[{JAIL}]\nenabled = true\nfilter = {JAIL}\nlogpath = {}\nbackend = {BACKEND}\nmaxretry = \

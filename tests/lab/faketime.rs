@@ -1,12 +1,12 @@
-//! A wall clock that a test sets for one program, without touching the machine's own: libfaketime,
-//! preloaded. The monotonic clock, by which the filter counts, is left alone.
+//! A settable wall clock for one program: libfaketime, preloaded. The monotonic clock, which the
+//! filter uses, is not affected.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// The clock of the programs that were started with its environment.
+/// The clock of programs started with its environment.
 #[derive(Debug)]
 pub struct FakeTime {
     file: PathBuf,
@@ -14,7 +14,7 @@ pub struct FakeTime {
 }
 
 impl FakeTime {
-    /// A clock that goes right, until it is set. What it says is kept in a file of this directory.
+    /// A correct clock, until it is set. Its offset is kept in a file of this directory.
     pub fn new(directory: &Path) -> Result<Self> {
         let places = fs::read_dir("/usr/lib").context("/usr/lib cannot be read")?;
         let library = places
@@ -26,16 +26,16 @@ impl FakeTime {
         Ok(clock)
     }
 
-    /// Sets it to so many seconds after (or before, if negative) the right time.
+    /// Sets it to an offset in seconds from the correct time.
     pub fn set(&self, seconds: i64) -> Result<()> {
-        // Never half a file: the program may read it at any moment.
+        // Atomically: the program may read it at any time.
         let new = self.file.with_extension("new");
         fs::write(&new, format!("{seconds:+}\n"))
             .and_then(|()| fs::rename(&new, &self.file))
             .context("cannot set the clock")
     }
 
-    /// The variables with which a program follows it.
+    /// The environment variables of the clock.
     pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         [
@@ -43,7 +43,7 @@ impl FakeTime {
             ("FAKETIME_TIMESTAMP_FILE", text(&self.file)),
             ("FAKETIME_NO_CACHE", "1".to_owned()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-            // Files are as old as the machine says.
+            // File times stay the machine's.
             ("NO_FAKE_STAT", "1".to_owned()),
         ]
         .map(|(name, value)| (name.to_owned(), value))

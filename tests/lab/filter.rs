@@ -1,4 +1,6 @@
-//! The product under test: the `sip-xdp` binary with directories of its own, inside a namespace.
+//! The tested binary `sip-xdp` with directories of its own, inside a namespace.
+//!
+//! More than 400 lines: one method per way in which a test controls the binary.
 
 use std::env;
 use std::fs;
@@ -22,23 +24,23 @@ use crate::process::{Line, Process, output};
 use crate::seccomp;
 use crate::topology::{LAN, WAN};
 
-/// How long the daemon may take to load its programs and attach them.
+/// Timeout for loading and attaching.
 const READY: Duration = Duration::from_secs(30);
 
-/// What may differ from one instance to the next.
+/// Options of an instance.
 #[derive(Debug, Clone)]
 pub struct FilterOptions {
-    /// The interfaces that it filters.
+    /// Filtered interfaces.
     pub interfaces: Vec<String>,
     /// Further options of `run`.
     pub arguments: Vec<String>,
     /// Its configuration file.
     pub configuration: String,
-    /// What it finds at /etc/resolv.conf, if not what everybody finds there.
+    /// Its /etc/resolv.conf, if not the machine's.
     pub resolv_conf: Option<PathBuf>,
-    /// Further variables of its environment, and of that of its commands.
+    /// Further environment variables of the daemon and its commands.
     pub environment: Vec<(String, String)>,
-    /// System calls that a seccomp profile refuses, with the error that it answers.
+    /// System calls that a seccomp profile refuses, with the error.
     pub refused_calls: Vec<(libc::c_long, i32)>,
 }
 
@@ -73,7 +75,7 @@ impl<'a> Filter<'a> {
         Self::start_with(namespace, directory, FilterOptions::default())
     }
 
-    /// The same with other options.
+    /// With options.
     pub fn start_with(
         namespace: &'a Namespace,
         directory: &Path,
@@ -84,7 +86,7 @@ impl<'a> Filter<'a> {
         Ok(filter)
     }
 
-    /// Everything but the daemon: for commands that must work, or fail well, without it.
+    /// Everything but the daemon, for commands that work, or fail well, without it.
     pub fn prepare(
         namespace: &'a Namespace,
         directory: &Path,
@@ -136,8 +138,7 @@ impl<'a> Filter<'a> {
         Process::spawn("sip-xdp", command.args(&self.options.arguments))
     }
 
-    /// Tries to start the daemon, expecting it to refuse: its exit status and what it printed on
-    /// the standard error.
+    /// Starts a daemon that must refuse: its exit status and standard error.
     pub fn launch_in_vain(&mut self) -> Result<(ExitStatus, Vec<String>)> {
         let mut daemon = self.spawn()?;
         let status = daemon.wait(READY)?;
@@ -146,12 +147,12 @@ impl<'a> Filter<'a> {
         Ok((status, errors))
     }
 
-    /// Runs a command of the program to its end.
+    /// Runs a command of the program.
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
         output(&mut self.command(arguments))
     }
 
-    /// The same inside of another program, which is given the whole command line as its last
+    /// Runs a command inside of another program, which gets the whole command line as its last
     /// arguments.
     pub fn cli_inside(&self, wrapper: &[&str], arguments: &[&str]) -> Result<Output> {
         let (program, options) = wrapper.split_first().context("no program to run it inside of")?;
@@ -161,7 +162,7 @@ impl<'a> Filter<'a> {
         output(&mut command)
     }
 
-    /// Starts a command of the program that does not end by itself.
+    /// Starts a command that does not end by itself.
     pub fn start_command(&self, arguments: &[&str]) -> Result<Process> {
         Process::spawn(arguments.join(" "), &mut self.command(arguments))
     }
@@ -171,7 +172,7 @@ impl<'a> Filter<'a> {
         crate::process::succeed(&mut self.command(arguments))
     }
 
-    /// Runs a command that must succeed, with `--json`, and reads what it prints.
+    /// Runs a command that must succeed, with `--json`, and parses its output.
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let mut command = self.command(arguments);
         let text = crate::process::succeed(command.arg("--json"))?;
@@ -179,7 +180,7 @@ impl<'a> Filter<'a> {
             .with_context(|| format!("`{}` printed no JSON: {text}", arguments.join(" ")))
     }
 
-    /// Asks the daemon over its control socket, without the time that it takes to start a command.
+    /// Sends a request over the control socket, without the start of a command.
     pub fn call(&self, request: &Value) -> Result<Value> {
         let socket = self.directory.join("run/control.sock");
         let mut stream = UnixStream::connect(&socket).context("cannot reach the daemon")?;
@@ -195,7 +196,7 @@ impl<'a> Filter<'a> {
         }
     }
 
-    /// A counter of one interface, such as `drop.blocked`; 0 when the reason never occurred.
+    /// A counter of one interface, such as `drop.blocked`; 0 if the reason never occurred.
     pub fn packets(&self, interface: &str, counter: &str) -> Result<u64> {
         let stats = self.json(&["stats"])?;
         let interfaces = stats["interfaces"].as_array().context("`stats` has no interfaces")?;
@@ -207,8 +208,8 @@ impl<'a> Filter<'a> {
         Ok(found.pointer(&path).and_then(Value::as_u64).unwrap_or(0))
     }
 
-    /// Puts networks on the `block` or the `trust` list, for good or for `ttl`, through the
-    /// daemon's socket: for more of them than one would start a program for.
+    /// Adds networks to the `block` or `trust` list, permanently or for `ttl`, through the control
+    /// socket.
     pub fn put(&self, list: &str, networks: &[String], ttl: Option<Duration>) -> Result<()> {
         for network in networks {
             self.call(&json!({
@@ -224,8 +225,8 @@ impl<'a> Filter<'a> {
         Ok(())
     }
 
-    /// Makes feeds list these networks and no others. For that the daemon is stopped, and started
-    /// again: it adopts what it finds, and keeps it because it has a feed that never answers.
+    /// Makes feeds list exactly these networks. The daemon is stopped for that and started again:
+    /// it adopts them, and keeps them because of a configured feed that never responds.
     pub fn feed(&mut self, networks: Vec<Network>) -> Result<Refresh> {
         self.stop()?;
         if !self.options.configuration.contains("[[feeds]]") {
@@ -245,7 +246,7 @@ impl<'a> Filter<'a> {
         Ok(refresh)
     }
 
-    /// Everything dropped on one interface.
+    /// All packets dropped on one interface.
     pub fn dropped(&self, interface: &str) -> Result<u64> {
         ["blocked", "closed", "limited", "storm"]
             .iter()
@@ -253,8 +254,7 @@ impl<'a> Filter<'a> {
             .sum()
     }
 
-    /// The entries of the blocklist whose network is this address, or `network` as `block list`
-    /// writes it.
+    /// The block list entries for exactly this address, or `network` as `block list` writes it.
     pub fn entries(&self, network: &str) -> Result<Vec<Value>> {
         let list = self.json(&["block", "list", "--match", network])?;
         let list = list.as_array().context("`block list --json` is no array")?;
@@ -272,18 +272,18 @@ impl<'a> Filter<'a> {
             .collect())
     }
 
-    /// Whether a source is banned by the daemon's own decision.
+    /// Whether a source is banned by the detector.
     pub fn is_banned(&self, address: &str) -> Result<bool> {
         Ok(self.entries(address)?.iter().any(|entry| entry["owner"] == "auto"))
     }
 
-    /// When the daemon's log first said that this source is banned.
+    /// Time of the first log line about a ban of this source.
     pub fn ban_logged(&self, address: &str) -> Option<SystemTime> {
         let starts = format!("ban {address} ");
         self.log().into_iter().find(|line| line.text.contains(&starts)).map(|line| line.at)
     }
 
-    /// The daemon's log, also of daemons that ran before.
+    /// The log of this and earlier daemons.
     pub fn log(&self) -> Vec<Line> {
         let current = self.daemon.as_ref().map(Process::lines).unwrap_or_default();
         self.earlier.iter().cloned().chain(current).collect()
@@ -299,7 +299,7 @@ impl<'a> Filter<'a> {
         self.end(Signal::SIGKILL).map(drop)
     }
 
-    /// Ends the daemon in an orderly way; the filter stays.
+    /// Ends the daemon orderly; the filter stays.
     pub fn stop(&mut self) -> Result<()> {
         let status = self.end(Signal::SIGTERM)?;
         if !status.success() {
@@ -314,12 +314,12 @@ impl<'a> Filter<'a> {
         self.launch()
     }
 
-    /// Where it keeps what is to survive a reboot.
+    /// Its state directory.
     pub fn state_directory(&self) -> PathBuf {
         self.directory.join("state")
     }
 
-    /// Where it pins what it loads.
+    /// Its pin directory.
     pub fn pins(&self) -> &Path {
         &self.pins
     }
@@ -339,8 +339,7 @@ impl<'a> Filter<'a> {
         Ok(status)
     }
 
-    /// The start of a command line that gives this instance a command: for programs that want one
-    /// as text.
+    /// The prefix of a command line for this instance, as text.
     pub fn command_line(&self) -> String {
         let command = self.command(&[]);
         let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -351,13 +350,12 @@ impl<'a> Filter<'a> {
         self.directory.join("config.toml")
     }
 
-    /// A command of the program, with the directories of this instance.
+    /// A command with the directories of this instance.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match &self.options.resolv_conf {
             None => self.namespace.command(&self.binary),
             Some(file) => {
-                // A mount namespace of its own, in which the BPF file system is still the one that
-                // everybody has.
+                // A private mount namespace, in which the BPF file system is still the shared one.
                 let mut command = self.namespace.command("unshare");
                 let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
                 command.args(["--mount", "--", "sh", "-c", script]).arg(file).arg(&self.binary);
@@ -369,7 +367,7 @@ impl<'a> Filter<'a> {
         command
     }
 
-    /// A command of another program that takes the same options.
+    /// A command of another program with the same options.
     pub fn command_of(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(program);
         self.add_arguments(&mut command, arguments);
@@ -390,15 +388,14 @@ impl Drop for Filter<'_> {
         if let Some(mut daemon) = self.daemon.take() {
             let _ = daemon.stop(Signal::SIGTERM);
         }
-        // A test that failed halfway may have left nothing to unload; what is there must go in any
-        // case.
+        // After a failed test there may be nothing to unload; pins must go in any case.
         if self.pins.exists() && self.succeed(&["unload"]).is_err() {
             let _ = fs::remove_dir_all(&self.pins);
         }
     }
 }
 
-/// The binary: where xtask says, or next to the tests.
+/// The binary: given by xtask, or next to the tests.
 pub fn binary() -> Result<PathBuf> {
     if let Some(binary) = env::var_os("SIP_XDP_BIN") {
         return Ok(binary.into());

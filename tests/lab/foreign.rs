@@ -1,5 +1,4 @@
-//! Somebody else's XDP program: the smallest there is, attached as a link that goes away with its
-//! descriptor.
+//! A foreign XDP program: the minimal one, attached as a link that ends with its descriptor.
 
 use std::ffi::c_long;
 use std::io;
@@ -19,7 +18,7 @@ const BPF_XDP: u32 = 37;
 /// `r0 = XDP_PASS; exit`.
 const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
 
-/// The beginning of the kernel's `union bpf_attr` for BPF_PROG_LOAD (include/uapi/linux/bpf.h).
+/// The start of the kernel's `union bpf_attr` for BPF_PROG_LOAD (include/uapi/linux/bpf.h).
 #[repr(C)]
 struct LoadAttributes {
     kind: u32,
@@ -74,6 +73,6 @@ fn bpf<T>(command: c_long, attributes: &T) -> Result<OwnedFd> {
     // their pointers lead to, which is constant; it writes nothing.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: a successful call of this kind returns a descriptor that nobody else owns.
+    // SAFETY: a successful call of this kind returns a new descriptor without another owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -1,4 +1,4 @@
-//! Datagrams with a source address that is not ours, through a raw socket of a namespace.
+//! Datagrams with forged source addresses, through a raw socket of a namespace.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
@@ -16,8 +16,8 @@ const IP_HEADER: u16 = 20;
 const UDP_HEADER: u16 = 8;
 const UDP: u8 = 17;
 
-/// A stream of REGISTERs that seem to come from `source`, every second one with credentials that
-/// some registrar might have asked for; `port` says from which port each seems to come.
+/// A stream of REGISTERs with the source address `source`, every second one with invented
+/// credentials; `port` gives each source port.
 pub fn forge(
     namespace: &Namespace,
     source: SocketAddrV4,
@@ -42,15 +42,14 @@ pub fn forge(
     })
 }
 
-/// A stream of requests each of which seems to come from another source, as `request` makes them
-/// from their number and their source.
+/// A stream of requests, each with another source; `request` makes them from number and source.
 pub fn forge_sources(
     namespace: &Namespace,
     to: SocketAddrV4,
     rate: u32,
     request: impl Fn(u64, SocketAddrV4) -> Vec<u8> + Send + 'static,
 ) -> Result<Stream> {
-    /// Sources are those of 64.0.0.0/6, scattered: none comes twice before all of them have come.
+    /// Sources are scattered over 64.0.0.0/6: none repeats before all have occurred.
     const FIRST: u32 = 64 << 24;
     const HOSTS: u32 = (1 << 26) - 1;
     let socket = namespace.enter(|| raw_socket(to))?;
@@ -66,8 +65,8 @@ const CREDENTIALS: &str = "Authorization: Digest username=\"101\", realm=\"lab.e
                            uri=\"sip:101@lab.example\", \
                            response=\"00112233445566778899aabbccddeeff\", algorithm=MD5\r\n";
 
-/// A socket that takes packets with their IP headers (raw(7)), and to all else behaves like one for
-/// datagrams.
+/// A socket that takes packets with their IP headers (raw(7)), and otherwise behaves like a
+/// datagram socket.
 fn raw_socket(to: SocketAddrV4) -> Result<UdpSocket> {
     let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
         .context("cannot open a raw socket")?;
@@ -76,8 +75,7 @@ fn raw_socket(to: SocketAddrV4) -> Result<UdpSocket> {
     Ok(raw.into())
 }
 
-/// An IPv4 packet. The kernel fills in its identification, its length and its checksum; the
-/// datagram has none.
+/// An IPv4 packet without UDP checksum. The kernel fills in identification, length and IP checksum.
 fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap_or(u16::MAX).saturating_add(UDP_HEADER);
     let mut packet = Vec::with_capacity(payload.len() + usize::from(IP_HEADER + UDP_HEADER));

@@ -1,17 +1,15 @@
-//! Millions of packets a second from one CPU: a kernel program that rewrites the source of a
-//! prepared frame, run by BPF_PROG_TEST_RUN with live frames, so that each of its packets leaves
-//! through an interface.
+//! Millions of packets per second from one CPU: a kernel program that rewrites the source of a
+//! prepared frame, run by BPF_PROG_TEST_RUN with live frames, so that each packet leaves through an
+//! interface.
 //!
-//! The program looks at the clock itself, since setting a run up takes time. It would take tens of
-//! milliseconds if the kernel had to prepare a fast way to call the program each time, and to wait
-//! until nobody uses that any more; so the program is attached, for as long as the generator lives,
-//! to an interface that nobody uses.
+//! The program reads the clock itself, because setting a run up takes time. It would take tens of
+//! milliseconds if the kernel had to update its XDP dispatcher each time; so the program is
+//! attached to an unused interface for as long as the generator lives.
 //!
-//! Over a veth pair the same CPU that makes a packet also receives it: a batch of 64 is made and
-//! handed over, then the receiving side polls it, in the same system call. A rate measured this way
-//! is that of making, handing over and judging a packet together; only rates that were measured
-//! with the same generator can be compared. For frames to be handed over at all, the receiving veth
-//! needs an XDP program or GRO (see [`crate::wire`]).
+//! Over a veth pair the CPU that makes a packet also receives it: a batch of 64 is made and handed
+//! over, then the receiving side polls it, in the same system call. A measured rate includes
+//! making, handing over and judging a packet; only rates of the same generator are comparable. The
+//! receiving veth needs an XDP program or GRO (see [`crate::wire`]).
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -28,46 +26,46 @@ use crate::cpu::{Precedence, sending_cpu, stay_on};
 use crate::namespace::Namespace;
 use crate::programs;
 
-/// Packets that are handed over together; the receiving side polls as many at once.
+/// Batch size; the receiving side polls as many at once.
 const BATCH: u32 = 64;
-/// Packets of the first run, which is to find out how fast it goes.
+/// Packets of the first run, which measures the speed.
 const FIRST_RUN: u32 = 4_096;
-/// The most sources that can be taken in turn.
+/// Maximum number of sources in turn.
 const MAX_SOURCES: usize = 65_536;
 
-/// Where packets come from.
+/// The sources of packets.
 #[derive(Debug, Clone)]
 pub enum Sources {
-    /// From these, in turn. Their number is a power of two, at most 65,536.
+    /// These, in turn. Their number is a power of two, at most 65,536.
     InTurn(Vec<Ipv4Addr>),
-    /// Every packet from an address that none before it had, from 64.0.0.0 to 191.255.255.255.
+    /// A new one for every packet, from 64.0.0.0 to 191.255.255.255.
     EveryPacketNew,
 }
 
-/// A frame that is sent again and again: Ethernet, IPv4, UDP without a checksum, a payload.
+/// A repeated frame: Ethernet, IPv4, UDP without a checksum, payload.
 #[derive(Debug, Clone)]
 pub struct Frame {
     bytes: Vec<u8>,
 }
 
-/// What was sent.
+/// The result of sending.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sent {
-    /// Packets made. The receiving side may have found no room for all of them.
+    /// Packets made. The receiving side may have had no room for some.
     pub packets: u64,
-    /// How long that took, with all that the sending CPU did for the receiving side. Setting up is
-    /// left out. Zero when there were too few to be timed.
+    /// Time taken, including the receiving side's work on the same CPU, without setup. Zero when
+    /// there were too few packets.
     pub elapsed: Duration,
 }
 
-/// What was sent at a constant rate, or as near to it as the CPU could.
+/// The result of sending at a constant rate.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Steady {
     /// Packets made.
     pub packets: u64,
-    /// Those of them that were sent before all other work, and how long that took.
+    /// Those sent with priority over other work, and their time.
     pub timed: Sent,
-    /// Whether it was too much for the CPU.
+    /// Whether the CPU could not keep up.
     pub overloaded: bool,
 }
 
@@ -77,11 +75,11 @@ pub struct Generator<'a> {
     object: Ebpf,
     progress: PerCpuArray<MapData, Progress>,
     frame: Frame,
-    /// What was sent before, to tell how long the next run will take.
+    /// The previous result, to estimate the next run.
     before: Sent,
 }
 
-/// What the program keeps of its work, as `tests/ebpf/src/generate.rs` lays it out.
+/// The program's counts, in the layout of `tests/ebpf/src/generate.rs`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
@@ -95,8 +93,8 @@ struct Progress {
 unsafe impl aya::Pod for Progress {}
 
 impl Frame {
-    /// A datagram to `to`, with the link-layer address of the interface there. The source is filled
-    /// in by the generator.
+    /// A datagram to `to`, with the link-layer address of the interface there. The generator fills
+    /// in the source.
     pub fn new(link: [u8; 6], to: SocketAddrV4, payload: &[u8]) -> Result<Self> {
         let udp_length =
             u16::try_from(8 + payload.len()).context("the payload is too long for a datagram")?;
@@ -104,8 +102,8 @@ impl Frame {
             udp_length.checked_add(20).context("the payload is too long for a packet")?;
         let mut bytes = link.to_vec();
         bytes.extend([2, 0, 0, 0, 0, 2, 0x08, 0x00]);
-        // IPv4: no options, may not be fragmented, time to live 64, UDP, checksum and source to be
-        // filled in.
+        // IPv4: no options, don't fragment, time to live 64, UDP, checksum and source to be filled
+        // in.
         bytes.extend([0x45, 0]);
         bytes.extend(ip_length.to_be_bytes());
         bytes.extend([0, 0, 0x40, 0, 64, 17, 0, 0, 0, 0, 0, 0]);
@@ -122,8 +120,7 @@ impl Frame {
         self.bytes.len()
     }
 
-    /// The sum of the IP header's words as they lie in memory, which the generator adds the source
-    /// to.
+    /// The sum of the IP header's words in memory order, without the source.
     fn header_sum(&self) -> u32 {
         let words = self.bytes[14..34].chunks_exact(2);
         words.map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]]))).sum()
@@ -131,8 +128,7 @@ impl Frame {
 }
 
 impl Sent {
-    /// Packets per second, in millions, if only `packets` of them count. None, if they were too few
-    /// to be timed.
+    /// Millions of packets per second, counting only `packets` of them. 0 if there were too few.
     pub fn million_per_second(&self, packets: u64) -> f64 {
         if self.elapsed.is_zero() {
             return 0.0;
@@ -142,7 +138,7 @@ impl Sent {
 }
 
 impl<'a> Generator<'a> {
-    /// Loads one that sends from an interface of a namespace.
+    /// Loads a generator for an interface of a namespace.
     pub fn load(
         namespace: &'a Namespace,
         interface: &str,
@@ -183,10 +179,10 @@ impl<'a> Generator<'a> {
         Ok(Self { namespace, object, progress, frame, before: Sent::default() })
     }
 
-    /// Sends for about so long, from one CPU.
+    /// Sends for about this long, from one CPU.
     pub fn send_for(&mut self, duration: Duration) -> Result<Sent> {
         let mut all = Sent::default();
-        // The last run ends a little early or late, as every guess does.
+        // Estimates may be off a little.
         while all.elapsed < duration.mul_f64(0.9) {
             let packets = next_run(&self.before, duration.saturating_sub(all.elapsed));
             let sent = self.run(packets)?;
@@ -196,9 +192,9 @@ impl<'a> Generator<'a> {
         Ok(all)
     }
 
-    /// Sends from one CPU until it is told to stop.
+    /// Sends from one CPU until stopped.
     pub fn send_until(&mut self, stop: &AtomicBool) -> Result<Sent> {
-        /// How soon it notices.
+        /// Maximum delay of a stop.
         const NOTICE: Duration = Duration::from_millis(50);
         let mut all = Sent::default();
         while !stop.load(Ordering::Relaxed) {
@@ -208,20 +204,19 @@ impl<'a> Generator<'a> {
         Ok(all)
     }
 
-    /// Sends so many packets, from one CPU.
+    /// Sends this number of packets, from one CPU.
     pub fn send(&mut self, packets: u32) -> Result<Sent> {
         self.run(packets)
     }
 
-    /// Sends at a constant rate from one CPU until it is told to stop. Each millisecond it sends
-    /// what is due, before everything else there, and sleeps for what is left of it.
+    /// Sends at a constant rate from one CPU until stopped. Each millisecond it sends what is due,
+    /// with priority, and sleeps for the rest.
     ///
-    /// When nothing is ever left, it goes on as an ordinary thread among others, and what it could
-    /// not send in time is not made up for. The kernel does the same with packets that a network
-    /// card receives.
+    /// When there is no rest, it continues as an ordinary thread, and does not catch up. The kernel
+    /// treats packets of a network card alike.
     pub fn send_steadily(&mut self, cpu: usize, rate: u32, stop: &AtomicBool) -> Result<Steady> {
         const PERIOD: Duration = Duration::from_millis(1);
-        /// So many periods in a row that were too short are no accident.
+        /// Number of overlong periods in a row that count as overload.
         const OVERLOAD: u32 = 5;
         let due = rate / 1_000;
         let program = programs::program(&self.object, programs::GENERATE)?;
@@ -278,7 +273,7 @@ fn run_once(program: &Xdp, frame: &Frame, repeat: u32) -> Result<()> {
     program.test_run(options).context("cannot send live frames (Linux 5.18 can)").map(drop)
 }
 
-/// Attaches the program to an interface of its own, which is never up.
+/// Attaches the program to a private interface that is never up.
 fn attach_to_spare(namespace: &Namespace, object: &mut Ebpf) -> Result<()> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -294,7 +289,7 @@ fn attach_to_spare(namespace: &Namespace, object: &mut Ebpf) -> Result<()> {
     })
 }
 
-/// Sets the times to zero; returns how many packets were sent before.
+/// Resets the times; returns the number of packets sent before.
 fn restart(progress: &mut PerCpuArray<MapData, Progress>) -> Result<u64> {
     let values = progress.get(&0, 0).context("cannot read the generator's progress")?;
     let fresh: Vec<_> =
@@ -305,7 +300,7 @@ fn restart(progress: &mut PerCpuArray<MapData, Progress>) -> Result<u64> {
     Ok(values.iter().map(|value| value.sent).sum())
 }
 
-/// What was sent since, of which the first and last few packets were not timed.
+/// The packets sent since, of which the first and last few were not timed.
 fn finish(progress: &PerCpuArray<MapData, Progress>, before: u64) -> Result<Sent> {
     let values = progress.get(&0, 0).context("cannot read the generator's progress")?;
     let packets = values.iter().map(|value| value.sent).sum::<u64>() - before;
@@ -315,17 +310,17 @@ fn finish(progress: &PerCpuArray<MapData, Progress>, before: u64) -> Result<Sent
     Ok(Sent { packets, elapsed: Duration::from_nanos(elapsed as u64) })
 }
 
-/// An address for each number, each another one, all over the range of [`Sources::EveryPacketNew`]
-/// and never loopback.
+/// A distinct address for each number, in the range of [`Sources::EveryPacketNew`] without
+/// loopback.
 pub fn spread(number: u32) -> Ipv4Addr {
     const MASK: u32 = (1 << 31) - 1;
     let address = (64 << 24) + (number.wrapping_mul(0x9e37_79b1) & MASK);
     let address = Ipv4Addr::from(address);
-    // 62.0.0.0 is outside the range, so that this is another address for each as well.
+    // 62.0.0.0 is outside the range, so that these addresses are distinct as well.
     if address.is_loopback() { Ipv4Addr::from(u32::from(address) - (65 << 24)) } else { address }
 }
 
-/// How many packets are to be sent for so long, if it goes as before.
+/// Estimated number of packets for this time.
 fn next_run(before: &Sent, duration: Duration) -> u32 {
     if before.elapsed.is_zero() {
         return FIRST_RUN;

@@ -1,5 +1,5 @@
-//! A password guesser of our own, for what no tool does: one password every few seconds, from ever
-//! new addresses, or spelled in ways that only a real SIP server understands.
+//! A password guesser for patterns that no tool has: one password every few seconds, from changing
+//! addresses, or in unusual spellings that real SIP servers accept.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -16,26 +16,26 @@ use crate::sip::Request;
 use crate::spelling::{PLAIN, Spelling};
 use crate::stream;
 
-/// How long it waits for an answer.
+/// Timeout of a response.
 const TIMEOUT: Duration = Duration::from_millis(300);
 
-/// What a guesser does.
+/// Options of a guesser.
 #[derive(Debug, Clone)]
 pub struct Guess {
-    /// The addresses and ports that it uses, a new one for each password.
+    /// Addresses and ports, a new one for each password.
     pub from: Vec<SocketAddr>,
     /// The registrar.
     pub to: SocketAddr,
-    /// Whose password it wants.
+    /// The attacked user.
     pub user: String,
-    /// From one password to the next.
+    /// Interval between passwords.
     pub every: Duration,
-    /// How it writes its requests.
+    /// Spelling of its requests.
     pub spelling: Spelling,
 }
 
 impl Guess {
-    /// Twenty passwords a second from one address, in usual requests.
+    /// Twenty passwords per second from one address, in usual requests.
     pub fn new(from: SocketAddr, to: SocketAddr, user: &str) -> Self {
         Self {
             from: vec![from],
@@ -76,12 +76,12 @@ impl Guesser {
         Ok(Self { counts, thread: Some(thread) })
     }
 
-    /// How many passwords it has sent.
+    /// Number of passwords sent.
     pub fn tried(&self) -> u64 {
         self.counts.tried.load(Relaxed)
     }
 
-    /// How many of them the registrar has answered with another challenge.
+    /// Number of passwords answered with another challenge.
     pub fn rejected(&self) -> u64 {
         self.counts.rejected.load(Relaxed)
     }
@@ -91,7 +91,7 @@ impl Drop for Guesser {
     fn drop(&mut self) {
         self.counts.stop.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
-            // One that panicked has said so on the standard error.
+            // A panicked thread has reported it on standard error.
             let _ = thread.join();
         }
     }
@@ -122,7 +122,7 @@ fn work(sockets: &[UdpSocket], guess: &Guess, counts: &Counts) {
             };
             ask(socket, &guess.spelling, &request.bytes_with(credentials))
         };
-        // Every password has a fresh nonce, as tools do it that are after more than one.
+        // A fresh nonce for every password, as in real tools.
         let Some(challenge) = asking(2 * number + 1, "") else { continue };
         let uri = format!("sip:{}@{}", guess.user, guess.to);
         let credentials =
@@ -137,7 +137,7 @@ fn work(sockets: &[UdpSocket], guess: &Guess, counts: &Counts) {
 /// Sends a request and waits for a challenge.
 fn ask(socket: &UdpSocket, spelling: &Spelling, request: &[u8]) -> Option<Challenge> {
     let request = (spelling.write)(&String::from_utf8_lossy(request));
-    // An ICMP error for an earlier datagram is reported here; the next try sends.
+    // An ICMP error for an earlier datagram is reported here; the second call sends.
     socket.send(request.as_bytes()).or_else(|_| socket.send(request.as_bytes())).ok()?;
     let mut buffer = [0; 4096];
     let length = socket.recv(&mut buffer).ok()?;

@@ -1,4 +1,4 @@
-//! One simulated phone: what it sends, when it sends it again, and what it does with an answer. See
+//! One simulated phone: its requests, retransmissions, and reactions to responses. See
 //! [`crate::phones`].
 
 use std::net::{SocketAddr, UdpSocket};
@@ -11,11 +11,11 @@ use crate::phones::Counts;
 use crate::registrar::phone_password;
 use crate::softphone::description;
 
-/// The first wait for an answer (T1 of RFC 3261), the longest (T2), and when it gives up (timer F).
+/// First retransmission interval (T1 of RFC 3261), maximum interval (T2), and timeout (timer F).
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(4);
 const GIVE_UP: Duration = Duration::from_secs(32);
-/// How often it shows its credentials in vain, and how long it then waits before it begins anew.
+/// Number of rejected tries, and the pause before it starts again.
 const TRIES: u32 = 2;
 const SULK: Duration = Duration::from_secs(30);
 
@@ -29,26 +29,26 @@ pub(crate) struct Handset {
     subscriptions: Vec<Dialog>,
 }
 
-/// A registration or a subscription, and the request of it that was sent last.
+/// A registration or subscription, with its last request.
 struct Dialog {
     method: &'static str,
     /// The user in the request's URI.
     target: String,
     call_id: String,
     sequence: u32,
-    /// What the credentials are made from; phones keep it for the next request.
+    /// The challenge for credentials, kept for later requests.
     challenge: Option<Challenge>,
     request: Vec<u8>,
-    /// Since when an answer is awaited, and how long before the request is sent again.
+    /// Start of the wait for a response, and the retransmission interval.
     waiting: Option<(Instant, Duration)>,
-    /// When there is something to do, whether an answer comes or not.
+    /// Time of the next action, independent of a response.
     due: Option<Instant>,
     rejected: u32,
     accepted: bool,
 }
 
 impl Handset {
-    /// A phone that registers at the first patrol, and subscribes once it is registered.
+    /// A phone that registers at the first patrol, and subscribes after that.
     pub(crate) fn new(
         user: String,
         from: SocketAddr,
@@ -75,14 +75,14 @@ impl Handset {
         self.subscriptions.iter().filter(|dialog| dialog.accepted).count()
     }
 
-    /// Forgets that it is registered.
+    /// Starts registering again.
     pub(crate) fn register_again(&mut self, now: Instant) {
         self.registration.accepted = false;
         self.registration.waiting = None;
         self.registration.due = Some(now);
     }
 
-    /// Does what is due.
+    /// Performs due actions.
     pub(crate) fn patrol(&mut self, now: Instant, socket: &UdpSocket, counts: &Counts) {
         let identity = Identity { user: &self.user, from: self.from, to: self.to };
         for dialog in std::iter::once(&mut self.registration).chain(&mut self.subscriptions) {
@@ -90,8 +90,7 @@ impl Handset {
         }
     }
 
-    /// Does what follows from a datagram: the answer to a request of ours, or a request, which is
-    /// answered.
+    /// Processes a datagram: a response, or a request, which it answers.
     pub(crate) fn take(
         &mut self,
         datagram: &[u8],
@@ -131,7 +130,7 @@ impl Handset {
     }
 }
 
-/// What all requests of a phone have in common.
+/// What all requests of a phone share.
 struct Identity<'a> {
     user: &'a str,
     from: SocketAddr,
@@ -174,7 +173,7 @@ impl Dialog {
             }
             Some((since, _)) if now - since >= GIVE_UP => {
                 add(&counts.unanswered);
-                self.sulk(now);
+                self.restart_later(now);
             }
             Some((since, pause)) => {
                 let pause = (2 * pause).min(LONGEST_WAIT);
@@ -202,14 +201,14 @@ impl Dialog {
             return;
         };
         if let Some(challenge) = Challenge::of(answer) {
-            // Its request carried credentials if it had a challenge to make them from.
+            // The request carried credentials if there was a challenge.
             if self.challenge.is_some() {
                 add(if challenge.is_stale { &counts.stale } else { &counts.rejected });
                 self.rejected += 1;
             }
             if self.rejected >= TRIES {
                 self.accepted = false;
-                return self.sulk(now);
+                return self.restart_later(now);
             }
             self.challenge = Some(challenge);
             return self.ask(now, identity, socket, counts);
@@ -217,7 +216,7 @@ impl Dialog {
         self.accepted = (200..300).contains(&status);
         if !self.accepted {
             add(&counts.refused);
-            return self.sulk(now);
+            return self.restart_later(now);
         }
         if self.method == "REGISTER" {
             add(&counts.accepted);
@@ -226,8 +225,8 @@ impl Dialog {
         self.due = refresh.map(|refresh| now + refresh);
     }
 
-    /// Begins anew later, with nothing remembered.
-    fn sulk(&mut self, now: Instant) {
+    /// Starts again later, without state.
+    fn restart_later(&mut self, now: Instant) {
         self.challenge = None;
         self.waiting = None;
         self.due = Some(now + SULK);
@@ -243,7 +242,7 @@ impl Dialog {
 
     fn send(&self, socket: &UdpSocket, counts: &Counts) {
         add(&counts.sent);
-        // What is lost is sent again.
+        // Lost requests are retransmitted.
         let _ = socket.send(&self.request);
     }
 
@@ -287,7 +286,7 @@ fn add(counter: &AtomicU64) {
 mod tests {
     use super::*;
 
-    /// A phone at work, with what it sends.
+    /// A running phone, with the requests that it sends.
     struct Bench {
         handset: Handset,
         own: UdpSocket,

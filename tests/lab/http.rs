@@ -1,5 +1,5 @@
-//! Requests to the metrics and the web page, inside a namespace: byte by byte, so that odd ones can
-//! be sent as well.
+//! HTTP requests to metrics and web page, inside a namespace, byte by byte, so that malformed ones
+//! can be sent.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -11,13 +11,13 @@ use serde_json::Value;
 
 use crate::namespace::Namespace;
 
-/// Where metrics are offered by default.
+/// Default address of the metrics.
 pub const METRICS: &str = "127.0.0.1:9598";
 
-/// How long an answer may take.
+/// Timeout of a response.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// Its status.
@@ -40,7 +40,7 @@ pub fn connect(namespace: &Namespace, address: &str) -> Result<TcpStream> {
     })
 }
 
-/// Sends the head of a request, as it is, and reads to the end of the connection.
+/// Sends the head of a request as it is, and reads to the end of the connection.
 pub fn send(namespace: &Namespace, address: &str, head: &str) -> Result<Answer> {
     let mut stream = connect(namespace, address)?;
     stream.write_all(head.as_bytes()).context("cannot send")?;
@@ -74,7 +74,7 @@ pub fn request(
     )
 }
 
-/// Gets a path that must be there.
+/// Gets a path that must exist.
 pub fn get(namespace: &Namespace, address: &str, path: &str) -> Result<String> {
     let answer = request(namespace, address, "GET", path, address)?;
     if answer.status != 200 {
@@ -83,13 +83,13 @@ pub fn get(namespace: &Namespace, address: &str, path: &str) -> Result<String> {
     Ok(answer.body)
 }
 
-/// Gets what is JSON.
+/// Gets a JSON document.
 pub fn json(namespace: &Namespace, address: &str, path: &str) -> Result<Value> {
     serde_json::from_str(&get(namespace, address, path)?)
         .with_context(|| format!("{path} is no JSON"))
 }
 
-/// The value of one series, as it is written.
+/// The value of one series, as written.
 pub fn sample(metrics: &str, series: &str) -> Option<f64> {
     metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }

@@ -1,11 +1,11 @@
 //! A laboratory for end-to-end tests: network namespaces with the filter, a real registrar, real
-//! phones and real attack tools, none of which ever touches the machine's own interfaces.
+//! phones and real attack tools, which never touch the machine's own interfaces.
 //!
-//! Everything here cleans up when it is dropped; what a killed run left behind is swept by the next
-//! one.
+//! Everything cleans up when dropped; remains of killed runs are swept by the next one.
 
 pub mod asterisk;
 pub mod attack;
+pub mod attackers;
 pub mod bans;
 pub mod browser;
 pub mod capture;
@@ -87,7 +87,7 @@ pub use terminal::Terminal;
 pub use topology::Lab;
 pub use wire::Wire;
 
-/// Fails with what to do unless we are root.
+/// Fails with instructions unless run as root.
 pub fn require_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("needs root: run it through `cargo xtask`, or with sudo");
@@ -95,14 +95,13 @@ pub fn require_root() -> Result<()> {
     Ok(())
 }
 
-/// The short duration of something that lasts longer in the field; the long one when SIP_XDP_LONG
-/// is set to 1.
+/// The short duration, or the realistic one when SIP_XDP_LONG is set to 1.
 pub fn short_or_long(short: Duration, long: Duration) -> Duration {
     if env::var_os("SIP_XDP_LONG").is_some_and(|value| value == "1") { long } else { short }
 }
 
-/// Waits for the next second of the wall clock: within one, the registrar gives the same nonce to
-/// everybody, and who echoes it proves less than with a nonce that nobody else has.
+/// Waits for the next second of the wall clock: within one second the registrar gives everybody the
+/// same nonce, and an echo proves less.
 pub fn wait_for_a_nonce_of_its_own() {
     let second = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let now = second();
@@ -111,8 +110,8 @@ pub fn wait_for_a_nonce_of_its_own() {
     }
 }
 
-/// Asks every few milliseconds until `condition` holds; fails with `what` when it does not in time.
-/// Returns how long it took.
+/// Polls every few milliseconds until `condition` holds; fails with `what` on a timeout. Returns
+/// the time taken.
 pub fn wait_until(
     what: &str,
     timeout: Duration,

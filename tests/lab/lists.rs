@@ -1,4 +1,4 @@
-//! A server of lists, and of everything else that servers of lists have been seen to send.
+//! A server of feeds, which can also misbehave like real servers.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,19 +11,19 @@ use anyhow::{Context, Result};
 
 use crate::namespace::Namespace;
 
-/// What the server does with a request.
+/// The server's reaction to a request.
 #[derive(Debug, Clone)]
 pub enum Reply {
     /// Sends these bytes, head and body, and closes.
     Bytes(Vec<u8>),
-    /// The same, one byte in each such time.
+    /// Sends these bytes, one per interval.
     Dripping(Vec<u8>, Duration),
-    /// Sends a head, and then this for ever.
+    /// Sends a head, then this repeatedly without end.
     Endless(Vec<u8>),
 }
 
 impl Reply {
-    /// An answer with a status, further header lines, and a body with its length.
+    /// A response with status, further header lines, and a body with its length.
     pub fn new(status: &str, headers: &[&str], body: impl AsRef<[u8]>) -> Self {
         let body = body.as_ref();
         let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
@@ -48,19 +48,19 @@ struct Shared {
     is_over: AtomicBool,
 }
 
-/// A server on a port of its own. Dropping it ends it.
+/// A server on a free port. Dropping it ends it.
 pub struct ListServer {
     address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl ListServer {
-    /// Starts on the loopback interface, with the answer to every request.
+    /// Starts on the loopback interface, with one reply to every request.
     pub fn start(reply: Reply) -> Result<Self> {
         Self::serve(TcpListener::bind("127.0.0.1:0").context("no port for a server")?, reply)
     }
 
-    /// The same inside a namespace.
+    /// Starts inside a namespace.
     pub fn start_in(namespace: &Namespace, address: SocketAddr, reply: Reply) -> Result<Self> {
         let bind =
             || TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"));
@@ -81,7 +81,7 @@ impl ListServer {
                 match listener.accept() {
                     Ok((stream, _)) => {
                         let shared = Arc::clone(&serving);
-                        // A client that goes away is no error.
+                        // A disconnected client is no error.
                         thread::spawn(move || drop(shared.answer(stream)));
                     }
                     Err(_) => thread::sleep(Duration::from_millis(5)),
@@ -91,22 +91,22 @@ impl ListServer {
         Ok(Self { address, shared })
     }
 
-    /// Where it is, with a path.
+    /// Its URL, with a path.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}/{path}", self.address)
     }
 
-    /// Answers like this from now on.
+    /// Sets the reply.
     pub fn reply(&self, reply: Reply) {
         self.answer_with(move |_| reply.clone());
     }
 
-    /// Answers each request, which is given as its head, with what this makes of it.
+    /// Replies to each request, given as its head, with the closure's result.
     pub fn answer_with(&self, answers: impl FnMut(&str) -> Reply + Send + 'static) {
         *lock(&self.shared.answers) = Box::new(answers);
     }
 
-    /// All requests so far: their heads, and their bodies if they have any.
+    /// All requests so far: heads, with bodies if any.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
     }
@@ -122,7 +122,7 @@ impl Shared {
     fn answer(&self, mut stream: TcpStream) -> Result<()> {
         stream.set_nonblocking(false)?;
         let (mut head, mut buffer) = (Vec::new(), [0; 4_096]);
-        // A body that is left unread would make the kernel reset the connection under our answer.
+        // An unread body would make the kernel reset the connection under the reply.
         while !is_whole(&head) {
             let read = stream.read(&mut buffer)?;
             if read == 0 {
@@ -154,7 +154,7 @@ impl Shared {
     }
 }
 
-/// Whether a request is here as long as it says.
+/// Whether a request is complete by its content length.
 fn is_whole(request: &[u8]) -> bool {
     let Some(end) = request.windows(4).position(|end| end == b"\r\n\r\n") else {
         return false;

@@ -1,5 +1,5 @@
-//! A clean Debian of its own: unpacked for one test, started with its own systemd, in a network
-//! namespace of the laboratory.
+//! A clean Debian for one test, started with its own systemd, in a network namespace of the
+//! laboratory.
 
 use std::fs;
 use std::path::Path;
@@ -15,10 +15,10 @@ use crate::process::{Process, output};
 use crate::root::Root;
 use crate::wait_until;
 
-/// How long systemd may take to start everything.
+/// Boot timeout.
 const BOOT: Duration = Duration::from_secs(120);
 
-/// A running one; dropping it ends everything in it.
+/// A running machine; dropping it ends everything in it.
 #[derive(Debug)]
 pub struct Machine<'a> {
     namespace: &'a Namespace,
@@ -28,7 +28,7 @@ pub struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Unpacks the root and starts it; returns when systemd says that everything runs.
+    /// Unpacks the root and boots it; returns when systemd reports that everything runs.
     pub fn boot(archive: &Path, namespace: &'a Namespace, directory: &Path) -> Result<Self> {
         let root = Root::unpack(archive, directory)?;
         let mut command = namespace.command("unshare");
@@ -108,12 +108,11 @@ impl<'a> Machine<'a> {
         self.root.copy(from, to)
     }
 
-    /// The main process of a service, by its number outside.
+    /// The main process of a service, by its outer process id.
     pub fn main_process(&self, service: &str) -> Result<Pid> {
         let pid = self.run(&format!("systemctl show --property=MainPID --value {service}"))?;
         let inside = format!("\t{}", pid.trim());
-        // Processes are in a namespace of their own; NSpid has their numbers from the outer one to
-        // the inner one.
+        // NSpid has a process's ids from the outer to the inner namespace.
         for entry in fs::read_dir("/proc")?.flatten() {
             let Some(outside) =
                 entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
@@ -139,8 +138,7 @@ impl<'a> Machine<'a> {
 
 impl Drop for Machine<'_> {
     fn drop(&mut self) {
-        // With the first process of their namespace all others end. It does not listen to anything
-        // softer.
+        // All processes end with the init of their namespace, which needs SIGKILL.
         let _ = kill(self.init, Signal::SIGKILL);
     }
 }

@@ -1,7 +1,6 @@
-//! Reads SIP messages as far as the laboratory's own phones, guessers and carriers need it, and
-//! answers requests.
+//! SIP messages, as far as the laboratory's own phones, guessers and carriers need them.
 
-/// The compact names of headers that are read here (RFC 3261, section 7.3.3).
+/// Compact names of the headers read here (RFC 3261, section 7.3.3).
 const COMPACT: [(&str, &str); 6] = [
     ("v", "Via"),
     ("f", "From"),
@@ -19,7 +18,7 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Takes a datagram apart; nothing when it is no SIP message.
+    /// Parses a datagram; `None` if it is no SIP message.
     pub fn parse(datagram: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(datagram).ok()?;
         let mut lines = text.lines();
@@ -42,7 +41,7 @@ impl<'a> Message<'a> {
         if self.status().is_some() { None } else { self.start.split(' ').next() }
     }
 
-    /// The first header of a name, which is written in full and in any letter case.
+    /// The first header of a name, given in full, case-insensitive.
     pub fn header(&self, name: &str) -> Option<&'a str> {
         self.all(name).next()
     }
@@ -52,7 +51,7 @@ impl<'a> Message<'a> {
         self.header("CSeq")?.split_whitespace().next()?.parse().ok()
     }
 
-    /// The response to a request, with further headers, each with its line end.
+    /// A response to a request, with further headers, each with its line end.
     pub fn answer(&self, status: &str, headers: &str) -> Vec<u8> {
         self.answer_with(status, headers, "")
     }

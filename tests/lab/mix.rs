@@ -1,5 +1,5 @@
-//! Traffic of a registrar as a capture would show it, made up: phones that register, are called and
-//! keep their ways open, and attackers between them. Nothing is sent; nobody has to wait.
+//! Synthetic traffic of a registrar, as in a capture: phones that register, are called and send
+//! keepalives, and attackers between them. Nothing is sent or waited for.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -12,47 +12,47 @@ pub const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1
 pub const FAST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
 /// Guesses a password every 50 s.
 pub const SLOW: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 67);
-/// Looks for a way to call at our cost.
+/// Tries to call at the victim's cost.
 pub const FRAUD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 68);
-/// Looks for servers once in a while.
+/// Occasionally scans for servers.
 pub const SCANNER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 69);
-/// A phone with a password that has been changed.
+/// A phone with an outdated password.
 pub const STALE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 250);
 
 /// 2026-01-05 00:00:00 UTC, in nanoseconds since 1970.
 pub const START: u64 = 1_767_571_200_000_000_000;
 
 const SECOND: u64 = 1_000_000_000;
-/// From a request to its response.
+/// Response time in nanoseconds.
 const ANSWER: u64 = 3_000_000;
 
-/// What it is made of.
+/// Composition of the traffic.
 #[derive(Debug, Clone, Copy)]
 pub struct Mix {
-    /// How long it lasts.
+    /// Duration.
     pub length: Duration,
-    /// Phones, each at an address of its own.
+    /// Number of phones, each with its own address.
     pub phones: u32,
-    /// How often each registers again.
+    /// Registration interval of each.
     pub registers: Duration,
-    /// How often each sends a keepalive.
+    /// Keepalive interval of each.
     pub keepalives: Duration,
-    /// How often each makes a call.
+    /// Call interval of each.
     pub calls: Duration,
-    /// Datagrams of media for each call, in both directions.
+    /// Media datagrams per call, in both directions.
     pub media: u32,
-    /// The three attackers, the scanner and the phone with an old password are there, too.
+    /// Whether the three attackers, the scanner and the phone with an old password are included.
     pub attackers: bool,
 }
 
 impl Mix {
-    /// Its packets in the order of time.
+    /// Its packets in order of time.
     pub fn packets(&self) -> Vec<Timed> {
         let mut tape = Tape::default();
         let end = START + self.length.as_nanos() as u64;
         for number in 0..self.phones {
             let phone = Phone::new(number);
-            // Not all at once.
+            // Spread over the interval.
             let offset = |every: Duration| {
                 START + every.as_nanos() as u64 * u64::from(number) / u64::from(self.phones)
             };
@@ -74,7 +74,7 @@ impl Mix {
     }
 }
 
-/// Calls `what` with a time and a number, every now and then.
+/// Calls `what` with a time and a number at each interval.
 fn each(from: u64, to: u64, every: Duration, mut what: impl FnMut(u64, u64)) {
     let step = (every.as_nanos() as u64).max(1);
     (0..)
@@ -83,7 +83,7 @@ fn each(from: u64, to: u64, every: Duration, mut what: impl FnMut(u64, u64)) {
         .for_each(|(at, turn)| what(at, turn));
 }
 
-/// Somebody with a name.
+/// A participant.
 struct Phone {
     from: SocketAddrV4,
     user: String,
@@ -114,7 +114,7 @@ impl Tape {
         self.packets.push((at, datagram(from, SERVER, payload)));
     }
 
-    /// A request, and what the registrar says to it a moment later.
+    /// A request, and the registrar's responses a moment later.
     fn exchange(&mut self, at: u64, phone: &Phone, request: &Request<'_>, answers: &[&str]) {
         let Phone { from, user, agent } = phone;
         let Request { method, target, call_id, sequence, headers } = request;
@@ -138,7 +138,7 @@ impl Tape {
         }
     }
 
-    /// A request that is challenged, and then sent with credentials.
+    /// A request that is challenged, then sent with credentials.
     fn authorized(
         &mut self,
         at: u64,
@@ -261,7 +261,7 @@ impl Tape {
     }
 }
 
-/// A request, but for who sends it.
+/// A request without its sender.
 #[derive(Clone, Copy)]
 struct Request<'a> {
     method: &'a str,

@@ -1,7 +1,7 @@
-//! Network namespaces that go away with their owner.
+//! Network namespaces that are removed with their owner.
 //!
-//! Their names carry the id of the process that made them, so that what a killed run left can be
-//! told from what a running one uses.
+//! Names contain the id of the creating process, so that remains of killed runs can be
+//! distinguished from those in use.
 
 use std::env;
 use std::ffi::OsStr;
@@ -20,24 +20,23 @@ use crate::process::succeed;
 
 const PREFIX: &str = "sx-";
 const DIRECTORY: &str = "/run/netns";
-/// Where instances of the filter that tests start pin what they load.
+/// Parent of the pin directories of tests.
 const PIN_PARENT: &str = "/sys/fs/bpf";
 
-/// A name that no other process and no other call gets: `sx-<pid>-<n>`.
+/// A unique name: `sx-<pid>-<n>`.
 pub fn unique_name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A network namespace; dropping it ends every process in it and deletes it with its interfaces.
+/// A network namespace; dropping it ends its processes and deletes it with its interfaces.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    /// Makes a namespace with its loopback interface up; `role` is for people who look at `ip
-    /// netns`.
+    /// Creates a namespace with its loopback interface up; `role` is shown by `ip netns`.
     pub fn new(role: &str) -> Result<Self> {
         let name = format!("{}-{role}", unique_name());
         succeed(Command::new("ip").args(["netns", "add", &name]))?;
@@ -56,16 +55,15 @@ impl Namespace {
         succeed(Command::new("ip").args(["-n", &self.name]).args(arguments))
     }
 
-    /// A command that runs inside. `nsenter`, not `ip netns exec`: that mounts /sys anew, which
-    /// hides the BPF file system.
+    /// A command that runs inside. `nsenter`, not `ip netns exec`, which remounts /sys and so hides
+    /// the BPF file system.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
         command
     }
 
-    /// Runs a closure on a thread of its own inside the namespace. A socket that it makes stays
-    /// inside wherever it goes.
+    /// Runs a closure on a thread inside the namespace. Its sockets stay inside.
     pub fn enter<T: Send>(&self, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let file = File::open(self.path())
             .with_context(|| format!("cannot open namespace {}", self.name))?;
@@ -81,9 +79,9 @@ impl Namespace {
         })
     }
 
-    /// Sets a network parameter of the namespace, by its path below /proc/sys.
+    /// Sets a sysctl of the namespace, by its path below /proc/sys.
     pub fn sysctl(&self, parameter: &str, value: &str) -> Result<()> {
-        // The kernel shows each thread the parameters of the namespace that it is in.
+        // A thread sees the sysctls of its own namespace.
         self.enter(|| {
             fs::write(Path::new("/proc/sys").join(parameter), value)
                 .with_context(|| format!("cannot set {parameter} to {value}"))
@@ -103,17 +101,17 @@ impl Drop for Namespace {
     }
 }
 
-/// Removes what runs that are gone have left: namespaces, pins, directories.
+/// Removes remains of ended runs: namespaces, pins, directories.
 pub fn sweep() -> Result<()> {
     remove(|owner| !is_alive(owner))
 }
 
-/// Removes everything that this process made, whether or not it was dropped.
+/// Removes everything that this process created.
 pub fn sweep_owner(owner: u32) -> Result<()> {
     remove(|pid| pid == owner)
 }
 
-/// What a process has made and not removed: names of namespaces, directories of pins and of files.
+/// A process's remains: namespaces, pin directories and file directories.
 pub fn remains_of(owner: u32) -> Vec<String> {
     let directories =
         directories(|pid| pid == owner).into_iter().map(|path| path.display().to_string());
@@ -121,8 +119,7 @@ pub fn remains_of(owner: u32) -> Vec<String> {
 }
 
 fn remove(chosen: impl Fn(u32) -> bool) -> Result<()> {
-    // Tests run beside each other, and each begins with this: what is gone by now, another one has
-    // removed.
+    // Tests run concurrently, and each begins with this: another one may have removed it.
     for name in namespaces(&chosen) {
         match delete(&name) {
             Err(error) if Path::new(DIRECTORY).join(&name).exists() => return Err(error),
@@ -141,7 +138,7 @@ fn remove(chosen: impl Fn(u32) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process is running; one that only waits to be collected by its parent is not.
+/// Whether a process is running; zombies are not.
 fn is_alive(pid: u32) -> bool {
     // The state follows the name, which is in parentheses and may contain some itself
     // (proc_pid_stat(5)).
@@ -164,7 +161,7 @@ fn directories(chosen: impl Fn(u32) -> bool) -> Vec<PathBuf> {
 }
 
 fn owned_entries(directory: &Path, chosen: impl Fn(u32) -> bool) -> Vec<String> {
-    // A directory that is not there holds nothing.
+    // A missing directory is empty.
     fs::read_dir(directory)
         .into_iter()
         .flatten()
@@ -180,7 +177,7 @@ fn owner_of(name: &str) -> Option<u32> {
 fn delete(name: &str) -> Result<()> {
     for pid in succeed(Command::new("ip").args(["netns", "pids", name]))?.split_whitespace() {
         if let Ok(pid) = pid.parse() {
-            // It may have ended since it was listed.
+            // It may have ended meanwhile.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

@@ -21,27 +21,27 @@ use crate::topology::{OUTSIDE, WAN, address, connect};
 
 /// The provider.
 pub const PROVIDER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 20);
-/// The PBX as its router sees it.
+/// The PBX from its router's side.
 pub const PBX_INSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 2);
-/// The PBX as everybody else sees it.
+/// The PBX's public address.
 pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-/// The router's interface to the world.
+/// The router's outer interface.
 const UPLINK: &str = "public";
 
 /// The namespaces of one test and a directory for its files.
 #[derive(Debug)]
 pub struct Nat {
-    /// Where the filter runs.
+    /// Runs the filter.
     pub pbx: Namespace,
-    /// What translates addresses.
+    /// Translates addresses.
     pub router: Namespace,
-    /// Where the provider is, and a stranger at [`crate::topology::ATTACKER`].
+    /// The provider, and a stranger at [`crate::topology::ATTACKER`].
     pub world: Namespace,
     directory: TempDir,
 }
 
 impl Nat {
-    /// Removes what killed runs left, then builds the network.
+    /// Sweeps remains of killed runs, then builds the network.
     pub fn new() -> Result<Self> {
         require_root()?;
         sweep()?;
@@ -75,7 +75,7 @@ impl Nat {
         Ok(nat)
     }
 
-    /// A directory for files of the test, removed with the network.
+    /// A directory for the test's files, removed with the network.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }

@@ -1,8 +1,5 @@
-//! An office full of phones that do nothing but register: each starts again as soon as it is
-//! registered.
-//!
-//! What a registrar answers them is what is left of its machine while something else keeps that
-//! busy. One thread plays all phones through one socket; they differ in their Call-IDs.
+//! Phones that register continuously, to measure the capacity of a registrar beside another load.
+//! One thread plays all phones through one socket; they differ in their Call-IDs.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -19,19 +16,19 @@ use crate::namespace::Namespace;
 use crate::sip::Request;
 use crate::stream;
 
-/// When a phone sends again what was not answered (T1 of RFC 3261).
+/// Retransmission interval (T1 of RFC 3261).
 const RETRANSMIT: Duration = Duration::from_millis(500);
-/// How often phones that wait are looked at.
+/// Poll interval of waiting phones.
 const PATROL: Duration = Duration::from_millis(20);
 
-/// Phones that register all the time, until this is dropped.
+/// The phones, until dropped.
 #[derive(Debug)]
 pub struct Office {
     counts: Arc<Counts>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What happened so far.
+/// Counts so far.
 #[derive(Debug, Default)]
 struct Counts {
     stop: AtomicBool,
@@ -40,21 +37,21 @@ struct Counts {
     repeated: AtomicU64,
 }
 
-/// What happened up to a moment.
+/// Counts at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
-    /// Registrations that were completed: challenged, then accepted.
+    /// Completed registrations: challenged, then accepted.
     pub registered: u64,
     /// Final responses other than a challenge or an acceptance, and credentials that were
     /// challenged again.
     pub refused: u64,
-    /// Requests that were sent again because no answer came in time.
+    /// Retransmissions.
     pub repeated: u64,
 }
 
 impl Office {
-    /// Puts phones of one user to work at an address of a namespace, all on one CPU. Each waits for
-    /// its own answer only.
+    /// Starts phones of one user at an address of a namespace, all on one CPU. Each waits for its
+    /// own response only.
     pub fn open(
         namespace: &Namespace,
         address: Ipv4Addr,
@@ -72,14 +69,14 @@ impl Office {
         let counts = Arc::new(Counts::default());
         let shared = Arc::clone(&counts);
         let thread = thread::spawn(move || {
-            // A CPU that may not be used is said where the registrar is given the same one.
+            // A forbidden CPU is reported by the registrar, which gets the same one.
             let _ = stay_on(cpu);
             work(&socket, &line, phones, &shared);
         });
         Ok(Self { counts, thread: Some(thread) })
     }
 
-    /// What happened so far.
+    /// Counts so far.
     pub fn tally(&self) -> Tally {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Counts { registered, refused, repeated, .. } = &*self.counts;
@@ -91,13 +88,13 @@ impl Drop for Office {
     fn drop(&mut self) {
         self.counts.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A phone that panicked has said so on the standard error.
+            // A panicked thread has reported it on standard error.
             let _ = thread.join();
         }
     }
 }
 
-/// What all phones have in common.
+/// What all phones share.
 struct Line {
     from: SocketAddr,
     to: SocketAddr,
@@ -105,7 +102,7 @@ struct Line {
     password: String,
 }
 
-/// One phone: what it sent last, and when.
+/// One phone: its last request, with its time.
 struct Handset {
     number: usize,
     /// CSeq of the last request; odd without credentials, even with.
@@ -122,8 +119,7 @@ fn work(socket: &UdpSocket, line: &Line, phones: usize, counts: &Counts) {
     let mut patrolled = Instant::now();
     let mut buffer = [0; 4096];
     while !counts.stop.load(Ordering::Relaxed) {
-        // Without an answer the time is up; with an error for an earlier request there is nothing
-        // to read either.
+        // A timeout, or an ICMP error for an earlier request.
         if let Ok(length) = socket.recv(&mut buffer) {
             let answer = Message::parse(&buffer[..length]).and_then(|message| Answer::of(&message));
             if let Some(answer) = answer
@@ -152,7 +148,7 @@ impl Handset {
         handset
     }
 
-    /// What follows from an answer: credentials after a challenge, otherwise the next registration.
+    /// The reaction to a response: credentials after a challenge, otherwise the next registration.
     fn go_on(&mut self, answer: &Answer, line: &Line, counts: &Counts) {
         let challenge =
             answer.challenge.as_ref().filter(|_| answer.status == 401 && self.sequence % 2 == 1);
@@ -161,7 +157,7 @@ impl Handset {
             let counter = if is_done { &counts.registered } else { &counts.refused };
             counter.fetch_add(1, Ordering::Relaxed);
         }
-        // The next odd number begins anew, the next even one has credentials.
+        // The next odd number starts again, the next even one has credentials.
         self.sequence += if challenge.is_none() && self.sequence % 2 == 1 { 2 } else { 1 };
         let credentials =
             challenge.map_or_else(String::new, |challenge| line.credentials(challenge));
@@ -184,7 +180,7 @@ impl Handset {
 
     fn send(&mut self, socket: &UdpSocket) {
         self.sent = Instant::now();
-        // What is lost is sent again.
+        // Lost requests are retransmitted.
         let _ = socket.send(&self.request);
     }
 }
@@ -199,7 +195,7 @@ impl Line {
 
 const PREFIX: &str = "office-";
 
-/// What a phone needs of a final response.
+/// The needed parts of a final response.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     status: u16,
@@ -227,8 +223,7 @@ mod tests {
         Answer::of(&Message::parse(text.as_bytes())?)
     }
 
-    /// A response to the 17th phone; a challenge in any case, which is read with a status that asks
-    /// for credentials.
+    /// A response to the 17th phone, always with a challenge, which is read only with 401 or 407.
     fn answered(status: u16, sequence: u32) -> Answer {
         let text = format!(
             "SIP/2.0 {status} x\r\nVia: x\r\nCSeq: {sequence} REGISTER\r\nCall-ID: office-17\r\n\

@@ -1,5 +1,5 @@
-//! Somebody who speaks SIP over one socket, answers every request with 200 and remembers what came:
-//! a carrier, a provider, a stranger, or a PBX of which only the traffic matters.
+//! A SIP endpoint on one socket that answers every request with 200 and records everything: a
+//! carrier, a provider, a stranger, or a PBX.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -14,21 +14,21 @@ use crate::namespace::Namespace;
 use crate::sip::Request;
 use crate::softphone::description;
 
-/// How often the thread looks whether it is still wanted.
+/// Interval at which the thread checks for its end.
 const PATROL: Duration = Duration::from_millis(50);
 
-/// One datagram that came.
+/// A received datagram.
 #[derive(Debug, Clone)]
 pub struct Received {
-    /// When.
+    /// Time.
     pub at: SystemTime,
-    /// From whom.
+    /// Source.
     pub from: SocketAddr,
-    /// What.
+    /// Text.
     pub text: String,
 }
 
-/// The party; its socket is closed when it is dropped.
+/// The endpoint; dropping it closes its socket.
 #[derive(Debug)]
 pub struct Party {
     socket: UdpSocket,
@@ -39,7 +39,7 @@ pub struct Party {
 }
 
 impl Party {
-    /// Listens at an address of a namespace, which must be one address and not all of them.
+    /// Listens at one address of a namespace, not a wildcard.
     pub fn open(namespace: &Namespace, address: SocketAddr) -> Result<Self> {
         let socket = namespace.enter(|| {
             UdpSocket::bind(address).with_context(|| format!("cannot bind to {address}"))
@@ -53,7 +53,7 @@ impl Party {
         Ok(Self { socket, address, received, stop, thread: Some(thread) })
     }
 
-    /// Sends a request with a Call-ID that no other one has, which is returned.
+    /// Sends a request with a new Call-ID, which is returned.
     pub fn request(&self, method: &str, user: &str, to: SocketAddr) -> Result<String> {
         let call_id = unique_call_id();
         let request =
@@ -64,29 +64,29 @@ impl Party {
 
     /// Sends anything.
     pub fn send(&self, to: SocketAddr, datagram: &[u8]) -> Result<()> {
-        // An ICMP error for an earlier datagram is reported here; the next try sends.
+        // An ICMP error for an earlier datagram is reported here; the second call sends.
         let sent = self.socket.send_to(datagram, to).or_else(|_| self.socket.send_to(datagram, to));
         sent.map(drop).with_context(|| format!("cannot send to {to}"))
     }
 
-    /// A socket of the same port that is connected, for a stream. From now on only what comes from
-    /// there is received.
+    /// A connected socket on the same port, for a stream. From now on only datagrams from there are
+    /// received.
     pub fn connected(&self, to: SocketAddr) -> Result<UdpSocket> {
         self.socket.connect(to).with_context(|| format!("cannot connect to {to}"))?;
         self.socket.try_clone().context("cannot share a socket")
     }
 
-    /// Everything that came.
+    /// All received datagrams.
     pub fn received(&self) -> Vec<Received> {
         lock(&self.received).clone()
     }
 
-    /// How many datagrams began with this.
+    /// Number of received datagrams that start with this.
     pub fn count(&self, start: &str) -> usize {
         lock(&self.received).iter().filter(|received| received.text.starts_with(start)).count()
     }
 
-    /// Waits for a datagram that satisfies the condition, which may already be there.
+    /// Waits for a datagram that satisfies the condition, possibly an earlier one.
     pub fn wait_for(
         &self,
         what: &str,
@@ -110,13 +110,13 @@ impl Drop for Party {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
-            // One that panicked has said so on the standard error.
+            // A panicked thread has reported it on standard error.
             let _ = thread.join();
         }
     }
 }
 
-/// A Call-ID that was not used before.
+/// A new Call-ID.
 pub fn unique_call_id() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("party-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed))
@@ -125,8 +125,7 @@ pub fn unique_call_id() -> String {
 fn listen(socket: &UdpSocket, address: SocketAddr, log: &Mutex<Vec<Received>>, stop: &AtomicBool) {
     let mut buffer = [0; 4096];
     while !stop.load(Relaxed) {
-        // Without a datagram the time is up; with an error for an earlier one there is nothing to
-        // read either.
+        // A timeout, or an ICMP error for an earlier datagram.
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
         let datagram = &buffer[..length];
         let text = String::from_utf8_lossy(datagram).into_owned();

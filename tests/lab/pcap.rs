@@ -1,20 +1,20 @@
-//! Capture files, written packet by packet, as tcpdump and dumpcap write them.
+//! Capture files, built packet by packet as tcpdump and dumpcap write them.
 
 use std::net::{IpAddr, SocketAddr};
 
 /// A packet as an Ethernet frame, and when it was seen in nanoseconds since 1970.
 pub type Timed = (u64, Vec<u8>);
 
-/// How a capture file has its packets.
+/// Link type of a capture file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cover {
-    /// With their Ethernet headers.
+    /// Ethernet.
     Ethernet,
     /// Linux cooked.
     Sll,
     /// Linux cooked, version 2.
     Sll2,
-    /// Without a link header.
+    /// Raw IP.
     Raw,
 }
 
@@ -22,7 +22,7 @@ impl Cover {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Ethernet, Self::Sll, Self::Sll2, Self::Raw];
 
-    /// Its number in tcpdump's list of link types.
+    /// Its LINKTYPE number.
     fn number(self) -> u32 {
         match self {
             Self::Ethernet => 1,
@@ -32,7 +32,7 @@ impl Cover {
         }
     }
 
-    /// An Ethernet frame as a capture of this kind has it.
+    /// An Ethernet frame converted to this link type.
     fn dress(self, frame: &[u8]) -> Vec<u8> {
         let (header, rest) = frame.split_at(12);
         let (protocol, packet) = rest.split_at(2);
@@ -68,7 +68,7 @@ pub fn pcapng(cover: Cover, packets: &[Timed]) -> Vec<u8> {
         [&kind.to_le_bytes()[..], &length, body, &length].concat()
     };
     let section = [&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat();
-    // if_tsresol: ten to the power of minus nine.
+    // if_tsresol: 10^-9.
     let interface =
         [&cover.number().to_le_bytes()[..], &[0, 0, 4, 0, 9, 0, 1, 0, 9, 0, 0, 0, 0, 0, 0, 0]]
             .concat();

@@ -23,19 +23,19 @@ pub struct Phone<'a> {
     password: &'a str,
 }
 
-/// How a registration went.
+/// The result of a registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Registration {
-    /// The status of the last response; 200 when registered.
+    /// Final status; 200 when registered.
     pub status: u16,
-    /// How many REGISTERs were sent, with retransmissions; two when none was lost.
+    /// Number of REGISTERs sent, including retransmissions; two without losses.
     pub sent: usize,
-    /// How long it took.
+    /// Time taken.
     pub took: Duration,
 }
 
 impl<'a> Phone<'a> {
-    /// The first user's phone, at the phones' side of the PBX.
+    /// The first user's phone, on the phones' side of the PBX.
     pub fn new(namespace: &'a Namespace, directory: &Path) -> Self {
         let (user, password) = USERS[0];
         Self {
@@ -48,21 +48,21 @@ impl<'a> Phone<'a> {
         }
     }
 
-    /// The same phone for another user.
+    /// With another user.
     #[must_use]
     pub fn user(mut self, user: &'a str, password: &'a str) -> Self {
         (self.user, self.password) = (user, password);
         self
     }
 
-    /// The same phone at another address, registering with another one.
+    /// With other addresses of phone and registrar.
     #[must_use]
     pub fn addresses(mut self, address: Ipv4Addr, registrar: Ipv4Addr) -> Self {
         (self.address, self.registrar) = (address, registrar);
         self
     }
 
-    /// Registers once. Fails if no final response came; a refusal is a result.
+    /// Registers once. Fails without a final response; a refusal is a result.
     pub fn register(&self) -> Result<Registration> {
         let scenario = self.directory.join("register.xml");
         if !scenario.exists() {

@@ -1,7 +1,6 @@
-//! Many real phones, simulated by one thread: each has a socket, a user and Call-IDs of its own,
-//! registers with digest authentication, watches other extensions (SUBSCRIBE, for the lamps of busy
-//! lines), sends again what is not answered, and does what users have done to phones that are
-//! refused: nothing, until they try again half a minute later.
+//! Many simulated phones in one thread: each has its own socket, user and Call-IDs, registers with
+//! digest authentication, subscribes to other extensions (busy lamp fields), retransmits, and after
+//! a refusal pauses for half a minute.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
@@ -17,25 +16,25 @@ use crate::handset::Handset;
 use crate::namespace::Namespace;
 use crate::topology::{PBX_LAN, PHONE};
 
-/// The port of the first phone; the others follow.
+/// Port of the first phone; the others follow.
 pub const FIRST_PORT: u16 = 20_000;
-/// The user of the first phone; the others follow.
+/// User of the first phone; the others follow.
 pub const FIRST_USER: u16 = 1000;
-/// How often phones are asked whether they have something to do.
+/// Poll interval.
 const PATROL: Duration = Duration::from_millis(10);
 
-/// Which phones.
+/// Options of the phones.
 #[derive(Debug, Clone)]
 pub struct PhonesOptions {
-    /// How many.
+    /// Number of phones.
     pub count: u16,
-    /// The addresses that they have, in turn: one for an office behind one address.
+    /// Their addresses, in turn: one for an office behind NAT.
     pub addresses: Vec<Ipv4Addr>,
-    /// Where they register.
+    /// Registrar.
     pub registrar: Ipv4Addr,
-    /// How many other extensions each watches.
+    /// Subscriptions per phone.
     pub subscriptions: u16,
-    /// How long after an acceptance they register and subscribe again; never, without.
+    /// Interval between an acceptance and the next registration; `None` for never.
     pub refresh: Option<Duration>,
 }
 
@@ -51,21 +50,21 @@ impl Default for PhonesOptions {
     }
 }
 
-/// Phones at work until this is dropped.
+/// Running phones, until dropped.
 #[derive(Debug)]
 pub struct Phones {
     counts: Arc<Counts>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the phones count while they work.
+/// Counters of the phones.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     stop: AtomicBool,
     again: AtomicBool,
-    /// Phones that are registered now.
+    /// Currently registered phones.
     registered: AtomicUsize,
-    /// Subscriptions that are accepted now.
+    /// Currently accepted subscriptions.
     subscribed: AtomicUsize,
     pub(crate) begun: AtomicU64,
     pub(crate) accepted: AtomicU64,
@@ -78,35 +77,35 @@ pub(crate) struct Counts {
     pub(crate) called: AtomicU64,
 }
 
-/// What happened up to a moment.
+/// Counts at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PhonesTally {
-    /// Phones that are registered now.
+    /// Currently registered phones.
     pub registered: usize,
-    /// Subscriptions that are accepted now.
+    /// Currently accepted subscriptions.
     pub subscribed: usize,
-    /// Registrations that were begun.
+    /// Registrations started.
     pub begun: u64,
-    /// Registrations that were accepted.
+    /// Registrations accepted.
     pub accepted: u64,
-    /// Requests that were sent, with those that were sent again.
+    /// Requests sent, including retransmissions.
     pub sent: u64,
-    /// Requests that were sent again because no answer came in time.
+    /// Retransmissions.
     pub repeated: u64,
-    /// Credentials that were challenged again, but for those with a stale nonce.
+    /// Credentials challenged again, except for a stale nonce.
     pub rejected: u64,
-    /// Credentials that were challenged again since their nonce was too old.
+    /// Credentials challenged again for a stale nonce.
     pub stale: u64,
     /// Final responses other than a challenge or an acceptance.
     pub refused: u64,
-    /// Requests that were given up since no answer came at all.
+    /// Requests without any response.
     pub unanswered: u64,
-    /// Calls that reached a phone, which answered them.
+    /// Calls that reached a phone, which answers them.
     pub called: u64,
 }
 
 impl Phones {
-    /// Puts phones to work, all in the same moment.
+    /// Starts all phones at once.
     pub fn start(namespace: &Namespace, options: &PhonesOptions) -> Result<Self> {
         let to = SocketAddr::new(options.registrar.into(), 5060);
         let addresses = options.addresses.iter().cycle();
@@ -117,7 +116,7 @@ impl Phones {
         })?;
         let handsets = places.iter().map(|&(number, address)| {
             let from = SocketAddr::new(address.into(), FIRST_PORT + number);
-            // An extension watches those that follow it.
+            // Extensions subscribe to those that follow them.
             let watched =
                 (1..=options.subscriptions).map(|next| user((number + next) % 300)).collect();
             Handset::new(user(number), from, to, watched, options.refresh)
@@ -134,7 +133,7 @@ impl Phones {
         self.counts.again.store(true, Relaxed);
     }
 
-    /// What happened so far.
+    /// Counts so far.
     pub fn tally(&self) -> PhonesTally {
         let counts = &*self.counts;
         PhonesTally {
@@ -152,10 +151,10 @@ impl Phones {
         }
     }
 
-    /// Waits until so many phones are registered; returns how long it took.
+    /// Waits until this number of phones is registered; returns the time taken.
     pub fn wait_registered(&self, count: usize, timeout: Duration) -> Result<Duration> {
         crate::wait_until("all phones are registered", timeout, || {
-            // After `register_again` nobody is, as soon as the thread has noticed.
+            // After `register_again` the count drops as soon as the thread has noticed.
             Ok(!self.counts.again.load(Relaxed) && self.tally().registered >= count)
         })
         .with_context(|| {
@@ -168,7 +167,7 @@ impl Drop for Phones {
     fn drop(&mut self) {
         self.counts.stop.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A phone that panicked has said so on the standard error.
+            // A panicked thread has reported it on standard error.
             let _ = thread.join();
         }
     }
@@ -210,13 +209,12 @@ fn work(sockets: &[UdpSocket], handsets: &mut [Handset], counts: &Counts) {
                 .store(handsets.iter().filter(|handset| handset.is_registered()).count(), Relaxed);
             counts.subscribed.store(handsets.iter().map(Handset::subscribed).sum(), Relaxed);
         }
-        // An interrupted wait is a short one.
+        // An interrupted wait is just short.
         let _ = poll(&mut ready, timeout);
         let now = Instant::now();
         for (index, (handset, socket)) in handsets.iter_mut().zip(sockets).enumerate() {
             if ready[index].any().unwrap_or(true) {
-                // An ICMP error for an earlier datagram is reported here, too; the timers see to
-                // that.
+                // ICMP errors for earlier datagrams are reported here too; the timers handle them.
                 while let Ok(length) = socket.recv(&mut buffer) {
                     handset.take(&buffer[..length], now, socket, counts);
                 }

@@ -1,5 +1,5 @@
 //! A filter inside this process: its programs are run by BPF_PROG_TEST_RUN and never attached, its
-//! maps are its own.
+//! maps are private.
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -18,7 +18,7 @@ pub struct Private {
 }
 
 impl Private {
-    /// Loads one.
+    /// Loads a filter.
     pub fn load(settings: &Settings) -> Result<Self> {
         let object = loader::load(settings, None)?;
         let maps = Maps::of(&object)?;
@@ -26,7 +26,7 @@ impl Private {
         Ok(Self { object, maps, lists })
     }
 
-    /// A handle of one's own on one of its maps.
+    /// A separate handle on one of its maps.
     pub fn map(&self, name: &str) -> Result<Map> {
         self.maps.open(name)
     }
@@ -40,20 +40,20 @@ impl Private {
         Ok(program.try_into()?)
     }
 
-    /// What becomes of a frame: the XDP action.
+    /// The XDP action for a frame.
     pub fn action(&self, frame: &[u8]) -> Result<u32> {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
         Ok(self.ingress()?.test_run(options)?.return_value)
     }
 }
 
-/// The maps of a loaded object, to be opened again by name, as the next daemon would.
+/// The maps of a loaded object, which can be opened again by name, as the next daemon would.
 pub struct Maps {
     ids: Vec<(&'static str, u32)>,
 }
 
 impl Maps {
-    /// Those that the product pins. None may have been taken out of the object yet.
+    /// The maps that the product pins. None may have been taken out of the object yet.
     pub fn of(object: &Ebpf) -> Result<Self> {
         let id = |name| id(object.map(name).with_context(|| format!("no map {name}"))?);
         let ids: Result<_> =
@@ -61,7 +61,7 @@ impl Maps {
         Ok(Self { ids: ids? })
     }
 
-    /// A handle of one's own on a map.
+    /// A separate handle on a map.
     pub fn open(&self, name: &str) -> Result<Map> {
         let id = self
             .ids

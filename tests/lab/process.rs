@@ -1,5 +1,5 @@
-//! A child process whose output is kept line by line with the time it came, and which never
-//! outlives its owner.
+//! A child process whose output is recorded line by line with times, and which never outlives its
+//! owner.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
@@ -17,17 +17,17 @@ use nix::unistd::Pid;
 
 use crate::wait_until;
 
-/// How long a process may take to end after it was asked to.
+/// Time for a process to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// One line of a process's output.
 #[derive(Debug, Clone)]
 pub struct Line {
-    /// When we read it.
+    /// Time of reading.
     pub at: SystemTime,
-    /// Whether it came on the standard error.
+    /// Whether it is from standard error.
     pub error: bool,
-    /// The line without its end.
+    /// The line without its terminator.
     pub text: String,
 }
 
@@ -41,14 +41,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command and reads its output from then on. It gets SIGTERM should we die without
-    /// cleaning up.
+    /// Starts a command and records its output. It gets SIGTERM if this process dies.
     pub fn spawn(name: impl Into<String>, command: &mut Command) -> Result<Self> {
         Self::spawn_and_copy(name.into(), command, None)
     }
 
-    /// The same; each line of the standard error is appended to a file as well, as a system's
-    /// logger would do.
+    /// As [`Process::spawn`], with standard error also appended to a file, as a syslog would.
     pub fn spawn_with_log(
         name: impl Into<String>,
         command: &mut Command,
@@ -85,12 +83,12 @@ impl Process {
         lock(&self.lines).clone()
     }
 
-    /// How many lines of its output satisfy the condition.
+    /// Number of lines of its output that satisfy the condition.
     pub fn count_lines(&self, condition: impl Fn(&Line) -> bool) -> usize {
         lock(&self.lines).iter().filter(|line| condition(line)).count()
     }
 
-    /// Waits for a line of output, which may already be there.
+    /// Waits for a line of output, possibly an earlier one.
     pub fn wait_line(
         &mut self,
         timeout: Duration,
@@ -98,8 +96,8 @@ impl Process {
     ) -> Result<Line> {
         let start = Instant::now();
         loop {
-            // Asked before the lines are read, so that the last words of a process that ended are
-            // not missed.
+            // Checked before the lines are read, so that the last lines of an ended process are not
+            // missed.
             let ended = self.try_wait()?;
             if ended.is_some() {
                 self.join_readers();
@@ -126,7 +124,7 @@ impl Process {
         self.child.try_wait().with_context(|| format!("cannot wait for {}", self.name))
     }
 
-    /// Waits for it to end by itself.
+    /// Waits for its end.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let mut status = None;
         wait_until(&format!("{} ends", self.name), timeout, || {
@@ -139,14 +137,14 @@ impl Process {
 
     /// Sends a signal, if it is still running.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
-        // Until it is waited for its id cannot be given to another process.
+        // Its id cannot be re-used before it is waited for.
         if self.try_wait()?.is_none() {
             kill(self.pid(), signal).with_context(|| format!("cannot signal {}", self.name))?;
         }
         Ok(())
     }
 
-    /// Asks it to end, insists after a while, and waits until it is gone.
+    /// Signals it, kills it after a while, and waits for its end.
     pub fn stop(&mut self, signal: Signal) -> Result<ExitStatus> {
         self.signal(signal)?;
         if let Ok(status) = self.wait(GRACE) {
@@ -164,7 +162,7 @@ impl Process {
     }
 
     fn join_readers(&mut self) {
-        // A grandchild may hold the pipe open: a reader that is not done is left to end with it.
+        // A grandchild may hold the pipe open: such a reader is abandoned.
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(500) {
             self.readers.retain(|reader| !reader.is_finished());
@@ -178,12 +176,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Nothing more can be done about a process that does not even end on SIGKILL.
+        // Nothing more can be done after SIGKILL.
         let _ = self.stop(Signal::SIGTERM);
     }
 }
 
-/// Runs a command to its end and returns what it printed, whether it succeeded or not.
+/// Runs a command to its end and returns its output, whatever its status.
 pub fn output(command: &mut Command) -> Result<Output> {
     die_with_parent(command);
     command
@@ -227,9 +225,9 @@ fn read_lines(
     thread::spawn(move || {
         let mut stream = BufReader::new(stream);
         let mut buffer = Vec::new();
-        // A pipe that cannot be read any more is at its end.
+        // A read error counts as the end.
         while stream.read_until(b'\n', &mut buffer).is_ok_and(|length| length > 0) {
-            // What cannot be copied is missed by whoever reads the copy, and said there.
+            // A failed copy is noticed by its reader.
             let _ = copy.as_mut().map(|file| file.write_all(&buffer));
             let text = String::from_utf8_lossy(&buffer).trim_end().to_owned();
             lock(&lines).push(Line { at: SystemTime::now(), error, text });

@@ -1,5 +1,4 @@
-//! The laboratory's own kernel programs, embedded: the baselines that filters are measured against,
-//! and the generator.
+//! The laboratory's kernel programs, embedded: baselines of filters, and the generator.
 
 use anyhow::{Context, Result};
 use aya::programs::{Xdp, XdpMode};
@@ -15,9 +14,9 @@ pub static OBJECT: &[u8] =
 pub const DROP: &str = "drop_everything";
 /// The program that passes everything.
 pub const PASS: &str = "pass_everything";
-/// The program that gives another one its sources.
+/// The program that rotates sources for another one.
 pub const TURN: &str = "take_turns";
-/// The program that touches as much memory as a look-up cannot do without; see [`floor`].
+/// The program that loads as much memory as a lookup must; see [`floor`].
 pub const FLOOR: &str = "touch_tables";
 /// IPv4 networks in an LPM trie of the kernel, the map [`TRIE4_MAP`].
 pub const TRIE4: &str = "ask_trie4";
@@ -30,12 +29,12 @@ pub const TRIE6_MAP: &str = "TRIE6";
 /// The program that sends; see [`crate::generator`].
 pub(crate) const GENERATE: &str = "generate_packet";
 
-/// An object with one program of it loaded. To run that under BPF_PROG_TEST_RUN, see [`program`].
+/// An object with one of its programs loaded. To run that under BPF_PROG_TEST_RUN, see [`program`].
 pub fn load(name: &str) -> Result<Ebpf> {
     load_with(EbpfLoader::new(), name)
 }
 
-/// The same, with what the caller has told the loader.
+/// With a configured loader.
 pub fn load_with(mut loader: EbpfLoader<'_>, name: &str) -> Result<Ebpf> {
     let mut object =
         loader.load(OBJECT).context("the laboratory's kernel object cannot be loaded")?;
@@ -48,7 +47,7 @@ pub fn load_with(mut loader: EbpfLoader<'_>, name: &str) -> Result<Ebpf> {
     Ok(object)
 }
 
-/// [`FLOOR`], told which tables to touch and what to return (`tests/ebpf/src/floor.rs`).
+/// [`FLOOR`] with the tables to load and the action to return (`tests/ebpf/src/floor.rs`).
 pub fn floor(touched: u32, action: u32) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader.override_global("TOUCHED", &touched, true).override_global("ACTION", &action, true);
@@ -64,7 +63,7 @@ pub fn program<'o>(object: &'o Ebpf, name: &str) -> Result<&'o Xdp> {
         .with_context(|| format!("{name} is no XDP program"))
 }
 
-/// A program on an interface, in the driver; dropping it detaches.
+/// A program attached to an interface in native mode; dropping it detaches.
 #[derive(Debug)]
 pub struct Attached {
     _object: Ebpf,

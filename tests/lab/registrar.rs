@@ -19,8 +19,7 @@ use crate::topology::PBX_WAN;
 pub const USERS: [(&str, &str); 3] =
     [("alice", "wonderland-7"), ("bob", "builder-8"), ("101", "not-in-any-list")];
 
-/// The users that [`RegistrarOptions::phones`] adds: 1000 to 1299, as the configuration's pattern
-/// says.
+/// The users of [`RegistrarOptions::phones`]: 1000 to 1299, as a pattern of the configuration.
 const PHONES: &str =
     r#"    if ($var(user) =~ "^1[0-2][0-9][0-9]$") $var(password) = "phone-" + $var(user);"#;
 
@@ -29,42 +28,42 @@ pub fn phone_password(user: &str) -> String {
     format!("phone-{user}")
 }
 
-/// What a log line of a request starts with, after whatever Kamailio puts before it.
+/// Start of a request's log line, behind Kamailio's own prefix.
 const MARK: &str = "lab-request ";
 
-/// What a log line of a failed login contains, before the address that failed; no more of the
-/// request, so that nobody can make it tell something else.
+/// Contents of a failed login's log line before the address; nothing else of the request, which
+/// could forge it.
 pub const FAILURE: &str = "Failed auth from ";
 
-/// What may differ from one registrar to the next.
+/// Options of a registrar.
 #[derive(Debug, Clone)]
 pub struct RegistrarOptions<'a> {
     /// Names and passwords.
     pub users: &'a [(&'a str, &'a str)],
-    /// Whether it logs a line per request, which costs it a little time, and us memory.
+    /// Whether it logs a line per request, which costs time and memory.
     pub log_requests: bool,
-    /// A file that its log goes to as well, for programs that watch logs.
+    /// A further file for its log, for programs that watch logs.
     pub log_file: Option<PathBuf>,
     /// The only CPU that it may use.
     pub cpu: Option<usize>,
     /// Whether the users 1000 to 1299 exist as well, with the passwords of [`phone_password`].
     pub phones: bool,
-    /// How many seconds a nonce is good for.
+    /// Lifetime of a nonce in seconds.
     pub nonce_expire: u32,
     /// Where it sends HEP, if it does; then it takes TCP as well.
     pub hep: Option<&'a str>,
 }
 
-/// How the registrar treats everybody.
+/// The registrar's behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
-    /// Everybody gets what is due.
+    /// Normal.
     Fair,
-    /// Nobody gets an answer.
+    /// No responses.
     Quiet,
-    /// Credentials are challenged again, the right ones too.
+    /// All credentials are challenged again.
     Challenging,
-    /// Everything is answered with 403.
+    /// 403 to everything.
     Refusing,
 }
 
@@ -101,12 +100,12 @@ pub struct Registrar {
     control: PathBuf,
 }
 
-/// One request that the registrar received.
+/// A request that the registrar received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// When its log line came.
+    /// Time of its log line.
     pub at: SystemTime,
-    /// The address it came from.
+    /// Source address.
     pub source: String,
     /// Its method.
     pub method: String,
@@ -118,7 +117,7 @@ impl Registrar {
         Self::start_with(namespace, directory, &RegistrarOptions::default())
     }
 
-    /// The same with other options.
+    /// With options.
     pub fn start_with(
         namespace: &Namespace,
         directory: &Path,
@@ -149,15 +148,14 @@ impl Registrar {
         Ok(Self { process, control })
     }
 
-    /// Changes how it treats everybody; the next request is treated like that.
+    /// Changes its behaviour, from the next request on.
     pub fn treat_everybody(&self, mood: Mood) -> Result<()> {
         self.remote(&["pv.shvSet", "mood", "int", mood.number()])
     }
 
-    /// Sends a request from its port 5060, as it does to carriers that it registers with or looks
-    /// after.
+    /// Sends a request from its port 5060, as to carriers.
     pub fn ask(&self, method: &str, to: SocketAddr) -> Result<()> {
-        // Without a body it would write one of its own.
+        // Otherwise it would add a body.
         let headers = format!(
             "From: <sip:pbx@lab.example>\r\nTo: <sip:pbx@{to}>\r\nContact: <sip:pbx@{PBX_WAN}>\r\n\
              Content-Type: text/plain\r\n"
@@ -173,25 +171,25 @@ impl Registrar {
                 .arg(format!("unix:{}", self.control.display()))
                 .args(arguments),
         )?;
-        // It succeeds even when it was refused.
+        // It succeeds even when refused.
         if said.starts_with("error") {
             bail!("Kamailio refuses {arguments:?}: {said}");
         }
         Ok(())
     }
 
-    /// Every request so far.
+    /// All requests so far.
     pub fn requests(&self) -> Vec<Request> {
         self.process.lines().iter().filter_map(request).collect()
     }
 
-    /// How many requests came from one source.
+    /// Number of requests from one source.
     pub fn received_from(&self, source: impl Into<IpAddr>) -> usize {
         let source = source.into().to_string();
         self.requests().iter().filter(|request| request.source == source).count()
     }
 
-    /// How many requests of one method came from one source.
+    /// Number of requests of one method from one source.
     pub fn received_of(&self, source: impl Into<IpAddr>, method: &str) -> usize {
         let source = source.into().to_string();
         let is_one = |request: &&Request| {
@@ -200,7 +198,7 @@ impl Registrar {
         self.requests().iter().filter(is_one).count()
     }
 
-    /// How many requests came from each source.
+    /// Number of requests by source.
     pub fn sources(&self) -> BTreeMap<String, usize> {
         let mut sources = BTreeMap::new();
         for request in self.requests() {
@@ -209,7 +207,7 @@ impl Registrar {
         sources
     }
 
-    /// When it logged the failed logins of one source, in this order.
+    /// Times of the logged failed logins of one source, in order.
     pub fn failures_of(&self, source: impl Into<IpAddr>) -> Vec<SystemTime> {
         let mark = format!("{FAILURE}{}", source.into());
         let failed = |line: &Line| line.text.ends_with(&mark);
@@ -228,12 +226,11 @@ fn request(line: &Line) -> Option<Request> {
     Some(Request { at: line.at, source: source.to_owned(), method: method.trim().to_owned() })
 }
 
-/// Unknown users get 404, known ones a challenge: what stock configurations do, and what
-/// enumeration relies on.
+/// Unknown users get 404, known ones a challenge: stock behaviour, on which enumeration relies.
 fn configuration(options: &RegistrarOptions<'_>, control: &Path) -> String {
     let mut passwords = String::new();
     for (user, password) in options.users {
-        // Writing to a string cannot fail.
+        // Writing to a string is infallible.
         let _ =
             writeln!(passwords, "        case \"{user}\": $var(password) = \"{password}\"; break;");
     }
@@ -252,7 +249,7 @@ fn configuration(options: &RegistrarOptions<'_>, control: &Path) -> String {
         .replace("@PHONES@", if options.phones { PHONES } else { "" })
         .replace("@NONCE_EXPIRE@", &options.nonce_expire.to_string())
         .replace("@CONTROL@", &control.display().to_string())
-        // What it is called in requests that it passes on; phones reach that address too.
+        // Its address in forwarded requests, which phones can reach.
         .replace("@ADVERTISED@", &PBX_WAN.to_string())
 }
 

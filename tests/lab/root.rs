@@ -1,9 +1,8 @@
-//! The files of a clean Debian, unpacked for one test, and how a program starts with them as its
+//! The files of a clean Debian, unpacked for one test, and the start of a program with them as its
 //! root.
 //!
-//! Its processes, mounts and BPF file system are in namespaces that end with it, and what of /proc
-//! and /sys is the whole machine's is read-only there. Which network it has is up to whoever starts
-//! it.
+//! Its processes, mounts and BPF file system are in namespaces that end with it; global parts of
+//! /proc and /sys are read-only there. The network is up to the caller.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,9 +14,8 @@ use anyhow::{Context, Result};
 use crate::namespace::unique_name;
 use crate::process::succeed;
 
-/// Makes the directory that is its first argument the root, with what systemd expects, and becomes
-/// the program that the others are. Settings of the kernel are read-only but for those of the
-/// network namespace, which are its own.
+/// Makes its first argument the root, with what systemd expects, and executes the other arguments.
+/// Kernel settings are read-only, except for those of its own network namespace.
 const START: &str = r#"
 set -e
 mount --make-rprivate /
@@ -51,7 +49,7 @@ rmdir old
 exec env -i container=laboratory PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"
 "#;
 
-/// An unpacked one.
+/// An unpacked root.
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
@@ -68,7 +66,7 @@ impl Root {
         Ok(Self { path })
     }
 
-    /// Where one of its files is, by its absolute path inside.
+    /// The outer path of a file, by its absolute path inside.
     pub fn path(&self, inside: &str) -> PathBuf {
         self.path.join(inside.trim_start_matches('/'))
     }
@@ -81,8 +79,8 @@ impl Root {
             .map(drop)
     }
 
-    /// The arguments of unshare(1) with which a program starts in it as the first process: all
-    /// others end with it, and it with unshare.
+    /// The arguments of unshare(1) that start a program in it as the init process: all others end
+    /// with it, and it with unshare.
     pub fn start(&self, program: &[&str]) -> Vec<OsString> {
         const NAMESPACES: [&str; 8] =
             ["--mount", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "--kill-child", "--"];

@@ -1,4 +1,4 @@
-//! A seccomp profile, as container runtimes and service managers put around a program.
+//! A seccomp profile, as of container runtimes and service managers.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::libc;
 
-/// `SECCOMP_SET_MODE_FILTER` and the actions of a filter (`include/uapi/linux/seccomp.h`).
+/// `SECCOMP_SET_MODE_FILTER` and filter actions (`include/uapi/linux/seccomp.h`).
 const SET_MODE_FILTER: libc::c_long = 1;
 const ALLOW: u32 = 0x7fff_0000;
 const ERRNO: u32 = 0x0005_0000;
@@ -17,12 +17,12 @@ const LOAD: u16 = 0x20;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 
-/// Has the command, and all that it starts, get these errors from these system calls.
+/// Makes these system calls fail with these errors, in the command and its children.
 pub fn refuse(command: &mut Command, calls: &[(libc::c_long, i32)]) {
     if calls.is_empty() {
         return;
     }
-    // The number of the call is the first word of `struct seccomp_data`.
+    // The system call number is the first word of `struct seccomp_data`.
     let mut filter = vec![instruction(LOAD, 0, 0)];
     for (call, error) in calls {
         filter.push(instruction(JUMP_IF_EQUAL, 1, *call as u32));
@@ -34,7 +34,7 @@ pub fn refuse(command: &mut Command, calls: &[(libc::c_long, i32)]) {
     unsafe { command.pre_exec(move || install(&mut filter)) };
 }
 
-/// A jump goes on with the next instruction if it fits, else behind it.
+/// A jump continues with the next instruction on a match, else skips it.
 fn instruction(code: u16, jump: u8, k: u32) -> libc::sock_filter {
     libc::sock_filter { code, jt: 0, jf: jump, k }
 }

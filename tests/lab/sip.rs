@@ -2,20 +2,20 @@
 
 use std::net::SocketAddr;
 
-/// What makes one request differ from the next.
+/// The variable parts of a request.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
     /// The method.
     pub method: &'a str,
-    /// The user that is registered or called.
+    /// The registered or called user.
     pub user: &'a str,
     /// The Call-ID.
     pub call_id: &'a str,
     /// The number in CSeq.
     pub sequence: u32,
-    /// Where it comes from.
+    /// Source.
     pub from: SocketAddr,
-    /// Where it goes.
+    /// Destination.
     pub to: SocketAddr,
 }
 
@@ -25,7 +25,7 @@ impl Request<'_> {
         self.bytes_with("")
     }
 
-    /// The same with further headers, each with its line end.
+    /// With further headers, each with its line end.
     pub fn bytes_with(&self, headers: &str) -> Vec<u8> {
         let Self { method, user, call_id, sequence, from, to } = self;
         format!(

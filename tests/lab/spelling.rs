@@ -1,19 +1,18 @@
-//! Unusual ways to write a request that a real SIP server understands all the same: ways around a
-//! filter that does not.
+//! Unusual spellings of a request that real SIP servers accept: evasions of stricter filters.
 
-/// One way.
+/// One spelling.
 #[derive(Debug, Clone, Copy)]
 pub struct Spelling {
-    /// What it is called in tables.
+    /// Its name in tables.
     pub name: &'static str,
-    /// Writes a request in this way, from one as [`crate::sip::Request`] writes it.
+    /// Rewrites a request of [`crate::sip::Request`] in this spelling.
     pub write: fn(&str) -> String,
 }
 
-/// As everybody writes it.
+/// The usual spelling.
 pub const PLAIN: Spelling = Spelling { name: "as everybody writes it", write: str::to_owned };
 
-/// All of them.
+/// All spellings.
 pub const SPELLINGS: [Spelling; 12] = [
     PLAIN,
     Spelling { name: "lower case method", write: |text| text.replacen("REGISTER", "register", 1) },
@@ -50,7 +49,7 @@ fn compact(text: &str) -> String {
     NAMES.into_iter().fold(text.to_owned(), shorter)
 }
 
-/// Every second letter of header names is a capital, and their colons have blanks around them.
+/// Alternating capitals in header names, and blanks around colons.
 fn odd_case(text: &str) -> String {
     let (start, rest) = text.split_once("\r\n").unwrap_or((text, ""));
     let mut odd = format!("{start}\r\n");
@@ -74,8 +73,7 @@ fn odd_case(text: &str) -> String {
     odd
 }
 
-/// Each parameter of the credentials is on a line of its own, which belongs to the header since it
-/// begins with a blank.
+/// Each parameter of the credentials on its own continuation line.
 fn folded(text: &str) -> String {
     let Some((before, rest)) = text.split_once("Authorization: ") else { return text.to_owned() };
     let Some((credentials, after)) = rest.split_once("\r\n") else { return text.to_owned() };

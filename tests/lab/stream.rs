@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::namespace::Namespace;
 use crate::sip::Request;
 
-/// A socket inside a namespace, connected to where it sends.
+/// A connected socket inside a namespace.
 pub fn socket(namespace: &Namespace, from: SocketAddr, to: SocketAddr) -> Result<UdpSocket> {
     namespace.enter(|| {
         let socket = UdpSocket::bind(from).with_context(|| format!("cannot bind to {from}"))?;
@@ -20,8 +20,7 @@ pub fn socket(namespace: &Namespace, from: SocketAddr, to: SocketAddr) -> Result
     })
 }
 
-/// A stream of REGISTERs of one user from port 5060 to port 5060, as a tool in a hurry would send
-/// them.
+/// A stream of REGISTERs of one user from port 5060 to port 5060, like a fast tool.
 pub fn registers(
     namespace: &Namespace,
     from: impl Into<IpAddr>,
@@ -35,7 +34,7 @@ pub fn registers(
     })
 }
 
-/// A thread that sends at a constant rate until it is stopped.
+/// A thread that sends at a constant rate until stopped.
 #[derive(Debug)]
 pub struct Stream {
     stop: Arc<AtomicBool>,
@@ -44,7 +43,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Starts sending `rate` datagrams a second, which `payload` makes from their number.
+    /// Starts sending `rate` datagrams per second, made by `payload` from their number.
     pub fn start(
         socket: UdpSocket,
         rate: u32,
@@ -64,7 +63,7 @@ impl Stream {
                     }
                     thread::sleep(interval.min(Duration::from_millis(20)));
                 }
-                // An ICMP error for an earlier datagram is reported here; the next try sends.
+                // An ICMP error for an earlier datagram is reported here; the second call sends.
                 let datagram = payload(number);
                 if socket.send(&datagram).is_ok() || socket.send(&datagram).is_ok() {
                     counter.fetch_add(1, Ordering::Relaxed);
@@ -74,12 +73,12 @@ impl Stream {
         Ok(Self { stop, sent, thread: Some(thread) })
     }
 
-    /// How many were sent so far.
+    /// Number sent so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Stops it and says how many it sent.
+    /// Stops it and returns the number sent.
     pub fn stop(mut self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {

@@ -1,5 +1,4 @@
-//! A program that does its work in a child and sees to it that nothing is left, even if that is
-//! killed.
+//! A program that works in a child, and cleans up even if that is killed.
 
 use std::env;
 use std::process::{Command, ExitStatus};
@@ -15,26 +14,26 @@ use nix::unistd::Pid;
 
 use crate::namespace::{remains_of, sweep_owner};
 
-/// Set for the process that does the work.
+/// Set for the worker process.
 const WORKER: &str = "SIP_XDP_LAB_WORKER";
 
-/// How the worker ended.
+/// The end of the worker.
 #[derive(Debug)]
 pub struct Aftermath {
     /// Its exit status.
     pub status: ExitStatus,
-    /// What it had left, which is removed now: namespaces, pins, directories, processes.
+    /// Its remains, which are removed now: namespaces, pins, directories, processes.
     pub remains: Vec<String>,
 }
 
-/// Whether this process is the one that works.
+/// Whether this process is the worker.
 pub fn is_worker() -> bool {
     env::var_os(WORKER).is_some()
 }
 
-/// Runs this program again, as the worker with the same arguments, and cleans up behind it.
+/// Runs this program again as the worker, with the same arguments, and cleans up after it.
 pub fn supervise() -> Result<Aftermath> {
-    // Processes that the worker leaves become our children, so that they can be seen.
+    // Orphans of the worker become our children, so that they can be found.
     prctl::set_child_subreaper(true).context("cannot adopt orphans")?;
     extern "C" fn leave_it_to_the_worker(_: i32) {}
     // SAFETY: the handler does nothing, which is safe at any moment.
@@ -56,10 +55,10 @@ pub fn supervise() -> Result<Aftermath> {
     Ok(Aftermath { status, remains })
 }
 
-/// Descendants of the worker that are still running a moment after its end.
+/// Descendants of the worker that still run a moment after its end.
 fn remaining_children() -> Vec<String> {
     let mut running = Vec::new();
-    // Ten seconds: one that is killed needs a CPU to end, of which others may have all.
+    // Ten seconds: a killed process needs CPU time to end.
     for _ in 0..500 {
         match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
             Err(Errno::ECHILD) => return Vec::new(),

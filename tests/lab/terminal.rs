@@ -1,4 +1,4 @@
-//! A real terminal for programs that draw on one.
+//! A real terminal for full-screen programs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::process::succeed;
 use crate::topology::Lab;
 use crate::wait_until;
 
-/// How long anything may take to be seen.
+/// Timeout of a visible change.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A terminal of its own, in a tmux server of its own.
+/// A terminal in its own tmux server.
 #[derive(Debug)]
 pub struct Terminal {
     socket: PathBuf,
@@ -66,12 +66,12 @@ impl Terminal {
         self.tmux(&["send-keys", key]).map(drop)
     }
 
-    /// What can be read on it.
+    /// Its visible text.
     pub fn screen(&self) -> Result<String> {
         self.tmux(&["capture-pane", "-p"])
     }
 
-    /// Waits until what can be read fulfils a condition, and returns it.
+    /// Waits until its text satisfies a condition, and returns it.
     pub fn wait(&self, what: &str, condition: impl Fn(&str) -> bool) -> Result<String> {
         let mut screen = String::new();
         wait_until(what, SOON, || {
@@ -82,13 +82,13 @@ impl Terminal {
         Ok(screen)
     }
 
-    /// Gives it another size, in columns and lines.
+    /// Resizes it, in columns and lines.
     pub fn resize(&self, width: u16, height: u16) -> Result<()> {
         self.tmux(&["resize-window", "-x", &width.to_string(), "-y", &height.to_string()]).map(drop)
     }
 
-    /// Runs a command from its shell, which says with what it `left`, and returns the process id of
-    /// the command.
+    /// Runs a command from its shell, which prints `left` with its status, and returns the
+    /// command's process id.
     pub fn run(&self, command: &Command) -> Result<Pid> {
         let words = command.get_args().map(|word| word.to_string_lossy().into_owned());
         let line: Vec<_> = [command.get_program().to_string_lossy().into_owned()]
@@ -101,7 +101,7 @@ impl Terminal {
         let note = self.directory.join("terminal.pid");
         let _ = fs::remove_file(&note);
         let settings = settings.collect::<Vec<_>>().join(" ");
-        // The shell's own number becomes that of the program.
+        // The shell's process id becomes that of the program.
         let script = self.directory.join("terminal.sh");
         let run = format!("echo $$ > {}; exec env {settings} {}", note.display(), line.join(" "));
         fs::write(&script, run).context("cannot write a script")?;
@@ -115,7 +115,7 @@ impl Terminal {
         pid.map(Pid::from_raw).context("it was just read")
     }
 
-    /// Writes what programs send to it from now on to a file, byte by byte.
+    /// Records the raw output of programs to a file from now on.
     pub fn record(&self, file: &Path) -> Result<()> {
         self.tmux(&["pipe-pane", "-O", &format!("cat > {}", file.display())]).map(drop)
     }
@@ -123,7 +123,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // It goes with the shell in it.
+        // The shell ends with it.
         let _ = self.tmux(&["kill-server"]);
     }
 }

@@ -17,11 +17,11 @@ use crate::namespace::{Namespace, sweep, unique_name};
 use crate::process::succeed;
 use crate::require_root;
 
-/// The PBX as the attacker sees it.
+/// The PBX from the attacker's side.
 pub const PBX_WAN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-/// The PBX as the phones see it.
+/// The PBX from the phones' side.
 pub const PBX_LAN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-/// The PBX as the attacker sees it, with IPv6.
+/// The PBX from the attacker's side, IPv6.
 pub const PBX_WAN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x66, 0, 0, 0, 0, 1);
 /// The attacker's IPv6 address.
 pub const ATTACKER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x66, 0, 0, 0, 0, 0x66);
@@ -29,27 +29,27 @@ pub const ATTACKER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x66, 0, 0, 0, 0, 0
 pub const ATTACKER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
 /// The first phone.
 pub const PHONE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
-/// The PBX's interface to the world.
+/// The PBX's outer interface.
 pub const WAN: &str = "wan";
 /// The PBX's interface to the phones.
 pub const LAN: &str = "lan";
-/// The interface of everybody else.
+/// The interface of all others.
 pub const OUTSIDE: &str = "eth0";
 
 /// The namespaces of one test and a directory for its files.
 #[derive(Debug)]
 pub struct Lab {
-    /// Where the registrar and the filter run.
+    /// Runs registrar and filter.
     pub pbx: Namespace,
-    /// Where attacks come from.
+    /// The attacker's side.
     pub attacker: Namespace,
-    /// Where phones are.
+    /// The phones' side.
     pub phone: Namespace,
     directory: TempDir,
 }
 
 impl Lab {
-    /// Removes what killed runs left, then builds the network.
+    /// Sweeps remains of killed runs, then builds the network.
     pub fn new() -> Result<Self> {
         require_root()?;
         sweep()?;
@@ -73,15 +73,14 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Gives the attacker another address: 198.51.100.100, and so on.
+    /// Adds an address for the attacker: 198.51.100.100, and so on.
     pub fn further_attacker(&self, number: u8) -> Result<Ipv4Addr> {
         let attacker = Ipv4Addr::new(198, 51, 100, 100 + number);
         address(&self.attacker, OUTSIDE, &[&format!("{attacker}/24")])?;
         Ok(attacker)
     }
 
-    /// Lets the PBX take packets through an interface that it would not answer them through: forged
-    /// ones.
+    /// Makes the PBX accept forged packets (no reverse path filter).
     pub fn accept_forgeries(&self) -> Result<()> {
         ["all", WAN, LAN]
             .iter()
@@ -91,8 +90,8 @@ impl Lab {
     /// Routes the IPv6 network of [`Lab::routed`] to the attacker, who may use any address of it.
     pub fn route_to_attacker(&self) -> Result<()> {
         self.pbx.ip(["-6", "route", "add", "2001:db8:77::/64", "via", "2001:db8:66::66"])?;
-        // Without it no neighbour can be asked for on behalf of an address that the interface does
-        // not have.
+        // Needed for neighbour solicitations on behalf of addresses that the interface does not
+        // have.
         address(&self.attacker, OUTSIDE, &["fe80::66/64"])?;
         self.attacker.ip(["-6", "route", "add", "local", "2001:db8:77::/64", "dev", "lo"])?;
         self.attacker.ip(["-6", "route", "add", "default", "via", "2001:db8:66::1"])?;
@@ -104,23 +103,23 @@ impl Lab {
         Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, host)
     }
 
-    /// A directory for files of the test, removed with the lab.
+    /// A directory for the test's files, removed with the lab.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 }
 
-/// Gives an interface these addresses, usable at once.
+/// Adds addresses to an interface, usable at once.
 pub fn address(namespace: &Namespace, interface: &str, addresses: &[&str]) -> Result<()> {
     for address in addresses {
-        // Duplicate address detection would keep an IPv6 address unusable for a second or two.
+        // Duplicate address detection would delay an IPv6 address for a second or two.
         let nodad = address.contains(':').then_some("nodad");
         namespace.ip(["address", "add", address, "dev", interface].into_iter().chain(nodad))?;
     }
     Ok(())
 }
 
-/// Connects the PBX with somebody outside, whose interface is always called the same.
+/// Connects the PBX with another namespace, whose interface is always [`OUTSIDE`].
 pub(crate) fn connect(pbx: &Namespace, interface: &str, outside: &Namespace) -> Result<()> {
     succeed(
         Command::new("ip")
@@ -128,7 +127,7 @@ pub(crate) fn connect(pbx: &Namespace, interface: &str, outside: &Namespace) -> 
             .args(["peer", "name", OUTSIDE, "netns", outside.name()]),
     )?;
     for (namespace, interface) in [(pbx, interface), (outside, OUTSIDE)] {
-        // No router solicitations and no link-local detection: only packets that a test sends.
+        // No router solicitations and no link-local detection: only the test's packets.
         namespace.ip(["link", "set", interface, "addrgenmode", "none"])?;
         namespace.ip(["link", "set", interface, "up"])?;
     }

@@ -1,4 +1,4 @@
-//! What a process uses of the machine.
+//! Resource usage of a process.
 
 use std::fs;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub fn memory(pid: Pid) -> Result<f64> {
     Ok(kilobytes / 1024.0)
 }
 
-/// How long its threads have run so far, on all CPUs together.
+/// CPU time of its threads so far.
 pub fn cpu_time(pid: Pid) -> Result<Duration> {
     let clock = clock_getcpuclockid(pid).with_context(|| format!("there is no process {pid}"))?;
     Ok(clock_gettime(clock)?.into())
@@ -39,7 +39,7 @@ mod tests {
         while start.elapsed() < Duration::from_millis(50) {}
         assert!(cpu_time(own).unwrap() > before);
         assert!((16.0..16_384.0).contains(&memory(own).unwrap()), "{}", filled.len());
-        // The kernel gives no process a number as large as that (`PID_MAX_LIMIT`).
+        // Above the kernel's maximum (`PID_MAX_LIMIT`).
         let nobody = Pid::from_raw(1 << 23);
         assert!(memory(nobody).is_err() && cpu_time(nobody).is_err());
     }

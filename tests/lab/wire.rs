@@ -1,7 +1,7 @@
-//! A cable between two fresh namespaces for measuring what a filter at its end can drop.
+//! A cable between two new namespaces, to measure the drop rate of a filter at its end.
 //!
 //! The receiving interface has GRO on: veth then polls like a network card's driver, with or
-//! without an XDP program, and takes the frames that the generator hands over.
+//! without an XDP program, and accepts the generator's frames.
 
 use std::fs;
 use std::net::SocketAddrV4;
@@ -16,11 +16,11 @@ use crate::namespace::{Namespace, unique_name};
 use crate::process::succeed;
 use crate::topology::{ATTACKER, LAN, OUTSIDE, PBX_WAN, WAN, address, connect};
 
-/// The port that frames go to.
+/// Destination port of the frames.
 const PORT: u16 = 5060;
 
-/// Two namespaces: the receiving one has the interface [`WAN`] with the address [`PBX_WAN`] and
-/// sends all it has to say to the other one, whose interface is [`OUTSIDE`].
+/// Two namespaces: the receiving one has the interface [`WAN`] with the address [`PBX_WAN`] and its
+/// default route to the other one, whose interface is [`OUTSIDE`].
 #[derive(Debug)]
 pub struct Wire {
     /// Where packets come from.
@@ -31,7 +31,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Makes one.
+    /// Creates both.
     pub fn new() -> Result<Self> {
         let wire = Self {
             sender: Namespace::new("sender")?,
@@ -64,7 +64,7 @@ impl Wire {
         Generator::load(&self.sender, OUTSIDE, frame, sources)
     }
 
-    /// Connects phones with the receiving end through an interface of their own, [`LAN`].
+    /// Connects phones with the receiving end through a separate interface, [`LAN`].
     pub fn phones(&self) -> Result<Namespace> {
         let phones = Namespace::new("phones")?;
         connect(&self.receiver, LAN, &phones)?;
@@ -73,26 +73,27 @@ impl Wire {
         Ok(phones)
     }
 
-    /// Packets that the receiving interface has taken in so far, whatever became of them.
+    /// Packets received by the receiving interface so far, before any filter.
     pub fn received(&self) -> Result<u64> {
         received(&self.receiver, WAN)
     }
 
-    /// IPv4 packets that got to a transport protocol of the receiving end so far: past every
+    /// IPv4 packets delivered to a transport protocol of the receiving end so far, past every
     /// filter.
     pub fn delivered(&self) -> Result<u64> {
         ip_statistic(&self.receiver, "InDelivers")
     }
 
-    /// IPv4 packets that got to the stack of the receiving end so far: past every filter below it.
+    /// IPv4 packets that reached the network stack of the receiving end so far, past every filter
+    /// below it.
     pub fn reached_the_stack(&self) -> Result<u64> {
         ip_statistic(&self.receiver, "InReceives")
     }
 }
 
-/// Lets a namespace take packets from any address through one interface, and answer them to
-/// [`ATTACKER`] at the other end: no reverse path filter, a default route, a neighbour that is
-/// known for good, and GRO.
+/// Lets a namespace accept packets from any address through one interface, and answer them to
+/// [`ATTACKER`] at the other end: no reverse path filter, a default route, a permanent neighbour,
+/// and GRO.
 pub fn accept_from_anywhere(
     namespace: &Namespace,
     interface: &str,
@@ -117,10 +118,9 @@ pub fn accept_from_anywhere(
     succeed(namespace.command("ethtool").args(["-K", interface, "gro", "on"])).map(drop)
 }
 
-/// Packets that an interface has taken in so far, whatever became of them.
+/// Packets received by an interface so far, before any filter.
 pub fn received(namespace: &Namespace, interface: &str) -> Result<u64> {
-    // Read in no time, by no other program: it may be asked while a flood leaves little time to
-    // any.
+    // Read directly, without starting a program, since a flood may leave little CPU time.
     let text = namespace.enter(|| {
         fs::read_to_string("/proc/thread-self/net/dev")
             .context("cannot read the interfaces' statistics")
@@ -148,7 +148,7 @@ pub fn ip_statistic(namespace: &Namespace, name: &str) -> Result<u64> {
     statistic(&text, "Ip:", name).with_context(|| format!("the stack has no counter {name}"))
 }
 
-/// An interface has a line with its name, then bytes and packets received, then more.
+/// Per interface a line with its name, then bytes and packets received, then more.
 fn taken_in(text: &str, interface: &str) -> Option<u64> {
     let mut lines = text
         .lines()
@@ -156,7 +156,7 @@ fn taken_in(text: &str, interface: &str) -> Option<u64> {
     lines.next()?.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// A protocol has a line of names and a line of values.
+/// Per protocol a line of names and a line of values.
 fn statistic(text: &str, protocol: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with(protocol));
     let (names, values) = (lines.next()?, lines.next()?);

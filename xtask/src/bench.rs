@@ -33,7 +33,7 @@ pub(crate) fn run(quick: bool, sections: &[char], output: Option<PathBuf>) -> Re
     for letter in sections {
         bench.arg(format!("--section={letter}"));
     }
-    // Asked here, as the user to whom the checkout belongs.
+    // Determined here, as the owner of the checkout.
     if let Some(commit) = commit(&workspace) {
         bench.arg(format!("--commit={commit}"));
     }
@@ -41,7 +41,7 @@ pub(crate) fn run(quick: bool, sections: &[char], output: Option<PathBuf>) -> Re
     if status.success() {
         return Ok(());
     }
-    // The benchmark has said what went wrong.
+    // The benchmark has printed the error.
     exit(status.code().unwrap_or(1));
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: format, lints, then all tests beside each other, with a summary last.
+//! `cargo xtask test`: format, lints, then all tests concurrently, with a summary at the end.
 
 use std::env;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::suite::{self, Selection};
 use crate::workspace::{KERNEL_PACKAGES, Workspace};
 use crate::{packages, setup};
 
-/// After which a test is taken to hang.
+/// Time after which a test counts as hanging.
 const LIMIT: Duration = Duration::from_secs(300);
 /// The same of the long forms of tests.
 const LONG_LIMIT: Duration = Duration::from_secs(12 * 3_600);
@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let workspace = Workspace::find()?;
     let is_all = arguments.names.is_empty() && !arguments.fast;
-    // Everything that is missing is said before the long part begins.
+    // All missing packages are reported before the long part.
     if !arguments.fast {
         if !is_root() && find("sudo").is_none() {
             bail!(
@@ -63,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let selection = Selection { names: &arguments.names, root: !arguments.fast };
     let tests = suite::build(&workspace, selection)?;
     if tests.iter().any(|test| test.is_root) {
-        // Asks for the password once, before several want it.
+        // Asks for the password once, before several tests need it.
         command::run(&mut as_root("true")?)?;
     }
     let is_long = LONG.iter().any(|name| env::var_os(name).is_some());

@@ -1,5 +1,5 @@
-//! Running other programs: with their name in every error, and without the environment of the cargo
-//! that runs us.
+//! Running other programs, with their name in every error, and without the environment of the
+//! running cargo.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -67,8 +67,8 @@ pub(crate) fn cargo() -> PathBuf {
     env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
 
-/// Does `install` into a fresh directory and moves the result to `directory` when it is complete,
-/// so that an interrupted installation is never taken for a finished one.
+/// Runs `install` in a fresh directory and moves the result to `directory` when complete, so that
+/// an interrupted installation is never taken for a finished one.
 pub(crate) fn install_once(
     directory: &Path,
     install: impl FnOnce(&Path) -> Result<()>,
@@ -80,7 +80,7 @@ pub(crate) fn install_once(
     let partial = PathBuf::from(partial);
     let result = install(&partial).and_then(|()| match std::fs::rename(&partial, directory) {
         Ok(()) => Ok(()),
-        // Somebody else finished the same installation in the meantime.
+        // Another process has finished the same installation meanwhile.
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         Err(error) => {
             Err(error).with_context(|| format!("cannot put {} in place", directory.display()))

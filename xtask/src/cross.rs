@@ -1,8 +1,8 @@
-//! The binary for other machines than this one: arm64, and one that needs no library of the system.
+//! Cross builds: for arm64, and a static binary.
 //!
-//! Debian's compiler is taken for arm64 where it is there: the standard library of the same version
-//! for that machine comes from the same archive, and is unpacked beside it rather than installed.
-//! Elsewhere rustup's target is used. C code (SQLite, zstd) and the linking are gcc's.
+//! For arm64 Debian's compiler is preferred: the standard library of the same version for that
+//! machine comes from the same archive, and is unpacked beside it rather than installed. Elsewhere
+//! rustup's target is used. gcc compiles C code (SQLite, zstd) and links.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -32,6 +32,9 @@ const ARM64_GCC: &str = "aarch64-linux-gnu-gcc";
 const ARM64_PACKAGES: [&str; 2] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
 /// Debian's packages with the standard library; the second has the compiler's version in its name.
 const STANDARD_LIBRARY: &str = "libstd-rust-web-dev";
+/// Where Debian 13 has them, for machines whose own release has none for arm64.
+const DEBIAN_13: &str = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
+                         http://deb.debian.org/debian trixie main\n";
 
 impl Target {
     /// The compiler's name for it.
@@ -142,15 +145,27 @@ fn root_of(directory: &Path) -> PathBuf {
     directory.join("usr/lib/rustlib")
 }
 
-/// Downloads and unpacks the library's packages, from where this machine has its own, but for
-/// arm64: with lists of their own, so that the machine's apt does not learn of that architecture.
+/// Downloads and unpacks the library's packages for arm64: from where this machine has its own,
+/// else from Debian 13, whose builds of the same release of the compiler make the same library.
 fn fetch(root: &Path, version: &str) -> Result<()> {
     let apt = root.join("apt");
+    let own = fetch_from(&apt, root, None, version);
+    own.or_else(|error| {
+        say(format!("{error:#}: trying Debian 13"));
+        fetch_from(&apt, root, Some(DEBIAN_13), version)
+    })?;
+    fs::remove_dir_all(&apt).context("cannot clean up")
+}
+
+/// The same from one set of sources, this machine's or others. Its lists are its own, so that the
+/// machine's apt does not learn of another architecture.
+fn fetch_from(apt: &Path, root: &Path, sources: Option<&str>, version: &str) -> Result<()> {
+    let _ = fs::remove_dir_all(apt);
     for part in ["lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(apt.join(part))?;
     }
     fs::write(apt.join("status"), "")?;
-    let options = [
+    let mut options = vec![
         "-oAPT::Architecture=arm64".to_owned(),
         "-oAPT::Architectures=arm64".to_owned(),
         "-oAPT::Sandbox::User=root".to_owned(),
@@ -158,31 +173,54 @@ fn fetch(root: &Path, version: &str) -> Result<()> {
         format!("-oDir::State::status={}", apt.join("status").display()),
         format!("-oDir::Cache={}", apt.join("cache").display()),
     ];
+    if let Some(sources) = sources {
+        let list = apt.join("sources.list");
+        fs::write(&list, sources)?;
+        options.push(format!("-oDir::Etc::sourcelist={}", list.display()));
+        options.push("-oDir::Etc::sourceparts=-".to_owned());
+    }
     let apt_get = || {
         let mut command = Command::new("apt-get");
-        command.current_dir(&apt).args(&options);
+        command.current_dir(apt).args(&options);
         command
     };
-    // A source of others that has nothing for arm64 is no reason to stop: what is missing is said
-    // below.
+    // A foreign source without arm64 is no reason to stop: missing packages are reported below.
     let _ = ask(apt_get().args(["--quiet", "update"]));
-    let depends = ask(Command::new("apt-cache").args(&options).args(["depends", STANDARD_LIBRARY]))
-        .context("apt knows no packages for arm64")?;
-    let library = depends
+    let apt_cache = |command: &str, package: &str| {
+        ask(Command::new("apt-cache").args(&options).args([command, package]))
+            .with_context(|| format!("apt knows no {package} for arm64"))
+    };
+    let known = apt_cache("madison", STANDARD_LIBRARY)?;
+    let is_ours = |known: &&str| match sources {
+        None => *known == version,
+        Some(_) => release(known) == release(version),
+    };
+    let version = known
         .lines()
-        .find_map(|line| {
-            line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("libstd-rust-"))
-        })
+        .filter_map(|line| Some(line.split('|').nth(1)?.trim()))
+        .find(is_ours)
+        .with_context(|| format!("apt knows no {STANDARD_LIBRARY} {version} for arm64"))?;
+    let shown = apt_cache("show", &format!("{STANDARD_LIBRARY}={version}"))?;
+    let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
+    let library = depends
+        .split(", ")
+        .filter_map(|one| one.split_whitespace().next())
+        .find(|name| name.starts_with("libstd-rust-"))
         .context("the package with the standard library depends on no library")?;
     for package in [STANDARD_LIBRARY, library] {
         run_quietly(apt_get().arg("download").arg(format!("{package}={version}")))?;
     }
-    for file in fs::read_dir(&apt)?.flatten().map(|entry| entry.path()) {
+    for file in fs::read_dir(apt)?.flatten().map(|entry| entry.path()) {
         if file.extension().is_some_and(|extension| extension == "deb") {
             run_quietly(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(root))?;
         }
     }
-    fs::remove_dir_all(&apt).context("cannot clean up")
+    Ok(())
+}
+
+/// The compiler's release in the version of a Debian package.
+fn release(version: &str) -> &str {
+    version.split(['+', '-']).next().unwrap_or(version)
 }
 
 /// Makes rustup's standard library for arm64 available to the contributor's own cargo.

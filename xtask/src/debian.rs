@@ -1,5 +1,4 @@
-//! A clean Debian, as one gets it from its mirrors: made once, kept packed, unpacked by whoever
-//! needs one.
+//! A clean Debian from its mirrors: created once, kept as an archive, unpacked when needed.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,12 +14,24 @@ const SUITE: &str = "bookworm";
 /// What it has beside the essential packages: what any server has, the shells whose completions are
 /// tried, and rpm, by which the other package is installed.
 const PACKAGES: &str =
-    "bash-completion,ca-certificates,fish,iproute2,man-db,rpm,sudo,systemd-sysv,zsh";
+    "bash-completion,ca-certificates,dbus,fish,iproute2,man-db,rpm,sudo,systemd-sysv,zsh";
+
+/// What a host of containers has: Podman, and what it asks to make a container's control group.
+const ENGINE: &str = "crun,dbus,iproute2,podman,systemd-sysv";
 
 /// The packed root.
 pub(crate) fn clean_root() -> Result<PathBuf> {
+    make(&format!("debian-{SUITE}-3.tar"), PACKAGES)
+}
+
+/// Another, with a container engine in the place of what servers have.
+pub(crate) fn engine_root() -> Result<PathBuf> {
+    make(&format!("debian-{SUITE}-podman.tar"), ENGINE)
+}
+
+fn make(name: &str, include: &str) -> Result<PathBuf> {
     let directory = cache_directory()?;
-    let path = directory.join(format!("debian-{SUITE}-2.tar"));
+    let path = directory.join(name);
     if path.is_file() {
         say(format!("clean Debian: {}", path.display()));
         return Ok(path);
@@ -29,14 +40,14 @@ pub(crate) fn clean_root() -> Result<PathBuf> {
         bail!("the package can be tried on Debian and its relatives only: there is no apt here");
     }
     packages::install(&["mmdebstrap".to_owned()])?;
-    say(format!("making a clean Debian ({SUITE}) from the mirrors, two to four minutes"));
+    say(format!("making a clean Debian ({SUITE}) from the mirrors, one to four minutes"));
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     // Complete or not there at all, should this be interrupted.
     let partial = path.with_extension(format!("partial-{}.tar", std::process::id()));
     let made = run_quietly(
         as_root("mmdebstrap")?
-            .args(["--variant=apt", &format!("--include={PACKAGES}"), SUITE])
+            .args(["--variant=apt", &format!("--include={include}"), SUITE])
             .arg(&partial),
     );
     if made.is_err() {

@@ -24,6 +24,6 @@ pub(crate) fn run() -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    // The demo has said what did not hold.
+    // The demonstration has printed the failed checks.
     exit(status.code().unwrap_or(1));
 }

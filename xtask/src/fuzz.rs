@@ -1,9 +1,8 @@
-//! `cargo xtask fuzz`: builds the fuzz targets with the coverage that libFuzzer is guided by, and
-//! runs them.
+//! `cargo xtask fuzz`: builds the fuzz targets with coverage for libFuzzer, and runs them.
 //!
-//! That takes no special toolchain: any rustc can run LLVM's pass for it. Sanitizers are left out,
-//! since they need a nightly one, and since there is next to no `unsafe` in what is fuzzed:
-//! overflows, debug assertions and the targets' own checks tell.
+//! No special toolchain is needed: any rustc can run LLVM's pass. Sanitizers are left out, since
+//! they need nightly, and since the fuzzed code has next to no `unsafe`: overflow checks, debug
+//! assertions and the targets' own checks suffice.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -26,7 +25,7 @@ const PROFILE: &str = "fuzz";
 /// The longest input: a packet.
 const MAX_LENGTH: u32 = 2_048;
 
-/// After so many seconds an input is one that the target cannot stand.
+/// Seconds after which an input counts as a hang.
 const TIMEOUT: u32 = 10;
 
 /// Coverage of edges, counted, with the places in the code and with the operands of comparisons.
@@ -100,8 +99,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Makes the inputs to begin with, unless there are any: what was found by earlier runs is
-    /// worth more.
+    /// Creates the seed inputs, unless there are any from earlier runs.
     fn seed(&self, workspace: &Workspace) -> Result<()> {
         fs::create_dir_all(&self.findings)
             .with_context(|| format!("cannot make {}", self.findings.display()))?;
@@ -119,7 +117,7 @@ impl<'a> Place<'a> {
         Ok(())
     }
 
-    /// Runs the target. Returns whether it stood everything.
+    /// Runs the target. Returns whether it found nothing.
     fn fuzz(&self, minutes: u32) -> Result<bool> {
         say(format!("{}: fuzzing for {minutes} min, log in {}", self.target, self.log.display()));
         let log = File::create(&self.log)
@@ -147,7 +145,7 @@ impl<'a> Place<'a> {
         Ok(status.success())
     }
 
-    /// Says what was found and how to see it again.
+    /// Reports findings, and how to reproduce them.
     fn tell(&self, summary: &Summary, status: ExitStatus) {
         if let Some(said) = &summary.said {
             println!("{}: {said}", self.target);
@@ -166,7 +164,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// What libFuzzer has said.
+/// The output of libFuzzer.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Summary {
     runs: u64,
@@ -175,9 +173,9 @@ struct Summary {
     /// Inputs that reach what no other does.
     corpus: u64,
     per_second: u64,
-    /// Where the input is that the target cannot stand.
+    /// The input that the target failed on.
     finding: Option<String>,
-    /// What the target said of it.
+    /// The target's message about it.
     said: Option<String>,
 }
 

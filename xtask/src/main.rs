@@ -63,7 +63,12 @@ enum Task {
         #[arg(value_name = "TARGET", value_parser = fuzz::TARGETS)]
         targets: Vec<String>,
         /// How long, for each target
-        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_080))]
+        #[arg(
+            long,
+            value_name = "N",
+            default_value_t = 1,
+            value_parser = clap::value_parser!(u32).range(1..=10_080)
+        )]
         minutes: u32,
     },
     /// Show an attacker being banned in the driver while a phone keeps registering (needs root)

@@ -1,5 +1,5 @@
-//! `cargo xtask newcomer`: this checkout in a clean Debian, where whatever the README says is
-//! executed, from its first block to its last.
+//! `cargo xtask newcomer`: this checkout in a clean Debian, where the README is executed from its
+//! first block to its last.
 
 use std::fs::{self, File};
 use std::path::PathBuf;

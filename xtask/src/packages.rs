@@ -1,5 +1,5 @@
-//! Debian packages: installed only when they are missing, without starting a service and without
-//! removing anything.
+//! Debian packages: installed only when missing, without starting services and without removing
+//! anything.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -186,8 +186,8 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
     result
 }
 
-/// Sees to it that none of these packages registers this machine anywhere. What an administrator
-/// has there is left alone.
+/// Prevents these packages from registering this machine anywhere. An administrator's own
+/// configuration is kept.
 fn stay_offline(packages: &[String]) -> Result<()> {
     let (package, file) = OFFLINE;
     if !packages.iter().any(|name| name == package) || Path::new(file).exists() {
@@ -217,8 +217,8 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     run_quietly(&mut command)
 }
 
-/// Keeps what we install for tests and benchmarks from being started, now or at the next boot: this
-/// may be somebody's workstation. A policy that the administrator made is left alone.
+/// Prevents services of installed packages from being started, now or at the next boot: this may be
+/// somebody's workstation. An administrator's own policy is kept.
 struct ServiceGuard {
     made_policy: bool,
     services: Vec<&'static str>,

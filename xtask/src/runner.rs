@@ -1,5 +1,5 @@
-//! Runs tests beside each other, each in a process of its own: what crashes or hangs costs its own
-//! result and no other, and whatever is process-wide (signals, working directory, environment)
+//! The test runner: tests run concurrently, each in its own process, so that a crash or hang
+//! affects only its own result, and process-wide state (signals, working directory, environment)
 //! belongs to one test.
 
 use std::collections::VecDeque;
@@ -56,7 +56,7 @@ pub(crate) struct Options {
     pub(crate) is_live: bool,
 }
 
-/// What became of all of them.
+/// The results.
 #[derive(Debug, Default)]
 struct Tally {
     passed: u64,
@@ -152,7 +152,7 @@ impl Tally {
         if succeeded && is_live {
             counted.passed = counted.passed.max(1);
         }
-        // One that ended otherwise has failed, whatever it said before.
+        // An abnormal end is a failure, whatever was printed before.
         counted.failed = counted.failed.max(u64::from(!succeeded));
         self.passed += counted.passed;
         self.failed += counted.failed;
@@ -170,7 +170,7 @@ impl Tally {
         self.took.push((took, test.name.clone()));
     }
 
-    /// What took longest, what failed, and the line that the standard test runner ends with.
+    /// Slowest tests, failures, and the summary line of the standard test runner.
     fn text(mut self, took: Duration) -> String {
         let mut text = String::from("\n");
         self.took.sort_by(|one, other| other.cmp(one));
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_surrounds_a_test_is_not_shown() {
+    fn output_around_a_test_is_not_shown() {
         let output = "\nrunning 1 test\nits own\nthread 'it' panicked at it.rs:1:1:\nleft: 1\n\
                       stack backtrace:\n   0: somewhere\n             at it.rs:1\nError: no \
                       answer\n\

@@ -1,7 +1,7 @@
-//! `cargo xtask setup`: installs what building needs beside Rust, once; from then on `cargo build`,
+//! `cargo xtask setup`: installs build requirements besides Rust, once; from then on `cargo build`,
 //! `cargo test`, `cargo clippy` and rust-analyzer work as in any other workspace.
 //!
-//! What is there is found by the crate that the build scripts use, so that both agree.
+//! It uses the same detection as the build scripts, so that both agree.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! The tests of this workspace: which there are, what each needs, and how it is started.
+//! The workspace's tests: their requirements, and how each is started.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,38 +1,48 @@
-//! The layouts that kernel and user space share: keys and values of maps, and events. All are plain
-//! old data with explicit padding. Times are nanoseconds of the filter's clock (`CLOCK_MONOTONIC`),
+//! The layouts that kernel and user space share: map keys, map values and events. All are plain old
+//! data with explicit padding. Times are nanoseconds of the filter's clock (`CLOCK_MONOTONIC`),
 //! unless a field says otherwise.
+//!
+//! More than 400 lines: declarations only, nearly one documented field per line.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::ip_key::IpKey;
+use crate::limits::flow::FlowKey;
+use crate::limits::ladder::Scan;
 use crate::pipeline::egress::Answer;
 use crate::verdict::{Message, Reason};
 
 /// The version of everything in this module. Pinned maps of another version are replaced, with
 /// their bans carried over.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
-/// The expiry of what never expires.
+/// Expiry of permanent entries.
 pub const NEVER: u64 = u64::MAX;
 
-/// How many interfaces one filter serves.
+/// Maximum number of interfaces per filter.
 pub const MAX_INTERFACES: usize = 64;
 
-/// How many bytes of a payload an event carries: all that fits into one packet of Ethernet, so that
-/// no header can hide behind others in a message that is not fragmented.
+/// Payload bytes in an event: the largest UDP payload of an Ethernet MTU (1,500 - 28), so that
+/// padding headers of an unfragmented message cannot push others out of the sample.
 pub const HEAD: usize = 1472;
 
 /// The size of [`names::EVENTS`](crate::abi::names::EVENTS) in bytes: about 2,700 events.
 pub const EVENTS_BYTES: usize = 4 << 20;
 
-/// How many ports of addresses are remembered, banned or known good.
+/// Maximum number of (address, port) pairs that are banned or known good.
 pub const FLOWS: usize = 65_536;
+
+/// How many sources may be on the ladder ([`crate::limits::ladder`]).
+pub const LADDERS: usize = 8_192;
+
+/// How many nonces of sources on the ladder are remembered as their own.
+pub const OWN_NONCES: usize = 16_384;
 
 /// How many hosts are remembered that we sent requests to.
 pub const PENDING_REQUESTS: usize = 16_384;
 
-/// In how many slices sources are divided, by a seeded hash; each has a budget of samples of its
-/// own, so that nobody can use up that of everybody else.
+/// Number of slices of the seeded source hash. Each has its own sample budget, so that no sender
+/// can exhaust the samples of all others.
 pub const SLICES: usize = 64;
 
 /// Default capacity of the lists, in networks.
@@ -41,7 +51,7 @@ pub const DEFAULT_NETWORKS: u32 = 131_072;
 /// Default capacity of the table of unknown sources.
 pub const DEFAULT_SOURCES: u32 = 65_536;
 
-/// Whose entry a ledger row is: [`LedgerKey::owner`].
+/// The owner of a ledger row: [`LedgerKey::owner`].
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
@@ -51,11 +61,11 @@ pub enum Owner {
     Auto = 1,
     /// The configuration file.
     Config = 2,
-    /// A host name that is followed, of which this is an address.
+    /// An address of a host name that is followed through DNS.
     Host = 3,
-    /// Programs that block on their own account, such as the jails of fail2ban.
+    /// An external program, such as a jail of fail2ban.
     Tool = 4,
-    /// Feeds that trust or admit; which, the reason says.
+    /// A feed that trusts or admits; the reason names it.
     Feed = 5,
 }
 
@@ -89,7 +99,7 @@ impl Owner {
     }
 }
 
-/// Which table a ledger row is about: [`LedgerKey::list`].
+/// The list of a ledger row: [`LedgerKey::list`].
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum List {
@@ -97,12 +107,12 @@ pub enum List {
     Block = 0,
     /// The trust table.
     Trust = 1,
-    /// Who may talk under the policy `closed`.
+    /// Sources that may send under the policy `closed`.
     Admit = 2,
 }
 
 impl List {
-    /// All of them.
+    /// All lists.
     pub const ALL: [Self; 3] = [Self::Block, Self::Trust, Self::Admit];
 
     /// The name in messages, JSON and the store.
@@ -125,13 +135,13 @@ impl List {
     }
 }
 
-/// One owner's claim on one network.
+/// One owner's entry for one network.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct LedgerKey {
     /// The network's first address.
     pub network: IpKey,
-    /// Its length in bits, 96 more for IPv4.
+    /// Prefix length in bits out of 128 (96 more than written for IPv4).
     pub prefix: u8,
     /// [`List`].
     pub list: u8,
@@ -139,7 +149,7 @@ pub struct LedgerKey {
     pub owner: u8,
     /// Zero.
     pub pad: u8,
-    /// The port of a flow, in host order; 0 for all of the network.
+    /// The port of a flow, in host order; 0 for the whole network.
     pub port: u16,
     /// Zero.
     pub rest: u16,
@@ -147,28 +157,29 @@ pub struct LedgerKey {
 
 const _: () = assert!(size_of::<LedgerKey>() == 24);
 
-/// How many bytes of a reason a ledger row holds.
+/// Maximum reason length of a ledger row, in bytes.
 pub const REASON: usize = 160;
 
 /// [`LedgerRow::tier`]: does not apply (manual entries and trust).
 pub const TIER_NONE: u8 = 0;
-/// [`LedgerRow::tier`]: the source could be forged.
+/// [`LedgerRow::tier`]: evidence with an unproven (forgeable) source address.
 pub const TIER_UNPROVEN: u8 = 1;
-/// [`LedgerRow::tier`]: the source has shown that it is where it says.
+/// [`LedgerRow::tier`]: evidence with a proven (routable) source address.
 pub const TIER_PROVEN: u8 = 2;
 
 /// [`LedgerRow::flags`]: made in a dry run, never enforced.
 pub const ROW_DRY_RUN: u8 = 1;
-/// [`LedgerRow::flags`]: the tables are about to follow, or to forget it: the claim does not count.
+/// [`LedgerRow::flags`]: the tables do not reflect this row yet, or still have to drop it: the row
+/// does not count.
 pub const ROW_PENDING: u8 = 1 << 1;
 
-/// What is remembered of a claim.
+/// The value of a ledger row.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct LedgerRow {
-    /// When it ends, or [`NEVER`].
+    /// Expiry in nanoseconds, or [`NEVER`].
     pub expires: u64,
-    /// When it was made, in milliseconds since 1970-01-01 UTC.
+    /// Creation time in milliseconds since 1970-01-01 UTC.
     pub added_ms: u64,
     /// [`TIER_NONE`], [`TIER_UNPROVEN`] or [`TIER_PROVEN`].
     pub tier: u8,
@@ -178,7 +189,7 @@ pub struct LedgerRow {
     pub reason_length: u16,
     /// Zero.
     pub pad: u32,
-    /// Why, in UTF-8.
+    /// Reason, in UTF-8.
     pub reason: [u8; REASON],
 }
 
@@ -192,13 +203,13 @@ pub struct Counters {
     pub packets: [u64; Reason::COUNT],
     /// Bytes by [`Reason`], link header included.
     pub bytes: [u64; Reason::COUNT],
-    /// Packets that a dry run passed although they would be dropped, by [`Reason`].
+    /// Packets that a dry run passed although enforcement would drop them, by [`Reason`].
     pub would_drop: [u64; Reason::COUNT],
     /// The same in bytes.
     pub would_drop_bytes: [u64; Reason::COUNT],
     /// Packets by [`Message`].
     pub messages: [u64; Message::SLOTS],
-    /// What a run of a program needs beside: one look-up finds both.
+    /// Scratch space of the programs, here so that one map lookup finds both.
     pub scratch: Scratch,
 }
 
@@ -206,18 +217,18 @@ const _: () = assert!(
     size_of::<Counters>() == 8 * (4 * Reason::COUNT + Message::SLOTS) + size_of::<Scratch>()
 );
 
-/// What the programs of one interface keep for themselves on one CPU.
+/// Scratch space of one interface's programs on one CPU.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Scratch {
-    /// Where a number goes for [`Reader::forget`](crate::packet::reader::Reader::forget), in the
+    /// Memory for [`Reader::verifier_widen`](crate::packet::reader::Reader::verifier_widen), in the
     /// ingress program.
     pub widened: u64,
     /// The same for the egress program.
     pub widened_leaving: u64,
-    /// Packets that only feeds have dropped, of which some are sampled.
+    /// Packets dropped for feeds alone; one in 64 of them is counted in its slot.
     pub feed_samples: u64,
-    /// The timer tick in which the time was last asked for, by the kernel's count (`jiffies`).
+    /// The timer tick (`jiffies`) in which `now` was read.
     pub tick: u64,
     /// The time in that tick.
     pub now: u64,
@@ -225,7 +236,7 @@ pub struct Scratch {
 
 const _: () = assert!(size_of::<Scratch>() == 40);
 
-/// Our own responses on one CPU, by [`Answer`](crate::pipeline::egress::Answer).
+/// The server's responses on one CPU, by [`Answer`](crate::pipeline::egress::Answer).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Responses {
@@ -235,42 +246,55 @@ pub struct Responses {
 
 const _: () = assert!(size_of::<Responses>() == 32);
 
-/// What each CPU has left to tell the daemon.
+/// Event budgets and loss counters of one CPU.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct CpuState {
-    /// When this CPU's bucket of events is full again.
+    /// Time at which this CPU's event bucket is full.
     pub events: u64,
-    /// Events that found no room, in the bucket or in the ring.
+    /// Events lost to the budget or to a full ring.
     pub lost_events: u64,
-    /// Samples that found no room, in their slice's bucket or in the ring.
+    /// Samples lost to their slice's budget or to a full ring.
     pub lost_samples: u64,
-    /// When each slice's bucket of samples is full again, by [`SampleBudget`]; the last row is
-    /// unused, so that a mask bounds the number of a row.
+    /// When each slice's bucket of samples is full again, by [`SampleBudget`].
     pub samples: [[u64; SLICES]; 4],
+    /// What is known of the request that is being scanned, and its first bytes.
+    pub scan: Scan,
+    /// As many as [`HEAD`]; the rest is unused, so that a mask bounds a place in it.
+    pub scanned: [u8; SCANNED],
+    /// Keys of the maps that are asked about a source on the ladder: there is no room on the stack.
+    pub ladder_key: FlowKey,
+    /// See [`CpuState::ladder_key`].
+    pub nonce_key: u64,
 }
 
-const _: () = assert!(size_of::<CpuState>() == 24 + 32 * SLICES);
+/// The room for a request that is scanned: a power of two.
+pub const SCANNED: usize = 2_048;
 
-/// Which budget a sample is taken from, so that none of these crowds out another.
+const _: () = assert!(HEAD <= SCANNED && SCANNED.is_power_of_two());
+const _: () = assert!(size_of::<CpuState>() == 24 + 32 * SLICES + size_of::<Scan>() + SCANNED + 32);
+
+/// The budget of a sample; separate, so that no class crowds out another.
 #[repr(usize)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SampleBudget {
-    /// Requests that arrive.
+    /// Incoming requests.
     Requests = 0,
-    /// What leaves.
+    /// Outgoing messages.
     Leaving = 1,
-    /// Responses that arrive.
+    /// Incoming responses.
     Responses = 2,
+    /// Requests of sources on the ladder, which are scanned for credentials.
+    Scans = 3,
 }
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct InterfaceRecord {
-    /// The kernel's index of the interface.
+    /// Interface index (ifindex).
     pub index: u32,
-    /// 1 if attached in the driver (native), 2 if generic.
+    /// [`MODE_NATIVE`] or [`MODE_GENERIC`].
     pub mode: u8,
     /// [`Link`](crate::packet::headers::Link).
     pub link: u8,
@@ -278,38 +302,38 @@ pub struct InterfaceRecord {
     pub dry_run: u8,
     /// Bytes used of `name`.
     pub name_length: u8,
-    /// The interface's name (IFNAMSIZ is 16, with its NUL).
+    /// The interface's name (at most IFNAMSIZ, 16 bytes with its NUL).
     pub name: [u8; 16],
-    /// When it was attached, in milliseconds since 1970-01-01 UTC.
+    /// Time of attachment in milliseconds since 1970-01-01 UTC.
     pub since_ms: u64,
 }
 
 const _: () = assert!(size_of::<InterfaceRecord>() == 32);
 
-/// [`InterfaceRecord::mode`]: in the driver.
+/// [`InterfaceRecord::mode`]: native XDP, in the driver.
 pub const MODE_NATIVE: u8 = 1;
-/// [`InterfaceRecord::mode`]: in the network stack, after the kernel has allocated.
+/// [`InterfaceRecord::mode`]: generic XDP, after the kernel has allocated an skb.
 pub const MODE_GENERIC: u8 = 2;
 
-/// How many words the map of the settable clock has.
+/// Number of words in the `CLOCK` map.
 pub const CLOCK_WORDS: u32 = 3;
-/// Where in it the time stands.
+/// Index of the settable time.
 pub const CLOCK_TIME: u32 = 0;
-/// Where in it the program that reads this clock says what became of its last packet: see
+/// Index of the outcome of the last packet, which a program with a settable clock writes: see
 /// [`outcome`].
 pub const CLOCK_OUTCOME: u32 = 1;
-/// Where in it the end of a trial (`run --confirm`) stands, in nanoseconds of `CLOCK_MONOTONIC`; 0
-/// when nobody has to confirm. A program under [`ENFORCE_UNTIL`] drops nothing from then on.
+/// Index of the deadline of a trial (`run --confirm`), in nanoseconds of `CLOCK_MONOTONIC`; 0 for
+/// none. From then on a program under [`ENFORCE_UNTIL`] drops nothing.
 pub const CLOCK_DEADLINE: u32 = 2;
 
-/// [`crate::names::DRY_RUN`]: drops.
+/// [`DRY_RUN`](crate::abi::names::DRY_RUN): enforce.
 pub const ENFORCE: u8 = 0;
-/// [`crate::names::DRY_RUN`]: counts what it would drop, and drops nothing.
+/// [`DRY_RUN`](crate::abi::names::DRY_RUN): count what would be dropped, drop nothing.
 pub const SPARE_ALL: u8 = 1;
-/// [`crate::names::DRY_RUN`]: drops until the time at [`CLOCK_DEADLINE`].
+/// [`DRY_RUN`](crate::abi::names::DRY_RUN): enforce until the time at [`CLOCK_DEADLINE`].
 pub const ENFORCE_UNTIL: u8 = 2;
 
-/// What became of a packet, in one word; [`reason_of`] reads it.
+/// The outcome of a packet in one word, which [`reason_of`] and [`message_of`] decode.
 #[inline(always)]
 pub const fn outcome(reason: Reason, message: Option<Message>) -> u64 {
     let message = match message {
@@ -324,32 +348,32 @@ pub fn reason_of(outcome: u64) -> Option<Reason> {
     Reason::ALL.get(usize::from(outcome as u8)).copied()
 }
 
-/// The kind of message in an [`outcome`], if the judgement came as far as looking at it.
+/// The message kind in an [`outcome`], if the payload was classified.
 pub fn message_of(outcome: u64) -> Option<Message> {
     Message::from_number(((outcome >> 8) as u8).checked_sub(1)?)
 }
 
-/// What an event is about.
+/// The kind of an event.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EventKind {
-    /// A source is over a limit; the packet is one that was dropped.
+    /// A source is over a limit; the packet is one of the dropped ones.
     Limited,
-    /// There is a storm; the packet is a stranger's that was dropped.
+    /// A storm; the packet is a dropped one of an unknown source.
     Storm,
-    /// A sample of the requests that pass.
+    /// A sample of a passed request.
     Request,
-    /// A sample of the responses that arrive.
+    /// A sample of an incoming response.
     Response,
-    /// A sample of our final responses.
+    /// A sample of a final (or 18x) response of the server.
     Answer,
-    /// A sample of our requests.
+    /// A sample of a request of the server.
     PendingRequest,
-    /// A known-good flow passes although its address is blocked.
+    /// A known-good flow passed although its address is blocked.
     Conflict,
-    /// A sample of what is dropped, for whoever watches. [`KernelEvent::head`] is how the frame
-    /// starts, [`KernelEvent::length`] is the frame's, [`KernelEvent::seen`] the [`Reason`]; whose
-    /// it is, the frame says.
+    /// A sample of a dropped packet, for `watch`. [`KernelEvent::head`] holds the start of the
+    /// frame, [`KernelEvent::length`] the frame's length, [`KernelEvent::seen`] the [`Reason`]; the
+    /// source has to be parsed from the frame.
     Dropped,
 }
 
@@ -370,46 +394,46 @@ impl EventKind {
     }
 }
 
-/// What the kernel tells the daemon: one packet, and for a source over a limit its record.
+/// An event of the kernel: one packet, and the record of its source if that is over a limit.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct KernelEvent {
-    /// When.
+    /// Time of the event.
     pub time: u64,
-    /// When the source first went over a limit; the numbers below count from there.
+    /// Time at which the source first went over a limit; the three counters below start there.
     pub first: u64,
-    /// Requests, passed or not. In a storm: new sources.
+    /// Requests, passed or dropped. In a storm: new sources.
     pub seen: u64,
     /// REGISTER requests among them.
     pub registers: u64,
     /// Packets over a limit.
     pub limited: u64,
-    /// The other side: who sent what arrives, who is sent what leaves.
+    /// Remote address: the source of incoming packets, the destination of outgoing ones.
     pub source: IpKey,
     /// The interface's slot.
     pub slot: u32,
-    /// The other side's port.
+    /// Remote port, in host order.
     pub port: u16,
-    /// Our port.
+    /// Local port, in host order.
     pub local_port: u16,
     /// [`EventKind`].
     pub kind: u8,
     /// [`Message`].
     pub message: u8,
-    /// [`LimitKind`](crate::limits::gcra::LimitKind) that the packet is over.
+    /// The exceeded [`LimitKind`](crate::limits::gcra::LimitKind).
     pub bucket: u8,
     /// [`BY_ADDRESS`], [`IN_DRY_RUN`], [`FROM_GOOD`], [`FRAGMENTED`], [`SUSPECTED`], [`IN_STORM`].
     pub flags: u8,
     /// Bytes used of `head`.
     pub head_length: u16,
-    /// Bytes of the payload, as far as the packet goes.
+    /// Payload length in bytes, as far as this packet (fragment) goes.
     pub length: u16,
-    /// Of what arrives, how its IP header starts, with the destination address. Zero if so much is
-    /// not there.
+    /// Incoming packets: the first 40 bytes from the IP header on, which include the destination
+    /// address. Zero if the packet is shorter.
     pub ip: [u8; 40],
-    /// Of what arrives, its UDP header. Zero if it is not there.
+    /// Incoming packets: the UDP header. Zero if it is missing.
     pub udp: [u8; 8],
-    /// How the payload starts.
+    /// Start of the payload.
     pub head: [u8; HEAD],
 }
 
@@ -417,7 +441,7 @@ const _: () =
     assert!(size_of::<KernelEvent>() == 120 + HEAD && size_of::<KernelEvent>().is_multiple_of(8));
 
 impl KernelEvent {
-    /// Whom a packet that arrived was sent to.
+    /// The destination address of an incoming packet.
     pub fn destination(&self) -> Option<IpKey> {
         let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|n| self.ip[at + n]));
         match self.ip[0] >> 4 {
@@ -427,37 +451,38 @@ impl KernelEvent {
         }
     }
 
-    /// The UDP checksum of a packet that arrived, in host order.
+    /// The UDP checksum of an incoming packet, in host order.
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes([self.udp[6], self.udp[7]])
     }
 }
 
-/// [`KernelEvent::flags`]: the source is metered by its full address, IPv6 though it may be.
+/// [`KernelEvent::flags`]: the source is metered by its full address, even in IPv6.
 pub const BY_ADDRESS: u8 = 1;
-/// [`KernelEvent::flags`] of a response of ours: one that arrived went unseen a moment ago
-/// ([`RESPONSE_UNSEEN_NS`]), and this may be that one, forwarded by a proxy.
+/// [`KernelEvent::flags`] of an outgoing response: an incoming response was lost or truncated
+/// within [`RESPONSE_UNSEEN_NS`], and this may be that response, forwarded by a proxy.
 pub const RESPONSES_UNSEEN: u8 = 64;
-/// For how long no response of ours says anything of its destination after one that arrived was not
-/// seen, in nanoseconds. A proxy forwards within a round trip of a DNS server.
+/// Nanoseconds after an unseen incoming response during which outgoing responses prove nothing
+/// about their destination. A proxy forwards within a DNS round trip.
 pub const RESPONSE_UNSEEN_NS: u64 = 2_000_000_000;
 /// [`KernelEvent::flags`]: in a dry run.
 pub const IN_DRY_RUN: u8 = 2;
 /// [`KernelEvent::flags`]: the source is known good.
 pub const FROM_GOOD: u8 = 4;
-/// [`KernelEvent::flags`]: the payload goes on in other fragments.
+/// [`KernelEvent::flags`]: the payload continues in other fragments.
 pub const FRAGMENTED: u8 = 8;
-/// [`KernelEvent::flags`]: the source is under suspicion, and limited more strictly than others.
+/// [`KernelEvent::flags`]: the source is on the ladder ([`crate::limits::ladder`]).
 pub const SUSPECTED: u8 = 16;
-/// [`KernelEvent::flags`]: a storm blows, and before this packet the source had no meter. Most such
+/// [`KernelEvent::flags`]: a storm is on, and the source had no meter before this packet. Most such
 /// sources are forged.
 pub const IN_STORM: u8 = 32;
 
 #[cfg(feature = "user")]
 mod user {
     use super::*;
-    use crate::limits::flow::{Flow, FlowKey, PendingRequest};
+    use crate::limits::flow::{Flow, PendingRequest};
     use crate::limits::gcra::{Limits, Pace};
+    use crate::limits::ladder::Ladder;
     use crate::limits::meters::Records;
     use crate::limits::storm::StormState;
     use crate::lookup::networks::{SlotBucket, TableHeader};
@@ -490,6 +515,7 @@ mod user {
         FlowKey,
         Flow,
         PendingRequest,
-        Records
+        Records,
+        Ladder
     );
 }

@@ -1,4 +1,5 @@
-//! What the kernel programs and user space agree on: names, and the layout of every map value.
+//! The interface between the kernel programs and user space: names, and the layout of every map
+//! value.
 
 pub mod layout;
 pub mod names;

@@ -1,14 +1,14 @@
-//! The names under which the compiled object carries its programs, maps and globals. User space
-//! finds them by these names, and a test holds the object against them.
+//! Names of the programs, maps and globals in the compiled object. User space finds them by these
+//! names; a test compares the object with them.
 
-/// The XDP program that judges what arrives.
+/// The XDP program, which judges incoming packets.
 pub const INGRESS: &str = "sip_xdp_ingress";
 
-/// The tc program that reads our own responses.
+/// The tc program, which reads outgoing SIP messages.
 pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
-pub const PINNED_MAPS: [&str; 20] = [
+pub const PINNED_MAPS: [&str; 22] = [
     TABLE_HEADER,
     SUMMARY_COARSE,
     SUMMARY_FINE,
@@ -19,6 +19,8 @@ pub const PINNED_MAPS: [&str; 20] = [
     SOURCES,
     RECORDS,
     FLOWS,
+    LADDERS,
+    OWN_NONCES,
     PENDING_REQUESTS,
     SKETCH,
     STORM_STATE,
@@ -31,68 +33,74 @@ pub const PINNED_MAPS: [&str; 20] = [
     DROP_SAMPLE_BUDGET,
 ];
 
-/// How the tables of the lists are to be read ([`crate::lookup::networks::TableHeader`]).
+/// The table header: hash parameters, sizes and prefix lengths
+/// ([`crate::lookup::networks::TableHeader`]).
 pub const TABLE_HEADER: &str = "TABLE_HEADER";
-/// What each IPv4 /20 has to do with the lists ([`crate::lookup::summary`]).
+/// The summary of each IPv4 /20 ([`crate::lookup::summary`]).
 pub const SUMMARY_COARSE: &str = "SUMMARY_COARSE";
-/// What each IPv4 /24 has to do with them, where that of its /20 does not say it all.
+/// The summary of each IPv4 /24, for /20s of mixed contents.
 pub const SUMMARY_FINE: &str = "SUMMARY_FINE";
 /// IPv4 hosts that feeds list ([`crate::lookup::host_rows::Row`]).
 pub const FEED_HOSTS: &str = "FEED_HOSTS";
-/// What may stand in each bucket of [`NETWORKS`] ([`crate::lookup::networks::Prints`]).
+/// Fingerprints of the buckets of [`NETWORKS`] ([`crate::lookup::networks::Prints`]).
 pub const FINGERPRINTS: &str = "FINGERPRINTS";
-/// Listed networks, with their counters ([`crate::lookup::networks::Bucket`]).
+/// Listed networks with their hit counters ([`crate::lookup::networks::SlotBucket`]).
 pub const NETWORKS: &str = "NETWORKS";
-/// Who listed what, when and why ([`crate::abi::layout::LedgerKey`] to
+/// Owner, times and reason of every entry ([`crate::abi::layout::LedgerKey`] to
 /// [`crate::abi::layout::LedgerRow`]); user space only.
 pub const LEDGER: &str = "LEDGER";
-/// The meters of unknown sources ([`crate::limits::meters::Set`]).
+/// Meters of unknown sources ([`crate::limits::meters::MeterSet`]).
 pub const SOURCES: &str = "SOURCES";
-/// What is known of sources that went over a limit ([`crate::limits::meters::Records`]).
+/// Records of sources that went over a limit ([`crate::limits::meters::Records`]).
 pub const RECORDS: &str = "RECORDS";
 /// Ports of addresses that are banned or known good ([`crate::limits::flow::FlowKey`] to
 /// [`crate::limits::flow::Flow`]).
 pub const FLOWS: &str = "FLOWS";
+/// Sources on the ladder ([`crate::limits::flow::FlowKey`], whose port is the width of the source,
+/// to [`crate::limits::ladder::Ladder`]).
+pub const LADDERS: &str = "LADDERS";
+/// Nonces of sources on the ladder that they were given, and nobody else
+/// ([`crate::limits::ladder::nonce_key`] to one word that says nothing).
+pub const OWN_NONCES: &str = "OWN_NONCES";
 /// Hosts that we sent requests to ([`crate::ip_key::IpKey`] to
 /// [`crate::limits::flow::PendingRequest`]).
 pub const PENDING_REQUESTS: &str = "PENDING_REQUESTS";
-/// The marks of sources without a meter ([`crate::limits::storm::MARKS`] words of 32 bits).
+/// Sketch of new sources ([`crate::limits::storm::MARKS`] words of 32 bits).
 pub const SKETCH: &str = "SKETCH";
-/// Whether there is a storm ([`crate::limits::storm::StormState`]).
+/// Storm state ([`crate::limits::storm::StormState`]).
 pub const STORM_STATE: &str = "STORM_STATE";
 /// Counters per interface slot ([`crate::abi::layout::Counters`]).
 pub const COUNTERS: &str = "COUNTERS";
-/// Our own responses, by what they say ([`crate::abi::layout::Responses`]).
+/// The server's responses by class ([`crate::abi::layout::Responses`]).
 pub const RESPONSES: &str = "RESPONSES";
-/// What each CPU has left to tell the daemon ([`crate::abi::layout::CpuState`]).
+/// Event budgets and loss counters per CPU ([`crate::abi::layout::CpuState`]).
 pub const CPU_STATE: &str = "CPU_STATE";
-/// Events on their way to the daemon ([`crate::abi::layout::Event`]).
+/// Ring buffer of events to the daemon ([`crate::abi::layout::KernelEvent`]).
 pub const EVENTS: &str = "EVENTS";
 /// The interfaces that the filter is attached to ([`crate::abi::layout::InterfaceRecord`]).
 pub const INTERFACES: &str = "INTERFACES";
-/// A settable clock, in nanoseconds, read instead of the kernel's when [`CLOCK_FROM_MAP`] is 1, and
-/// beside it what became of the last packet that arrived ([`crate::abi::layout::CLOCK_TIME`],
-/// [`crate::abi::layout::CLOCK_OUTCOME`]); and, by the kernel's clock, the end of a trial
+/// A settable clock in nanoseconds, read instead of the kernel's when [`CLOCK_FROM_MAP`] is 1
+/// ([`crate::abi::layout::CLOCK_TIME`]); the outcome of the last incoming packet
+/// ([`crate::abi::layout::CLOCK_OUTCOME`]); and, in kernel time, the deadline of a trial
 /// ([`crate::abi::layout::CLOCK_DEADLINE`]).
 pub const CLOCK: &str = "CLOCK";
 
-/// How many dropped packets may still be copied to whoever watches (one `u64`); user space fills it
-/// up again, or does not.
+/// Drop samples that may still be sent (one `u64`); user space refills it while somebody watches.
 pub const DROP_SAMPLE_BUDGET: &str = "DROP_SAMPLE_BUDGET";
 
 /// Global: bitmap of the SIP ports, bit `port % 64` of word `port / 64` (`[u64; 1024]`).
 pub const PORTS: &str = "PORTS";
 /// Global: the limits of unknown sources ([`crate::limits::gcra::Limits`]).
 pub const LIMITS: &str = "LIMITS";
-/// Global: what a storm is ([`crate::limits::storm::StormLimits`]).
+/// Global: storm thresholds ([`crate::limits::storm::StormLimits`]).
 pub const STORM: &str = "STORM";
-/// Global: how networks and sources are hashed ([`crate::lookup::networks::Hashing`]), as
-/// [`TABLE_HEADER`] says.
+/// Global: hash parameters ([`crate::lookup::networks::Hashing`]), a copy of those in
+/// [`TABLE_HEADER`].
 pub const HASHING: &str = "HASHING";
-/// Global: the mask under which IPv6 sources are metered (`[u64; 2]`, as [`crate::ip_key::mask`]
-/// gives it).
+/// Global: mask applied to IPv6 sources before metering (`[u64; 2]`, as [`crate::ip_key::mask`]
+/// returns it).
 pub const IPV6_MASK: &str = "IPV6_MASK";
-/// Global: how frames start on this interface ([`crate::packet::headers::Link`] as `u8`).
+/// Global: link type of this interface ([`crate::packet::headers::Link`] as `u8`).
 pub const LINK: &str = "LINK";
 /// Global: this interface's slot in [`COUNTERS`] and [`INTERFACES`] (`u32`).
 pub const SLOT: &str = "SLOT";
@@ -104,14 +112,15 @@ pub const DRY_RUN: &str = "DRY_RUN";
 /// Global: 1 to take the time from the [`CLOCK`] map (`u8`).
 pub const CLOCK_FROM_MAP: &str = "CLOCK_FROM_MAP";
 
-/// Global: 1 to look at IPv6 (`u8`).
+/// Global: 1 to parse IPv6 (`u8`).
 pub const IPV6: &str = "IPV6";
-/// Global: 1 to look behind VLAN tags and into PPPoE sessions (`u8`).
+/// Global: 1 to parse VLAN tags and PPPoE sessions (`u8`).
 pub const TAGS: &str = "TAGS";
 
 /// Global: the limit of known-good addresses and peers ([`crate::limits::gcra::Pace`]).
 pub const GOOD_LIMIT: &str = "GOOD_LIMIT";
-/// Global: 1 if only those may talk who are trusted, admitted, known good, or peers (`u8`).
+/// Global: 1 for the policy `closed`: only trusted, admitted, known-good and peer sources pass
+/// (`u8`).
 pub const CLOSED: &str = "CLOSED";
 
 /// All globals that the loader sets.

@@ -1,7 +1,9 @@
-//! Token buckets per source, as the generic cell rate algorithm (ITU-T I.371): one time stamp per
-//! bucket, no refill task, no division. A bucket's stamp is the time at which it would be full
-//! again; a packet that would push it further than the burst into the future is over the limit and
-//! costs nothing.
+//! Token buckets per source, as the generic cell rate algorithm (ITU-T I.371): one timestamp per
+//! bucket, no refill task, no division. The timestamp is the time at which the bucket is full; a
+//! packet that would move it further into the future than the burst is over the limit and costs
+//! nothing.
+//!
+//! More than 400 lines: 200 of them are tests.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -13,7 +15,7 @@ use crate::verdict::Message;
 pub struct Limit {
     /// Nanoseconds that one packet costs.
     pub interval: u64,
-    /// Nanoseconds that an untouched bucket holds.
+    /// Nanoseconds that a full bucket holds.
     pub burst: u64,
 }
 
@@ -25,8 +27,8 @@ impl Limit {
         Self { interval, burst: interval * count as u64 }
     }
 
-    /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the
-    /// new `full_at`, or `None` if the packet is over the limit.
+    /// Takes one packet at `now` from a bucket that is full at `full_at`. Returns the new
+    /// `full_at`, or `None` if the packet is over the limit.
     #[inline(always)]
     pub const fn take(&self, full_at: u64, now: u64) -> Option<u64> {
         let from = if full_at > now { full_at } else { now };
@@ -35,34 +37,34 @@ impl Limit {
     }
 }
 
-/// One tick, as a power of two of nanoseconds: 66 us.
+/// One tick is 2^16 ns (66 us).
 pub const TICK_BITS: u32 = 16;
 
-/// A time in nanoseconds as ticks of 66 us, which begin again after 78 hours.
+/// A time in nanoseconds as ticks of 66 us; 32 bits wrap after 78 hours.
 #[inline(always)]
 pub const fn ticks(now: u64) -> u32 {
     (now >> TICK_BITS) as u32
 }
 
-/// A limit of one source, in ticks, so that a meter is small: it is as exact as its interval is
-/// long (to 1 % at 150 packets a second, to 10 % at 1,500; never stricter), and never more than one
-/// packet per tick.
+/// A per-source limit in ticks, which keeps a meter small. Its error grows with the rate (1 % at
+/// 150 packets per second, 10 % at 1,500; never stricter than configured), and it allows at most
+/// one packet per tick.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Pace {
-    /// Ticks that one packet costs. 0 is no limit at all.
+    /// Ticks that one packet costs; 0 for no limit.
     pub interval: u32,
-    /// Ticks that an untouched bucket holds: at most 2^31.
+    /// Ticks that a full bucket holds: at most 2^31.
     pub burst: u32,
 }
 
-/// The most ticks that a bucket may hold: half of the way until ticks begin again.
+/// The largest burst in ticks: half of the range before ticks wrap.
 const MAX_BURST: u64 = 1 << 31;
 
-/// The greatest age of a stamp in ticks, 24 h, when user space refreshes the meters every hour
-/// ([`Meter::refreshed`]). Ticks begin again after 78 h, and a bucket holds 39 h at most: a stamp
-/// of up to 25 h is never taken for one that lies ahead. Without that, whoever was silent for 54 to
-/// 78 h would be refused under a limit per day.
+/// The greatest age of a timestamp in ticks: 24 h, since user space refreshes the meters every hour
+/// ([`Meter::refreshed`]). Ticks wrap after 78 h and a bucket holds at most 39 h, so a timestamp of
+/// up to 25 h is never mistaken for a future one. Without the refresh a source that was silent for
+/// 54 to 78 h would be refused under a limit per day.
 pub const OLDEST: u32 = ticks(24 * 3_600 * 1_000_000_000);
 
 impl Pace {
@@ -71,9 +73,9 @@ impl Pace {
         Self::with_burst(count, per, count)
     }
 
-    /// The same with `burst` packets at once.
+    /// As [`Pace::new`], with `burst` packets at once.
     pub const fn with_burst(count: u32, per: u64, burst: u32) -> Self {
-        // Rounded down: whoever keeps to the limit is never refused.
+        // Rounded down, so that a source at the configured rate is never refused.
         let interval = (per / count as u64) >> TICK_BITS;
         let interval = if interval == 0 { 1 } else { interval };
         let ticks = interval * burst as u64;
@@ -81,8 +83,7 @@ impl Pace {
         Self { interval: interval as u32, burst: ticks as u32 }
     }
 
-    /// The same with 2^`scale` times as many packets, at once and in the long run, as far as ticks
-    /// can say it.
+    /// This limit times 2^`scale`, in burst and rate, as far as ticks can express it.
     #[inline(always)]
     #[must_use]
     pub const fn scaled(&self, scale: u64) -> Self {
@@ -90,9 +91,9 @@ impl Pace {
         Self { interval: if interval == 0 { 1 } else { interval }, burst: self.burst }
     }
 
-    /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the
-    /// new `full_at`, or `None` if the packet is over the limit. A time further ahead than the
-    /// burst is one that the ticks have come round to: the bucket is full.
+    /// Takes one packet at `now` from a bucket that is full at `full_at`. Returns the new
+    /// `full_at`, or `None` if the packet is over the limit. A `full_at` further ahead than the
+    /// burst has wrapped: the bucket is full.
     #[inline(always)]
     pub const fn take(&self, full_at: u32, now: u32) -> Option<u32> {
         let ahead = full_at.wrapping_sub(now);
@@ -101,19 +102,18 @@ impl Pace {
         if to > self.burst { None } else { Some(now.wrapping_add(to)) }
     }
 
-    /// How many packets a bucket that is full again at `full_at` would let through at once at
-    /// `now`.
+    /// Packets that a bucket which is full at `full_at` would pass at once at `now`.
     pub const fn left(&self, full_at: u32, now: u32) -> u32 {
         let ahead = full_at.wrapping_sub(now);
         let from = if ahead > self.burst { 0 } else { ahead };
         match (self.burst - from).checked_div(self.interval) {
             Some(left) => left,
-            // No limit at all.
+            // No limit.
             None => u32::MAX,
         }
     }
 
-    /// How many packets an untouched bucket lets through at once.
+    /// Packets that a full bucket passes at once.
     pub const fn whole(&self) -> u32 {
         self.left(0, 0)
     }
@@ -127,24 +127,23 @@ pub struct Limits {
     pub register: Pace,
     /// All requests, REGISTER among them.
     pub requests: Pace,
-    /// Responses, keepalives and what cannot be parsed, together.
+    /// Responses, keepalives and unparsed payloads, together.
     pub other: Pace,
-    /// First fragments, and messages longer than the sample of them, together
-    /// ([`crate::abi::layout::HEAD`]).
+    /// First fragments, and messages longer than a sample ([`crate::abi::layout::HEAD`]), together.
     pub fragments: Pace,
 }
 
 const _: () = assert!(size_of::<Limits>() == 32);
 
-/// Where limits come from. The kernel reads each of them when it is needed.
+/// A source of limits. The kernel loads each field when it is needed.
 pub trait LimitSource {
-    /// The limit of REGISTER requests.
+    /// Limit of REGISTER requests.
     fn register(&self) -> Pace;
-    /// The limit of all requests.
+    /// Limit of all requests.
     fn requests(&self) -> Pace;
-    /// The limit of everything else.
+    /// Limit of everything else.
     fn other(&self) -> Pace;
-    /// The limit of first fragments and of messages longer than the sample of them.
+    /// Limit of first fragments and of messages longer than a sample.
     fn fragments(&self) -> Pace;
 }
 
@@ -166,7 +165,7 @@ impl LimitSource for Limits {
     }
 }
 
-/// Which of the limits a packet ran into.
+/// The limit that a packet exceeded.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LimitKind {
@@ -176,7 +175,7 @@ pub enum LimitKind {
     Requests,
     /// [`Limits::other`].
     Other,
-    /// The budget that strangers share in a storm ([`crate::limits::storm`]).
+    /// The budget shared by unknown sources in a storm ([`crate::limits::storm`]).
     Storm,
     /// [`Limits::fragments`].
     Fragments,
@@ -194,7 +193,7 @@ impl LimitKind {
         }
     }
 
-    /// The bucket with this number, if there is one.
+    /// The limit with this number, if there is one.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             0 => Some(Self::Register),
@@ -207,18 +206,17 @@ impl LimitKind {
     }
 }
 
-/// What the kernel remembers of every unknown source: a quarter of a cache line. All times in
-/// [`ticks`].
+/// The meter of an unknown source: 16 bytes, a quarter of a cache line. Times in [`ticks`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Meter {
-    /// Whose meter it is: a part of the source's hash. 0 if it is free.
+    /// Part of the source's hash, to identify it; 0 for a free meter.
     pub mark: u32,
-    /// When the bucket of all requests is full again.
+    /// Time at which the bucket of all requests is full.
     pub requests: u32,
-    /// When the bucket of REGISTER requests is full again.
+    /// Time at which the bucket of REGISTER requests is full.
     pub register: u32,
-    /// When the bucket of everything else is full again.
+    /// Time at which the bucket of everything else is full.
     pub other: u32,
 }
 
@@ -231,8 +229,8 @@ impl Meter {
         Self { mark, requests: now, register: now, other: now }
     }
 
-    /// Charges one message. Returns the limit that it is over, if any. A REGISTER needs room in two
-    /// buckets, and takes from both or from none.
+    /// Charges one message. Returns the exceeded limit, if any. A REGISTER takes from two buckets,
+    /// or from neither.
     #[inline(always)]
     pub fn charge(
         &mut self,
@@ -260,7 +258,7 @@ impl Meter {
         None
     }
 
-    /// Charges a message of a known source, whatever it is. Returns whether it is within the limit.
+    /// Charges a message of a known source, of any kind. Returns whether it is within the limit.
     #[inline(always)]
     pub const fn charge_known(&mut self, now: u32, limit: &Pace) -> bool {
         match limit.take(self.requests, now) {
@@ -272,13 +270,12 @@ impl Meter {
         }
     }
 
-    /// The meter as it is to stand in the table from `now` on, so that its stamps never come round:
-    /// a stamp that is older than [`OLDEST`] is moved up to that. Its bucket has been full all the
-    /// while, so nothing else changes.
+    /// This meter with timestamps that cannot wrap: one older than [`OLDEST`] is moved up to it.
+    /// Its bucket has been full since, so nothing else changes.
     pub const fn refreshed(self, now: u32) -> Self {
         const fn newer(stamp: u32, now: u32) -> u32 {
             let age = now.wrapping_sub(stamp);
-            // The other half of all ticks lies ahead.
+            // The other half of the range lies in the future.
             if age > OLDEST && age < MAX_BURST as u32 { now.wrapping_sub(OLDEST) } else { stamp }
         }
         let Self { mark, requests, register, other } = self;
@@ -290,13 +287,12 @@ impl Meter {
         }
     }
 
-    /// How long all of its buckets have been full at `now`, in ticks: how little would be lost with
-    /// it.
+    /// Ticks since all of its buckets became full at `now`: the replacement order.
     #[inline(always)]
     pub const fn rested(&self, now: u32) -> u32 {
         let [requests, other] = [now.wrapping_sub(self.requests), now.wrapping_sub(self.other)];
-        // Half of all ticks lie ahead: such a bucket is not full yet. REGISTER requests are
-        // requests.
+        // The upper half of the range is the future: such a bucket is not full yet. REGISTER
+        // requests also count as requests.
         let requests = if requests > u32::MAX / 2 { 0 } else { requests };
         let other = if other > u32::MAX / 2 { 0 } else { other };
         if requests < other { requests } else { other }
@@ -316,7 +312,7 @@ mod tests {
         fragments: Pace::new(10, 10 * SECOND),
     };
 
-    /// A start far from zero, as on a host that has been up for a while.
+    /// A start far from zero, as on a host with some uptime.
     const START: u64 = 1_000 * SECOND;
 
     fn passed(messages: impl Iterator<Item = (u64, Message)>) -> usize {
@@ -337,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_what_passes() {
+    fn the_remainder_equals_what_passes() {
         let pace = LIMITS.requests;
         assert_eq!(pace.whole(), 50);
         let (mut full_at, now) = (ticks(START), ticks(START));
@@ -352,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_slow_register_flood_meets_the_register_limit() {
-        // Four a second stay under 50 in 10 s, but not under 100 in 60 s.
+        // Four per second stay below 50 in 10 s, but not below 100 in 60 s.
         let mut meter = Meter::new(1, ticks(START));
         let over = (0..600)
             .map(|n| (n, meter.charge(Message::Register, ticks(START + n * SECOND / 4), &LIMITS)))
@@ -401,8 +397,8 @@ mod tests {
 
     #[test]
     fn ticks_may_come_round() {
-        // Silent for a minute, an hour, two days, three and a quarter days: the bucket is full
-        // again each time.
+        // Silence of a minute, an hour, two days, three and a quarter days: the bucket is full each
+        // time.
         for silent in [60, 3_600, 48 * 3_600, 78 * 3_600] {
             let mut meter = Meter::new(1, ticks(START));
             for _ in 0..60 {
@@ -413,8 +409,8 @@ mod tests {
         }
     }
 
-    /// A source that keeps to a limit with a long interval is never refused, however long it was
-    /// silent.
+    /// A source within a limit of a long interval is never refused, whatever the length of its
+    /// silence.
     #[test]
     fn a_limit_per_day_survives_that_ticks_begin_again() {
         const HOUR: u64 = 3_600 * SECOND;
@@ -469,8 +465,8 @@ mod tests {
     }
 
     proptest! {
-        /// Over any stretch of time, a bucket passes at most its burst plus what the rate allows,
-        /// and a sender that stays below the rate is never refused.
+        /// Over any period a bucket passes at most its burst plus its rate, and a sender below the
+        /// rate is never refused.
         #[test]
         fn a_bucket_holds_its_rate(count in 1_u32..500, per_ms in 1_u64..100_000,
                                    gaps in prop::collection::vec(0_u64..2_000_000_000, 1..300)) {
@@ -496,7 +492,7 @@ mod tests {
             }
         }
 
-        /// What the ticks cost in exactness.
+        /// The error that ticks introduce.
         #[test]
         fn the_rate_is_the_wanted_one(per_second in 1_u32..1_500) {
             let pace = Pace::new(per_second, SECOND);

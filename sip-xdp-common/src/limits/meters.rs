@@ -1,13 +1,12 @@
-//! The meters of unknown sources: a table of fixed size, in which a newcomer takes the place of
-//! whoever in its set has been silent for longest. Nothing is allocated, so a flood of new sources
-//! costs the same as any other.
+//! The meters of unknown sources: a set-associative table of fixed size, in which a new source
+//! replaces the one of its set that has been idle longest. Nothing is allocated, so that a flood of
+//! new sources costs no more than any other.
 //!
-//! A source belongs to one [`MeterSet`] of [`WAYS`], which is a cache line: one access finds its
-//! meter, and 65,536 sources fit in 2 MiB. A meter knows its source by 29 bits of the hash beside
-//! those that choose the set; two sources that agree in all of them share a meter, which chance
-//! alone makes happen to one pair in 10^12. What only matters for sources over a limit is kept
-//! elsewhere ([`Records`]). Two CPUs that change one set in the same instant may lose a charge or a
-//! newcomer, no more.
+//! A source maps to one [`MeterSet`] of [`WAYS`], which is one cache line: one access finds its
+//! meter, and 65,536 sources fit in 2 MiB. A meter identifies its source by 29 hash bits besides
+//! those that select the set; two sources that agree in all of them share a meter (by chance one
+//! pair in 10^12). State that matters only over a limit is in [`Records`]. Two CPUs that update one
+//! set at once may lose a charge or a new source, no more.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -16,25 +15,24 @@ use crate::limits::gcra::Meter;
 use crate::limits::over_limit::Record;
 use crate::lookup::hash;
 
-/// How many sources a set holds.
+/// Meters per set.
 pub const WAYS: usize = 4;
 
-/// How many sets there are for a capacity of `sources`: a power of two. A set has room for at least
-/// twice its share, so that when the table holds as many as it is meant for, one set in twenty has
-/// more members than ways.
+/// Number of sets for a capacity of `sources`: a power of two. A set has room for at least twice
+/// its share, so that at full capacity one set in twenty has more members than ways.
 pub const fn sets(sources: u32) -> u32 {
     sources.div_ceil(WAYS as u32 / 2).next_power_of_two()
 }
 
-/// Sources whose hashes begin alike.
+/// Sources with the same leading hash bits.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct MeterSet {
-    /// Their meters, in no order.
+    /// Their meters, unordered.
     pub ways: [Meter; WAYS],
 }
 
-/// What is known of the sources of a set that went over a limit.
+/// The records of one set's sources.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Records {
@@ -44,29 +42,29 @@ pub struct Records {
 
 const _: () = assert!(size_of::<MeterSet>() == 64 && size_of::<Records>() == 128);
 
-/// In [`Meter::mark`]: the source has a [`Record`].
+/// [`Meter::mark`]: the source has a [`Record`].
 pub const RECORDED: u32 = 1;
 
-/// In [`Meter::mark`]: the stamps are those of a known source.
+/// [`Meter::mark`]: the timestamps are those of a known source.
 pub const KNOWN: u32 = 2;
 
 const FLAGS: u32 = RECORDED | KNOWN;
 
-/// Where a source belongs.
+/// The position of a source in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MeterKey {
     hash: u64,
 }
 
 impl MeterKey {
-    /// Of a source, in a table with this seed.
+    /// The key of a source, in a table with this seed.
     #[inline(always)]
     pub const fn of(source: &IpKey, seed: u64) -> Self {
         let (high, low) = source.words();
         Self { hash: hash::mix(high, low, 0, seed) }
     }
 
-    /// Its set, of a number less one that is a power of two.
+    /// Its set; `mask` is the number of sets less one.
     #[inline(always)]
     pub const fn set(&self, mask: u32) -> u32 {
         self.hash as u32 & mask
@@ -78,22 +76,22 @@ impl MeterKey {
         ((self.hash >> 32) as u32 | 4) & !FLAGS
     }
 
-    /// Whether a meter is its own.
+    /// Whether this meter belongs to the source.
     #[inline(always)]
     pub const fn owns(&self, meter: &Meter) -> bool {
         meter.mark & !FLAGS == self.mark()
     }
 
-    /// Its mark in the sketch of new sources ([`crate::limits::storm::MARKS`]).
+    /// Its index in the sketch of new sources ([`crate::limits::storm::MARKS`]).
     #[inline(always)]
     pub const fn sketch(&self) -> usize {
         (self.hash >> 20 & 0xffff) as usize
     }
 }
 
-/// The way of a source's meter; [`WAYS`] or more if it has none. Calculated, not branched on: which
-/// of the ways it is, is as good as random. Two marks at a time: of a single one the compiler sees
-/// what is meant, and makes a branch of it.
+/// The way of a source's meter; [`WAYS`] or more if it has none. Branch-free, because the way is
+/// unpredictable. Two marks are compared at a time: a comparison of one is recognised by the
+/// compiler and becomes a branch.
 #[inline(always)]
 pub fn way_of(home: &MeterKey, ways: &[Meter; WAYS]) -> usize {
     const LOWEST: u64 = 0x1_0000_0001;
@@ -101,20 +99,18 @@ pub fn way_of(home: &MeterKey, ways: &[Meter; WAYS]) -> usize {
     let pair = |n: usize| {
         let marks = ways[n].mark as u64 | (ways[n + 1].mark as u64) << 32;
         let differ = marks & (!FLAGS as u64 * LOWEST) ^ own;
-        // The highest bit of each half that is 0, as `!(differ - LOWEST) & !differ` has it: none is
-        // 1, so neither borrows from the other in vain.
+        // The highest bit of each half that is 0, as `!(differ - LOWEST) & !differ` has it. No half
+        // is 1, so that no borrow is wrong.
         let same = !((LOWEST - 1).wrapping_sub(differ) | differ);
         same >> 31 & 1 | same >> 62 & 2
     };
     let bits = pair(0) | pair(2) << 2;
-    // 1, 2, 4, 8 to 0, 1, 2, 3; two sources that share a mark share the first meter. 0 to a large
-    // number.
+    // 1, 2, 4, 8 to 0, 1, 2, 3; 0 to a large number. Of two equal marks the first wins.
     let lowest = bits & bits.wrapping_neg();
     (lowest >> 1).wrapping_sub(lowest >> 3).wrapping_sub((bits == 0) as u64) as usize
 }
 
-/// Which of the meters gives way to a newcomer at `now`, in ticks: a free one, else the one that
-/// rested longest.
+/// The meter that a new source replaces at `now` (ticks): a free one, else the one idle longest.
 #[inline(always)]
 pub fn least_missed(ways: &[Meter; WAYS], now: u32) -> usize {
     let (mut way, mut longest) = (0, 0);

@@ -1,50 +1,50 @@
-//! What is noted of a source from the moment it goes over a limit: what the detector asks about,
-//! and when it was last told. Most sources never have a record, so that a meter stays small.
+//! Records: what the kernel keeps of a source from the moment it exceeds a limit, for the detector
+//! and for event rates. Most sources never have one, so that meters stay small.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::limits::gcra::ticks;
 use crate::verdict::Message;
 
-/// The shortest time between two events about one source, in [`ticks`]: 50 ms. Twenty a second are
-/// enough to tell one sender from many, and bound what a flood can make the daemon read.
+/// Minimum interval between two events about one source, in [`ticks`]: 50 ms. Twenty per second are
+/// enough to classify a sender, and bound what a flood makes the daemon read.
 const EVENT_INTERVAL: u32 = 763;
 
-/// What the kernel notes of a source from the moment it goes over a limit.
+/// The record of a source that exceeded a limit.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Record {
-    /// When that was, in nanoseconds of the filter's clock.
+    /// Time of the first excess, in nanoseconds of the filter's clock.
     pub first: u64,
-    /// When the last event about this source was due, in [`ticks`].
+    /// Time of the last event about this source, in [`ticks`].
     pub reported: u32,
-    /// Whose record it is: [`Meter::mark`](crate::limits::gcra::Meter::mark).
+    /// The mark of its source: [`Meter::mark`](crate::limits::gcra::Meter::mark).
     pub mark: u32,
-    /// Requests since, passed or not.
+    /// Requests since `first`, passed or dropped.
     pub seen: u32,
     /// REGISTER requests among them.
     pub registers: u32,
     /// Packets over a limit.
     pub limited: u32,
-    /// When the bucket of fragmented and overlong messages is full again, in [`ticks`].
+    /// Time at which the bucket of fragmented and overlong messages is full, in [`ticks`].
     pub fragments: u32,
 }
 
 const _: () = assert!(size_of::<Record>() == 32);
 
 impl Record {
-    /// Begins with a source that goes over a limit at `now`, in nanoseconds.
+    /// Starts the record of a source that exceeds a limit at `now`, in nanoseconds.
     #[inline(always)]
     pub fn begin(&mut self, mark: u32, now: u64) {
         self.first = now;
-        // As if the last event had just been long enough ago.
+        // So that the first event is due at once.
         self.reported = ticks(now).wrapping_sub(EVENT_INTERVAL);
         self.mark = mark;
         (self.seen, self.registers, self.limited) = (0, 0, 0);
         self.fragments = ticks(now);
     }
 
-    /// Notes a message of its source.
+    /// Counts a message of its source.
     #[inline(always)]
     pub fn note(&mut self, message: Message) {
         if message.is_request() {
@@ -55,8 +55,7 @@ impl Record {
         }
     }
 
-    /// Notes that the message was over a limit. Returns whether the daemon should hear of this very
-    /// packet.
+    /// Counts a message over a limit. Returns whether an event is due for this packet.
     #[inline(always)]
     pub fn note_limited(&mut self, now: u64) -> bool {
         self.limited = self.limited.saturating_add(1);

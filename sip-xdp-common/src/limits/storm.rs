@@ -1,49 +1,47 @@
-//! Storms: more distinct new sources in a second than can be real, which is what a flood with
-//! forged sources looks like.
+//! Storms: more distinct new sources per second than are plausible, which is how a flood with
+//! forged sources looks.
 //!
-//! Each source that has no meter leaves a mark in a sketch: one word out of [`MARKS`], chosen by a
-//! seeded hash, so that nobody can aim. A mark is the number of the window, in 32 bits: it does not
-//! come round for 146 years, so no mark of the past counts in a later window and nothing needs to
-//! be cleared. Marks that are new count the distinct sources of the window; one heavy sender leaves
-//! one. Beyond a threshold it is a storm, and for the time being strangers share one budget and
-//! (nearly) none of them is given a meter: memory and cost stay flat, and sources with a meter keep
-//! theirs.
+//! Each source without a meter sets a mark in a sketch: one word out of [`MARKS`], chosen by a
+//! seeded hash, so that an attacker cannot choose it. The mark is the window number in 32 bits,
+//! which wraps after 146 years: old marks never count in a later window, and nothing has to be
+//! cleared. Newly set marks count the distinct sources of the window; one heavy sender sets one.
+//! Above a threshold it is a storm: unknown sources then share one budget, and only [`NEWCOMERS`]
+//! of them are given a meter. Memory and cost stay constant, and existing meters stay.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::limits::gcra::Limit;
-/// How many marks the sketch has. At the largest threshold of half of it, two sources in five share
-/// a mark with another, and the estimate is 21 % low; at the default of 2,000 it is 1.5 % low.
+/// Words of the sketch. At the largest threshold (half of it) two sources in five share a mark, and
+/// the estimate is 21 % low; at the default of 2,000 it is 1.5 % low.
 pub const MARKS: usize = 1 << 16;
 
-/// The largest threshold that the sketch can tell.
+/// The largest threshold that the sketch can measure.
 pub const MAX_NEW_SOURCES: u64 = MARKS as u64 / 2;
 
-/// A window is this power of two of nanoseconds: 1.07 s.
+/// A window is 2^30 ns: 1.07 s.
 const WINDOW_BITS: u32 = 30;
 
-/// How long a storm goes on after the last window that was over the threshold, in nanoseconds: two
-/// windows.
+/// Duration of a storm after the last window above the threshold, in nanoseconds: two windows.
 const CALM: u64 = 2 << WINDOW_BITS;
 
-/// How many strangers are given a meter in a storm. Slow enough that 65,536 meters of real sources
-/// last for 20 minutes.
+/// Rate of new meters in a storm: slow enough that 65,536 meters of real sources last for 20
+/// minutes.
 pub const NEWCOMERS: Limit = Limit::new(50, 1_000_000_000);
 
-/// What a storm is, and what strangers may send in one.
+/// Thresholds and budget of a storm.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct StormLimits {
-    /// How many distinct new sources in a window are no storm.
+    /// Distinct new sources per window up to which there is no storm.
     pub new_sources: u64,
-    /// The budget that strangers share in a storm.
+    /// The budget that unknown sources share in a storm.
     pub budget: Limit,
 }
 
 const _: () = assert!(size_of::<StormLimits>() == 24);
 
 impl StormLimits {
-    /// `count` distinct new sources in `per` nanoseconds are no storm.
+    /// A storm begins above `count` distinct new sources in `per` nanoseconds.
     pub const fn new(count: u32, per: u64, budget: Limit) -> Self {
         let in_window = ((count as u128) << WINDOW_BITS) / per as u128;
         let new_sources =
@@ -52,52 +50,52 @@ impl StormLimits {
     }
 }
 
-/// The weather, shared by all CPUs. Two CPUs that write it in the same instant may lose a count, no
-/// more.
+/// Storm state, shared by all CPUs. Two CPUs that write it at once may lose a count, no more.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct StormState {
-    /// The number of the present window.
+    /// Number of the current window.
     pub window: u64,
-    /// Distinct new sources in it so far.
+    /// Distinct new sources in it.
     pub new_sources: u64,
-    /// When the storm is over, if there is one.
+    /// End of the storm; 0 if there was none.
     pub storm_until: u64,
-    /// When the strangers' budget is full again.
+    /// Time at which the shared budget is full.
     pub budget: u64,
-    /// When the bucket of newcomers is full again.
+    /// Time at which the bucket of new meters is full.
     pub newcomers: u64,
-    /// When the daemon was last told of a storm.
+    /// Time of the last storm event.
     pub reported: u64,
-    /// When a response that arrived was last not seen by the daemon.
+    /// Time at which an incoming response was last lost or truncated on its way to the daemon.
     pub response_unseen: u64,
 }
 
 const _: () = assert!(size_of::<StormState>() == 56);
 
-/// What a source without a meter meets.
+/// The treatment of a source without a meter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewSourcePolicy {
-    /// Fair weather: it is given a meter.
+    /// No storm, or one of the [`NEWCOMERS`]: it is given a meter.
     Meter,
-    /// A storm, but its packet is within the budget; it stays a stranger.
+    /// Storm: the packet is within the shared budget; the source is given no meter.
     Pass,
-    /// A storm, and the budget is spent.
+    /// Storm: the shared budget is spent.
     Drop,
 }
 
-/// One mark of the sketch.
+/// One word of the sketch.
 pub type Mark = u32;
 
-/// The mark of the window at `now`: never 0, which is what an untouched sketch holds. The clock's
-/// 64 bits of nanoseconds make 34 bits of windows, of which 32 last for 146 years.
+/// The mark of the window at `now`: never 0, the value of an unused word. The 64-bit clock has 34
+/// bits of windows, of which 32 last for 146 years.
 #[inline(always)]
 pub const fn window_mark(now: u64) -> Mark {
     ((now >> WINDOW_BITS) as Mark).wrapping_add(1)
 }
 
 impl StormState {
-    /// Notes a source without a meter, whose mark was `found`, at `now`, and says what it meets.
+    /// Counts a source without a meter, whose sketch word was `found`, at `now`, and decides its
+    /// treatment.
     #[inline(always)]
     pub fn on_new_source(
         &mut self,
@@ -138,7 +136,7 @@ impl StormState {
         self.storm_until > now
     }
 
-    /// Whether the daemon should be told of the storm now: once a second.
+    /// Whether a storm event is due: once per second.
     #[inline(always)]
     pub fn report_due(&mut self, now: u64) -> bool {
         let due = now.saturating_sub(self.reported) >= 1_000_000_000;
@@ -184,7 +182,7 @@ mod tests {
             sketch.on_new_source(*n, START + u64::from(*n));
             sketch.storm_state.is_storm(START + u64::from(*n))
         });
-        // 2,000 a second are 2,147 in a window; sources that share a mark are counted once.
+        // 2,000 per second are 2,147 per window; sources that share a mark are counted once.
         assert!(storm_at.is_some_and(|n| (2_147..=2_300).contains(&n)), "{storm_at:?}");
     }
 
@@ -203,7 +201,7 @@ mod tests {
     fn a_steady_trickle_of_new_sources_is_none() {
         let mut sketch = Sketch::new();
         for n in 0..60_000_u32 {
-            // 1,800 a second for half a minute.
+            // 1,800 per second for half a minute.
             assert_eq!(
                 sketch.on_new_source(n, START + u64::from(n) * SECOND / 1_800),
                 NewSourcePolicy::Meter,
@@ -212,9 +210,8 @@ mod tests {
         }
     }
 
-    /// Marks that an earlier flood left are no marks of this window, whatever number it has: 255
-    /// windows later (when a mark of one byte would come round), 65,535 (two bytes), and any
-    /// others.
+    /// Marks of an earlier flood do not count in this window, whatever its number: 255 windows
+    /// later (when a one-byte mark would wrap), 65,535 (two bytes), and any other.
     #[test]
     fn an_earlier_flood_does_not_hide_a_later_one() {
         for apart in [1, 2, 254, 255, 256, 510, 2_550, 65_535, 65_536, 131_070] {
@@ -229,7 +226,7 @@ mod tests {
             sketch.storm_state.storm_until = 0;
             (200_000..202_000)
                 .for_each(|n| assert_eq!(sketch.on_new_source(n, later), NewSourcePolicy::Meter));
-            // Of 2,000 sources 1.5 % share a mark with another one.
+            // Of 2,000 sources 1.5 % share a mark.
             let counted = sketch.storm_state.new_sources;
             assert!(
                 (1_940..=2_000).contains(&counted),
@@ -243,7 +240,7 @@ mod tests {
         let mut sketch = Sketch::new();
         let mut counts = [0_u32; 3];
         for n in 0..1_000_000_u32 {
-            // 100,000 a second for ten seconds.
+            // 100,000 per second for ten seconds.
             match sketch.on_new_source(n, START + u64::from(n) * SECOND / 100_000) {
                 NewSourcePolicy::Meter => counts[0] += 1,
                 NewSourcePolicy::Pass => counts[1] += 1,

@@ -1,8 +1,8 @@
-//! The one hash of addresses. It is seeded when the tables are made, so that nobody outside can aim
-//! at a place in them.
+//! The hash of addresses, seeded when the tables are created, so that an attacker cannot choose a
+//! bucket.
 
-/// Mixes the two halves of an address and what is said of its network. The constants are those of
-/// splitmix64; every bit of the result depends on every bit that goes in.
+/// Mixes the two halves of an address and the label of its network. The constants are those of
+/// splitmix64; every output bit depends on every input bit.
 #[inline(always)]
 pub const fn mix(high: u64, low: u64, label: u64, seed: u64) -> u64 {
     let mixed = (high ^ seed ^ label.wrapping_mul(0x9e37_79b9_7f4a_7c15))

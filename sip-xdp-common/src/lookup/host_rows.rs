@@ -1,76 +1,75 @@
-//! IPv4 hosts that feeds list: what nearly all of a long list is, and so kept once more beside the
-//! table of networks. Of a million it takes a sixteenth of that table's memory, and one look at 16
-//! bytes says whether a host is among them.
+//! IPv4 hosts listed by feeds: nearly all of a long list, and therefore stored a second time beside
+//! the table of networks. One million take a sixteenth of that table's memory, and one load of 16
+//! bytes answers.
 //!
-//! An address is mixed, and falls into the number of a [`Row`] and a mark of 15 bits. Mixing loses
-//! nothing, and the two have all of its bits between them, so no two hosts have both in common: a
-//! mark that is found in its row is no guess. Hosts for which a row has no room, and those that
-//! only others than feeds block, are counted in it: where there are any, who is not found is looked
-//! for in the table of networks, in which everybody stands.
+//! The address is mixed reversibly and split into the number of a [`Row`] and a mark of 15 bits;
+//! together they hold all of its bits, so that a match is exact. Hosts without room in their row,
+//! and hosts that owners other than feeds block, are counted in the row's last lane: where that is
+//! not zero, a miss continues in the table of networks, which holds every host.
 
-/// Four lanes of 16 bits in each word, the lowest bits first: the marks of [`MARKS`] hosts in any
-/// order, 0 where there is none, and in the last lane how many hosts of this row are to be looked
-/// for elsewhere.
+/// Four lanes of 16 bits per word, the lowest bits first: the marks of up to [`MARKS`] hosts,
+/// unordered, 0 for a free lane; in the last lane the number of hosts of this row that only the
+/// table of networks holds.
 pub type Row = [u64; 2];
 
-/// How many marks a row has room for.
+/// Marks per row.
 pub const MARKS: usize = 7;
 
-/// How far the number of hosts that are elsewhere is to be shifted right in a row's last word.
+/// Right shift of a row's last word that yields the number of hosts held elsewhere.
 pub const ELSEWHERE_SHIFT: u32 = 48;
 
 /// The lowest bit of each lane, and the highest.
 const LOWEST: u64 = 0x0001_0001_0001_0001;
 const HIGHEST: u64 = LOWEST << 15;
 
-/// The fewest rows for which their numbers and the 15 bits of a mark are all of an address.
+/// The fewest rows with which row number and 15-bit mark hold a whole address.
 const FEWEST: u32 = 1 << 17;
 
-/// How many rows there are for a capacity of `networks`: a power of two, so that at most four hosts
-/// are of a row, on average: then one in thirty or fewer is to be looked for elsewhere.
+/// Number of rows for a capacity of `networks`: a power of two, with at most four hosts per row on
+/// average. At most one host in thirty then overflows.
 pub const fn rows(networks: u32) -> u32 {
     let wanted = networks.div_ceil(4).next_power_of_two();
     if wanted < FEWEST { FEWEST } else { wanted }
 }
 
-/// What a row says of a host.
+/// The answer of a row about a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowMatch {
-    /// No list has it.
+    /// Not listed.
     Unlisted,
-    /// A feed lists it.
+    /// Listed by a feed.
     FeedHost,
-    /// The table of networks is to be asked.
+    /// Unknown here: look in the table of networks.
     AskTable,
 }
 
-/// Where a host's mark stands.
+/// The position of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowKey {
     /// The number of the row.
     pub row: u32,
-    /// The mark: never 0.
+    /// The mark; never 0.
     pub mark: u16,
 }
 
 impl RowKey {
-    /// Of an IPv4 address in host order, in tables that are hashed with this
-    /// [`seed`](crate::lookup::networks::Hashing) and this shift. The constants are those of two
-    /// well-known hashes (32 bits of the golden ratio, and MurmurHash3's finalizer); what matters
-    /// is that each step can be undone, and mixes.
+    /// The key of an IPv4 address in host order, in tables with this
+    /// [`seed`](crate::lookup::networks::Hashing) and shift. The constants are those of two
+    /// well-known hashes (the golden ratio in 32 bits, and MurmurHash3's finalizer); each step is
+    /// reversible.
     #[inline(always)]
     pub const fn of(address: u32, seed: u64, row_shift: u32) -> Self {
         let mixed = (address ^ seed as u32).wrapping_mul(0x9e37_79b1);
         let mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
-        // Bit 15 is in the number of the row, too.
+        // Bit 15 is part of the row number as well.
         Self { row: mixed >> (row_shift & 31), mark: mixed as u16 | 0x8000 }
     }
 
-    /// Looks at this home's row.
+    /// Looks the host up in its row.
     #[inline(always)]
     pub const fn look(&self, row: &Row) -> RowMatch {
         let mark = self.mark as u64 * LOWEST;
-        // A lane is 0 here where the mark is; the last holds no mark.
+        // A lane is 0 where the mark matches; the last lane holds no mark.
         let [first, last] = [row[0] ^ mark, (row[1] ^ mark) | 1 << ELSEWHERE_SHIFT];
         if highest_bits(first) & highest_bits(last) & HIGHEST != HIGHEST {
             RowMatch::FeedHost
@@ -82,11 +81,11 @@ impl RowKey {
     }
 }
 
-/// The highest bit of each lane, unless it is 0; of one that is 1 it may be missing, if there is a
-/// 0 below.
+/// The highest bit of each lane that is not 0. It may be missing in a lane that is 1 above a lane
+/// that is 0.
 #[inline(always)]
 const fn highest_bits(lanes: u64) -> u64 {
-    // `!(lanes - LOWEST)`, in one step less.
+    // `!(lanes - LOWEST)`, one instruction shorter.
     (LOWEST - 1).wrapping_sub(lanes) | lanes
 }
 
@@ -115,7 +114,7 @@ mod tests {
             assert_eq!(addresses.len(), places.len());
             assert!(places.iter().all(|(row, mark)| *row < rows(networks) && *mark != 0));
         }
-        // All of those of one row, which is where it could go wrong.
+        // All hosts of one row: the case where marks could collide.
         let row_key = row_keys(1);
         let of_row =
             (0..=u32::MAX >> 7).map(|n| row_key(n << 7)).filter(|row_key| row_key.row == 77);
@@ -139,7 +138,7 @@ mod tests {
         for (n, row_key) in row_keys.iter().enumerate() {
             assert_eq!(row_key.look(&[0; 2]), RowMatch::Unlisted);
             assert_eq!(row_key.look(&with(MARKS, 1, [0; 2])), RowMatch::AskTable);
-            // The number of those that are elsewhere is none.
+            // The overflow count in the last lane is not a mark.
             assert_eq!(row_key.look(&with(MARKS, row_key.mark, [0; 2])), RowMatch::AskTable);
             // Among marks that differ in one bit, and others.
             let others = |lane: usize| match row_keys[(n + lane + 1) % row_keys.len()].mark {
@@ -162,8 +161,7 @@ mod tests {
         }
     }
 
-    /// Feeds list what lies together, or what lies in step. Few are to be looked for elsewhere at
-    /// the capacity.
+    /// Feeds list adjacent addresses, or addresses at a fixed stride. Few overflow at capacity.
     #[test]
     fn rows_have_room() {
         let networks = 1 << 20;

@@ -1,6 +1,7 @@
-//! The table of networks that the kernel and user space share: its layout, where a network stands
-//! in it, and how it is to be read. Looking things up is in [`crate::lookup::search`]; writing is
-//! user space's.
+//! The table of networks that kernel and user space share: layout, hashing and positions. Lookup is
+//! in [`crate::lookup::search`]; only user space writes.
+//!
+//! More than 400 lines: one table layout, of which each part needs the others, and its tests.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -10,49 +11,50 @@ use crate::limits::meters::sets;
 use crate::lookup::hash;
 use crate::lookup::host_rows;
 
-/// How many slots a bucket has.
+/// Slots per bucket.
 pub const WAYS: usize = 8;
 
-/// The most networks with the same fingerprint in one bucket; the writer sees to it.
+/// The most networks with the same fingerprint in one bucket, as the writer guarantees.
 pub const ALIKE: usize = 3;
 
-/// How many buckets make a group. With groups of 16, one table in a hundred that is filled to its
-/// capacity has a crowded group; with 64, none in thousands.
+/// Buckets per group. With groups of 16, one full table in a hundred has an overfull group; with
+/// 64, none in thousands.
 pub const GROUP: usize = 64;
 
 /// The fingerprints of a group: a byte for each slot, a word for each bucket.
 pub type Prints = [u64; GROUP];
 
-/// How many buckets there are for a capacity of `networks`: a power of two, so that at most half of
-/// the slots are used. With two buckets to choose from, both of a network's are then full so rarely
-/// that nobody will see it.
+/// Number of buckets for a capacity of `networks`: a power of two, with at most half of the slots
+/// in use. With two candidate buckets per network, both are then practically never full.
 pub const fn buckets(networks: u32) -> u32 {
     let wanted = networks.div_ceil(WAYS as u32 / 2).next_power_of_two();
     if wanted < GROUP as u32 { GROUP as u32 } else { wanted }
 }
 
-/// What a network is listed as.
+/// The kind of a listed network.
 #[repr(u64)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// Never dropped.
     Trusted = 0x0000,
-    /// Not judged as one: hosts that must not share a fate live in it.
+    /// Judged per host: the network contains hosts that must not be banned together.
     PerHost = 0x0200,
     /// Dropped.
     Blocked = 0x0400,
-    /// A host that something is known of: see [`Reputation`].
+    /// A host with a reputation: see [`Reputation`].
     Known = 0x0600,
-    /// May talk under the policy `closed`.
+    /// May send under the policy `closed`.
     Admitted = 0x2000,
+    /// On the ladder ([`crate::limits::ladder`]).
+    Metered = 0x2200,
 }
 
 impl Kind {
     /// All of them, in the order in which they are looked for.
-    pub const ALL: [Self; 5] =
-        [Self::Trusted, Self::Known, Self::PerHost, Self::Admitted, Self::Blocked];
+    pub const ALL: [Self; 6] =
+        [Self::Trusted, Self::Known, Self::PerHost, Self::Admitted, Self::Metered, Self::Blocked];
 
-    /// What the networks of a list are to the kernel.
+    /// The kind of a list's networks.
     pub const fn of(list: List) -> Self {
         match list {
             List::Block => Self::Blocked,
@@ -61,7 +63,7 @@ impl Kind {
         }
     }
 
-    /// What stands in [`Slot::state`] for a network of this kind and length.
+    /// The label in [`Slot::state`] of a network of this kind and prefix length.
     pub const fn label(self, bits: u8) -> u64 {
         OCCUPIED | self as u64 | bits as u64
     }
@@ -71,19 +73,18 @@ impl Kind {
 pub const OCCUPIED: u64 = 0x100;
 /// [`Slot::state`]: the bits of [`Kind`].
 pub const KIND: u64 = 0x2600;
-/// [`Slot::state`]: the length out of 128, [`Kind`] and [`OCCUPIED`].
+/// [`Slot::state`]: the prefix length out of 128, [`Kind`] and [`OCCUPIED`].
 pub const LABEL: u64 = KIND | OCCUPIED | 0xff;
 /// [`Slot::state`]: a feed lists the network.
 pub const FEED: u64 = 0x800;
 /// [`Slot::state`]: an operator, the configuration or the detector lists the network.
 pub const CLAIMED: u64 = 0x1000;
-/// [`Slot::state`] of a blocked network: an operator lists it, or the configuration.
+/// [`Slot::state`] of a blocked network: an operator or the configuration lists it.
 pub const OWN: u64 = 0x4000;
-/// [`Slot::state`] of a known host: some of its ports are banned, or known good
-/// ([`crate::limits::flow`]).
+/// [`Slot::state`] of a known host: it has flows, banned or known good ([`crate::limits::flow`]).
 pub const FLOWS: u64 = 0x8000;
-/// [`Slot::state`] of a blocked network: UDP alone is dropped. The bit is that of [`FLOWS`], of
-/// another kind.
+/// [`Slot::state`] of a blocked network: only UDP is dropped. Same bit as [`FLOWS`], which is used
+/// with another kind.
 pub const UDP_ONLY: u64 = 0x8000;
 /// One dropped packet in [`Slot::state`]. The counter is the upper 48 bits.
 pub const HIT: u64 = 1 << 16;
@@ -97,40 +98,36 @@ pub struct Slot {
     pub high: u64,
     /// The second half.
     pub low: u64,
-    /// When the listing ends, in nanoseconds of the filter's clock, or
-    /// [`NEVER`](crate::abi::layout::NEVER).
+    /// Expiry in nanoseconds of the filter's clock, or [`NEVER`](crate::abi::layout::NEVER).
     pub expires: u64,
     /// Label, flags and, in the upper 48 bits, hits; for a known host its [`Reputation`].
     pub state: u64,
 }
 
-/// What is known of a host, in the upper 48 bits of [`Slot::state`]: until when it is known good,
-/// until when it is a peer, and how generous its limit is. Each end is 22 bits of units of 2^30 ns,
-/// so an end must be less than 26 days ahead.
+/// The reputation of a host, in the upper 48 bits of [`Slot::state`]: end of known good, end of
+/// peer, and the scale of its limit. Each end has 22 bits of 2^30 ns, so that it must be less than
+/// 26 days ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reputation(u64);
 
-/// How many bits an end has, and the unit that it counts in, as a power of two of nanoseconds.
+/// Bits of an end; its unit is 2^`END_UNIT` ns.
 const END_BITS: u32 = 22;
 const END_UNIT: u32 = 30;
 const END_MASK: u64 = (1 << END_BITS) - 1;
-
-/// The scale of a host that is under suspicion: it may send one request a second.
-pub const SUSPECT: u64 = 15;
 
 /// The scale of a host that was known good, and is not any more: it is limited like others, but no
 /// stranger in a storm.
 pub const FORMER: u64 = 14;
 
 impl Reputation {
-    /// The longest time ahead that an end can say, in nanoseconds: 26 days.
+    /// The furthest end in the future, in nanoseconds: 26 days.
     pub const LONGEST: u64 = (END_MASK / 2 - 1) << END_UNIT;
 
-    /// Until these times in nanoseconds of the filter's clock, 0 for never. An end is rounded up by
-    /// at most 1.07 s.
+    /// Ends in nanoseconds of the filter's clock, 0 for none. An end is rounded up by at most 1.07
+    /// s.
     pub const fn new(good_until: u64, peer_until: u64, scale: u64) -> Self {
         const fn end(until: u64) -> u64 {
-            // 0 says never: an end that would come out so is one unit later.
+            // 0 means none: an end that would be encoded as 0 is one unit later.
             let end = ((until >> END_UNIT) + 1) & END_MASK;
             if until == 0 {
                 0
@@ -143,13 +140,13 @@ impl Reputation {
         Self((end(good_until) | end(peer_until) << END_BITS | (scale & 15) << (2 * END_BITS)) << 16)
     }
 
-    /// As it stands in a slot.
+    /// From the state of a slot.
     #[inline(always)]
     pub const fn of(state: u64) -> Self {
         Self(state & !0xffff)
     }
 
-    /// The bits for a slot.
+    /// The state bits of a slot.
     pub const fn bits(&self) -> u64 {
         self.0
     }
@@ -166,19 +163,19 @@ impl Reputation {
         Self::left(self.0 >> (16 + END_BITS), now) != 0
     }
 
-    /// Whether it will be a peer for another half of an hour.
+    /// Whether it is a peer for at least another half hour.
     #[inline(always)]
     pub const fn is_settled_peer(&self, now: u64) -> bool {
         Self::left(self.0 >> (16 + END_BITS), now) > 1_800_000_000_000 >> END_UNIT
     }
 
-    /// The power of two by which its limit is multiplied, [`SUSPECT`] or [`FORMER`].
+    /// The power of two by which its limit is multiplied, or [`FORMER`].
     #[inline(always)]
     pub const fn scale(&self) -> u64 {
         self.0 >> (16 + 2 * END_BITS)
     }
 
-    /// When both ends are, in nanoseconds, 0 where there is none or it is over at `now`.
+    /// Both ends in nanoseconds; 0 for one that is unset or over at `now`.
     pub const fn ends(&self, now: u64) -> (u64, u64) {
         const fn end(field: u64, now: u64) -> u64 {
             let left = Reputation::left(field, now);
@@ -187,7 +184,7 @@ impl Reputation {
         (end(self.0 >> 16, now), end(self.0 >> (16 + END_BITS), now))
     }
 
-    /// How many units are left until an end; 0 if it is over, or never was.
+    /// Units left until an end; 0 if it is over or unset.
     #[inline(always)]
     const fn left(end: u64, now: u64) -> u64 {
         let end = end & END_MASK;
@@ -196,17 +193,17 @@ impl Reputation {
     }
 }
 
-/// Where a network may stand.
+/// One of the two candidate buckets of a network.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct SlotBucket {
-    /// In no order.
+    /// Unordered.
     pub slots: [Slot; WAYS],
 }
 
 const _: () = assert!(size_of::<Slot>() == 32 && size_of::<SlotBucket>() == 256);
 
-/// A length that occurs on a list.
+/// A prefix length that occurs on a list.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Length {
@@ -214,41 +211,41 @@ pub struct Length {
     pub high: u64,
     /// The mask of the second half.
     pub low: u64,
-    /// As [`Kind::label`] says.
+    /// As [`Kind::label`] defines it.
     pub label: u64,
 }
 
 impl Length {
-    /// Of networks of a kind.
+    /// The length of networks of a kind.
     pub const fn of(kind: Kind, bits: u8) -> Self {
         let (high, low) = mask(bits);
         Self { high, low, label: kind.label(bits) }
     }
 }
 
-/// Where the lengths of IPv6 networks begin in [`TableHeader::lengths`]; those of IPv4 begin at 0.
+/// Start of the IPv6 lengths in [`TableHeader::lengths`]; those of IPv4 start at 0.
 pub const IPV6_LENGTHS: usize = 128;
 
-/// The most lengths that a family can have, all kinds together.
+/// Maximum number of lengths per family, all kinds together.
 pub const MAX_LENGTHS: usize = 384;
 
-/// How many places one version of the lengths has.
+/// Array elements per version of the lengths.
 pub(crate) const VERSION: usize = 512;
 
 const _: () = assert!(IPV6_LENGTHS + MAX_LENGTHS <= VERSION);
 
-/// How networks and sources are hashed. It is chosen when the tables are made, and stays as long as
-/// they do: programs have it in a read-only global, which costs them no look-up.
+/// Hash parameters, chosen when the tables are created and constant from then on: programs keep a
+/// copy in a read-only global, which costs no lookup.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Hashing {
-    /// Seeds every hash.
+    /// The seed of every hash.
     pub seed: u64,
     /// The number of buckets less one.
     pub bucket_mask: u32,
     /// The number of sets of sources ([`crate::limits::meters`]) less one.
     pub set_mask: u32,
-    /// How far a mixed IPv4 address is to be shifted right for the number of its row
+    /// Right shift of a mixed IPv4 address that yields its row number
     /// ([`crate::lookup::host_rows`]).
     pub row_shift: u32,
     /// Zero.
@@ -256,7 +253,7 @@ pub struct Hashing {
 }
 
 impl Hashing {
-    /// In tables for a capacity of `networks` and of `sources`.
+    /// Parameters for tables with a capacity of `networks` and of `sources`.
     pub const fn new(seed: u64, networks: u32, sources: u32) -> Self {
         let row_shift = u32::BITS - host_rows::rows(networks).ilog2();
         Self {
@@ -269,50 +266,50 @@ impl Hashing {
     }
 }
 
-/// How to read the tables of lists and sources. There are two versions of the lengths: one that is
-/// in force, and one that is being written.
+/// The header of the tables: hash parameters, and the prefix lengths in use. The lengths have two
+/// versions: the current one, and one to be written.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct TableHeader {
-    /// How networks and sources are hashed.
+    /// Hash parameters.
     pub hashing: Hashing,
-    /// IPv4 networks that are blocked.
+    /// Number of blocked IPv4 networks.
     pub ipv4: u32,
-    /// IPv6 networks that are blocked.
+    /// Number of blocked IPv6 networks.
     pub ipv6: u32,
-    /// The version in force: 0 or 1.
+    /// The current version: 0 or 1.
     pub version: u32,
     /// Zero.
     pub pad: u32,
-    /// By version: how many lengths occur in IPv4 and in IPv6.
+    /// By version: number of IPv4 and of IPv6 lengths.
     pub counts: [[u32; 2]; 2],
-    /// By version, then by family, the lengths that occur, in the order of [`Kind::ALL`], the
-    /// longest first.
+    /// By version, then by family: the lengths in use, in the order of [`Kind::ALL`], longest
+    /// first.
     pub lengths: [[Length; VERSION]; 2],
 }
 
 const _: () = assert!(size_of::<TableHeader>() == 56 + 2 * VERSION * 24);
 
 impl TableHeader {
-    /// How to read empty tables.
+    /// The header of empty tables.
     pub fn new(hashing: Hashing) -> Self {
         Self { hashing, ..Self::zeroed() }
     }
 }
 
-/// The hash of a network, and what follows from it.
+/// The hash of a network.
 #[derive(Debug, Clone, Copy)]
 pub struct Hashed(u64);
 
 impl Hashed {
-    /// Of the network with this label at the address with these halves.
+    /// The hash of the network with this label and these address halves.
     #[inline(always)]
     pub const fn new(high: u64, low: u64, label: u64, seed: u64) -> Self {
         Self(hash::mix(high, low, label, seed))
     }
 
-    /// The two buckets, of a number less one that is a power of two: of the same group, and never
-    /// the same.
+    /// The two candidate buckets: distinct, in the same group. `mask` is the number of buckets less
+    /// one.
     #[inline(always)]
     pub const fn buckets(&self, mask: u32) -> [u32; 2] {
         let first = self.0 as u32 & mask;
@@ -320,10 +317,10 @@ impl Hashed {
         [first, first ^ apart as u32]
     }
 
-    /// The fingerprint: never 0, which is that of a free slot.
+    /// The fingerprint; never 0, which marks a free slot.
     #[inline(always)]
     pub const fn print(&self) -> u64 {
-        // The highest byte, 0 made 1.
+        // The highest byte; 0 becomes 1.
         let print = self.0 >> 56;
         print + (print.wrapping_sub(1) >> 63)
     }
@@ -341,7 +338,7 @@ pub(crate) const fn byte_bits(word: u64, byte: u64) -> u64 {
 /// The number of the lowest byte whose highest bit is set, if only highest bits are.
 #[inline(always)]
 pub(crate) const fn lowest_byte(bits: u64) -> usize {
-    // A single bit, multiplied: shifts the byte that holds its number to the top.
+    // A single bit times a constant moves its byte number to the top byte.
     let lowest = (bits & bits.wrapping_neg()) >> 7;
     (lowest.wrapping_mul(0x0001_0203_0405_0607) >> 56) as usize
 }
@@ -351,9 +348,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_standing_ends_when_it_should() {
+    fn a_reputation_ends_on_time() {
         const SECOND: u64 = 1_000_000_000;
-        // Across the point where 22 bits begin again, too.
+        // Also across the point where the 22 bits wrap.
         for start in [1, 77 * SECOND, (1 << 52) - 3_000 * SECOND, (1 << 52) - 1, 1 << 53] {
             for length in [2 * SECOND, 3_600 * SECOND, 24 * 3_600 * SECOND, Reputation::LONGEST] {
                 let good = Reputation::new(start + length, 0, 3);
@@ -364,8 +361,8 @@ mod tests {
                 assert!(!good.is_good(start + length + 2 * SECOND), "{start} {length}");
                 assert!(!good.is_peer(start) && good.scale() == 3);
                 let peer =
-                    Reputation::of(Reputation::new(0, start + length, SUSPECT).bits() | 0x27ff);
-                assert!(peer.is_peer(start) && !peer.is_good(start) && peer.scale() == SUSPECT);
+                    Reputation::of(Reputation::new(0, start + length, FORMER).bits() | 0x27ff);
+                assert!(peer.is_peer(start) && !peer.is_good(start) && peer.scale() == FORMER);
                 assert_eq!(peer.is_settled_peer(start), length > 1_801 * SECOND);
             }
         }
@@ -402,8 +399,8 @@ mod tests {
         assert!(counts[1..].iter().all(|count| (180..700).contains(count)), "{counts:?}");
     }
 
-    /// What the size of the table rests on: however often it is filled to its capacity, every
-    /// network finds a place.
+    /// The assumption behind the table's size: at full capacity every network finds a slot, in
+    /// every fill.
     #[test]
     fn two_buckets_are_enough() {
         for seed in 1..=40 {

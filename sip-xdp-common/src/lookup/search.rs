@@ -1,49 +1,49 @@
-//! The lists as the kernel sees them: one hash table of networks, fingerprints of what is in it,
-//! and the lengths that occur.
+//! Lookup of a source in the lists: one hash table of networks, fingerprints of its contents, and
+//! the prefix lengths in use.
 //!
-//! A [`Slot`] holds one network of one [`Kind`], of any length and either family, in one half of a
-//! cache line: its address, its end, its length and its hit counter. Slots stand in buckets of
-//! [`WAYS`]; a network has two buckets to choose from, by a seeded hash, and goes to the emptier
-//! one (both are of one group of [`GROUP`], so that one look tells). For each bucket there is a
-//! word of fingerprints, one byte of the hash per slot: these words are a thirty-second of the
-//! table, stay in the caches, and tell nearly every network that is not there. To find what lists a
-//! source, its network of each length that occurs is looked for; for IPv4 the [`front`] says
-//! beforehand that there is nothing to find, or only hosts, and then a [row](feed_hosts) says most
-//! often whether the source is one of them.
+//! A [`Slot`] is half a cache line and holds one network of one [`Kind`], of any length and family:
+//! address, expiry, length and hit counter. A seeded hash gives a network two candidate buckets of
+//! [`WAYS`] slots, both in one group of [`GROUP`], and it is stored in the emptier one. Each bucket
+//! has one word of fingerprints, a hash byte per slot: a thirty-second of the table, which stays in
+//! the caches and excludes nearly all absent networks. A lookup searches the source's network of
+//! each prefix length in use; for IPv4 the [summary](crate::lookup::summary) tells first whether
+//! there is nothing to find, or only hosts, and a [row](crate::lookup::host_rows) then mostly tells
+//! whether the source is one of them.
 //!
-//! The table is plain memory that user space maps. It writes an entry so that a reader sees it
-//! whole or not at all, and changing other entries never moves one that stays.
+//! The table is plain memory that user space maps. User space writes an entry so that a reader sees
+//! it whole or not at all, and never moves other entries.
+//!
+//! More than 400 lines: one lookup, which the verifier follows as a whole.
 
 use crate::abi::layout::NEVER;
 use crate::ip_key::IpKey;
 use crate::lookup::host_rows::{self, RowKey, RowMatch};
 use crate::lookup::networks::{
     ALIKE, CLAIMED, FLOWS, FORMER, GROUP, HIT, Hashed, Hashing, IPV6_LENGTHS, KIND, Kind, LABEL,
-    Length, OWN, Prints, Reputation, SUSPECT, Slot, SlotBucket, TableHeader, UDP_ONLY, VERSION,
-    WAYS, byte_bits, lowest_byte,
+    Length, OWN, Prints, Reputation, Slot, SlotBucket, TableHeader, UDP_ONLY, VERSION, WAYS,
+    byte_bits, lowest_byte,
 };
 use crate::lookup::summary::{self, BitPosition};
 
-/// One packet in so many that nothing but feeds drops is counted, with this weight.
+/// Sampling of hits that only feeds cause: one packet in 64 is counted, with weight 64.
 pub const SAMPLE: u64 = 64;
 
-/// For how many lengths the fingerprints are looked at before anything else is. The verifier
-/// follows each of these steps; lists with more lengths than this are rare, and pay a few
-/// nanoseconds for each.
-const GLANCES: usize = 8;
+/// Prefix lengths whose fingerprints are compared in an unrolled loop before the full search. The
+/// verifier follows each step; lists with more lengths are rare, and pay a few nanoseconds for
+/// each.
+const UNROLLED_LENGTHS: usize = 8;
 
-/// The tables, as one reader sees them.
+/// The lookup tables, as one reader sees them.
 pub trait LookupTables {
-    /// How networks are hashed. Its words are to be read as [`current`] ones: the compiler knows
-    /// only what they were first.
+    /// Hash parameters, to be read with [`current`]: the compiler only knows their initial values.
     fn hashing(&self) -> &Hashing;
-    /// Which lengths there are.
+    /// The prefix lengths in use.
     fn table_header(&self) -> Option<&TableHeader>;
-    /// An element of the front's bits for /20s.
+    /// An element of the summary of /20s.
     fn coarse(&self, element: u32) -> Option<&summary::Element>;
-    /// An element of the front's bits for /24s.
+    /// An element of the summary of /24s.
     fn fine(&self, element: u32) -> Option<&summary::Element>;
-    /// A row of hosts that feeds list.
+    /// A row of feed hosts.
     fn feed_hosts(&self, row: u32) -> Option<&host_rows::Row>;
     /// The fingerprints of a group.
     fn prints(&self, group: u32) -> Option<&Prints>;
@@ -51,50 +51,51 @@ pub trait LookupTables {
     fn bucket(&self, number: u32) -> Option<&SlotBucket>;
     /// Adds to a slot's [`state`](Slot::state), atomically.
     fn hit(&self, slot: &Slot, hits: u64);
-    /// The time; asked only for what ends.
+    /// The current time; read only for entries that expire.
     fn now(&self) -> u64;
-    /// Whether this packet is the one in [`SAMPLE`].
+    /// Whether this packet is the counted one in [`SAMPLE`].
     fn is_sample(&self) -> bool;
-    /// Takes at most [`Search::count`] steps, until one says that it was the last. The kernel's
-    /// verifier follows a helper's loop once, not once for each length.
+    /// Calls [`Search::step`] at most [`Search::count`] times, until it returns true. The verifier
+    /// follows the callback of a helper's loop once, not once per length.
     fn each_length(&self, search: &mut Search);
-    /// `bit` (0 or 1) negated: no bits or all of them. The compiler must not see through it, or it
-    /// makes a branch of what is calculated with the result.
+    /// The negation of `bit` (0 or 1): no bits or all bits. Opaque to the compiler, which would
+    /// otherwise turn the following arithmetic into a branch.
     fn mask_from_bit(&self, bit: u64) -> u64;
-    /// `bits`. The compiler must not see through it, or it makes a way of its own for each of its
-    /// values, and carries along each of them what only the longer ones need.
+    /// `bits`, opaque to the compiler, which would otherwise generate a separate path per value.
     fn black_box(&self, bits: u64) -> u64;
     /// See [`Reader::verifier_widen`](crate::packet::reader::Reader::verifier_widen).
     fn verifier_widen(&self, value: usize) -> usize;
 }
 
-/// What the tables say of a source: in one word, so that the verifier can be made to forget all of
-/// it at once.
+/// What the tables say about a source, in one word, so that the verifier can be made to drop all of
+/// its bounds at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Listing(u64);
 
 impl Listing {
-    /// It is trusted.
+    /// Trusted.
     pub const TRUSTED: u64 = 1;
-    /// It is not judged as part of its network.
+    /// Judged per host, not as part of its network.
     pub const PER_HOST: u64 = 2;
-    /// Something blocks it.
+    /// Blocked.
     pub const BLOCKED: u64 = 4;
-    /// A feed blocks all of the /24, and this packet is the one in [`SAMPLE`].
+    /// A feed blocks the whole /24, and this packet is the counted one in [`SAMPLE`].
     const SAMPLED: u64 = 8;
-    /// An operator blocks it, or the configuration.
+    /// Blocked by an operator or the configuration.
     const OWN: u64 = 0x10;
     const ADMITTED: u64 = 0x20;
     const FLOWS: u64 = 0x40;
     const GOOD: u64 = 0x80;
     const PEER: u64 = 0x100;
     const SETTLED: u64 = 0x200;
-    /// It has not been asked yet which networks the source is in.
+    /// The networks that contain the source have not been searched yet.
     pub const OPEN: Self = Self(0x400);
-    /// What blocks it blocks UDP alone.
+    /// Blocked for UDP only.
     const UDP_ONLY: u64 = 0x800;
-    /// Where the scale of a known host stands.
+    /// Position of the scale of a known host.
     const SCALE: u32 = 12;
+    /// It is on the ladder, or a network around it is.
+    const METERED: u64 = 0x1_0000;
 
     /// From its bits.
     #[inline(always)]
@@ -102,31 +103,31 @@ impl Listing {
         Self(bits)
     }
 
-    /// All of it.
+    /// All of its bits.
     #[inline(always)]
     pub const fn bits(&self) -> u64 {
         self.0
     }
 
-    /// It is trusted.
+    /// Whether it is trusted.
     #[inline(always)]
     pub const fn is_trusted(&self) -> bool {
         self.0 & Self::TRUSTED != 0
     }
 
-    /// It is not judged as part of its network.
+    /// Whether it is judged per host, not as part of its network.
     #[inline(always)]
     pub const fn is_per_host(&self) -> bool {
         self.0 & Self::PER_HOST != 0
     }
 
-    /// Something blocks it, and the hit is counted.
+    /// Whether it is blocked; the hit is counted.
     #[inline(always)]
     pub const fn is_blocked(&self) -> bool {
         self.0 & Self::BLOCKED != 0
     }
 
-    /// It is blocked, and neither trust nor what is known of its ports can spare it.
+    /// Whether it is blocked, and neither trust nor its flows can exempt it.
     #[inline(always)]
     pub const fn is_only_blocked(&self) -> bool {
         const ELSE: u64 =
@@ -134,67 +135,67 @@ impl Listing {
         self.0 & (Self::BLOCKED | ELSE) == Self::BLOCKED
     }
 
-    /// What blocks it blocks UDP alone: a ban on evidence that anybody could have sent.
+    /// Whether the block covers UDP only: a ban on forgeable evidence.
     #[inline(always)]
     pub const fn is_udp_only(&self) -> bool {
         self.0 & Self::UDP_ONLY != 0
     }
 
-    /// What blocks it is an operator, or the configuration.
+    /// Whether an operator or the configuration blocks it.
     #[inline(always)]
     pub const fn is_blocked_by_hand(&self) -> bool {
         self.0 & Self::OWN != 0
     }
 
-    /// It may talk under the policy `closed`.
+    /// Whether it may send under the policy `closed`.
     #[inline(always)]
     pub const fn is_admitted(&self) -> bool {
         self.0 & Self::ADMITTED != 0
     }
 
-    /// Its ports are to be asked about.
+    /// Whether its flows must be looked up.
     #[inline(always)]
     pub const fn has_flows(&self) -> bool {
         self.0 & Self::FLOWS != 0
     }
 
-    /// It is known good.
+    /// Whether it is known good.
     #[inline(always)]
     pub const fn is_good(&self) -> bool {
         self.0 & Self::GOOD != 0
     }
 
-    /// It is a peer.
+    /// Whether it is a peer.
     #[inline(always)]
     pub const fn is_peer(&self) -> bool {
         self.0 & Self::PEER != 0
     }
 
-    /// It is a peer, and will be for some time.
+    /// Whether it is a peer for at least another half hour.
     #[inline(always)]
     pub const fn is_settled_peer(&self) -> bool {
         self.0 & Self::SETTLED != 0
     }
 
-    /// It is under suspicion, and neither known good nor a peer.
+    /// It is on the ladder ([`crate::limits::ladder`]), or a network around it is.
     #[inline(always)]
-    pub const fn is_suspect(&self) -> bool {
-        self.scale() == SUSPECT && self.0 & (Self::GOOD | Self::PEER) == 0
+    pub const fn is_metered(&self) -> bool {
+        self.0 & Self::METERED != 0
     }
 
-    /// It was known good once, and is not any more.
+    /// Whether it was known good once, and is no longer.
     #[inline(always)]
     pub const fn is_former(&self) -> bool {
         self.scale() == FORMER && self.0 & (Self::GOOD | Self::PEER) == 0
     }
 
-    /// The power of two by which a known host's limit is multiplied.
+    /// The exponent of two by which a known host's limit is multiplied.
     #[inline(always)]
     pub const fn scale(&self) -> u64 {
         self.0 >> Self::SCALE & 15
     }
 
-    /// What a slot says of a known host.
+    /// The listing bits of a known host.
     #[inline(always)]
     fn known(state: u64, now: u64) -> u64 {
         let reputation = Reputation::of(state);
@@ -210,29 +211,28 @@ impl Listing {
 /// Reads a word that another CPU or user space may change at any time.
 #[inline(always)]
 pub fn current<T: Copy>(word: &T) -> T {
-    // SAFETY: a reference is valid and aligned. Volatile, so that it is read once, where it stands
-    // here.
+    // SAFETY: a reference is valid and aligned. Volatile, so that it is read exactly once, here.
     unsafe { core::ptr::from_ref(word).read_volatile() }
 }
 
-/// Whether a look-up is for a packet that is dropped if its source is blocked.
+/// Whether a lookup counts hits.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counting {
-    /// It is: that is a hit.
+    /// Yes: the packet is dropped if its source is blocked.
     Hits,
-    /// It is not.
+    /// No.
     Nothing,
 }
 
-/// Asks the tables about a source.
+/// Looks a source up in the tables.
 #[inline(always)]
 pub fn lookup<S: LookupTables>(tables: &S, source: &IpKey, counting: Counting) -> Listing {
     lookup_networks(tables, source, lookup_summary(tables, source, counting), counting)
 }
 
-/// Asks the [`front`] about an IPv4 source, and where it knows of nothing but hosts, for the host.
-/// It knows nothing of IPv6.
+/// Looks an IPv4 source up in the [summary](crate::lookup::summary), and, where that knows only
+/// hosts, in its row. Says nothing about IPv6.
 #[inline(always)]
 pub fn lookup_summary<S: LookupTables>(tables: &S, source: &IpKey, counting: Counting) -> Listing {
     if !source.is_v4() {
@@ -248,8 +248,8 @@ pub fn lookup_summary<S: LookupTables>(tables: &S, source: &IpKey, counting: Cou
     let bits = match state {
         summary::EMPTY => 0,
         summary::HOSTS => match host(tables, address, (high, low), counting) {
-            // The compiler may see through this: what most of a flood consists of is to have a way
-            // of its own.
+            // Not opaque to the compiler: most packets of a flood take this path, which deserves
+            // its own code.
             Listing::BLOCKED => return Listing(Listing::BLOCKED),
             bits => bits,
         },
@@ -260,8 +260,8 @@ pub fn lookup_summary<S: LookupTables>(tables: &S, source: &IpKey, counting: Cou
     Listing(tables.black_box(bits))
 }
 
-/// Asks about an IPv4 host where hosts are all that is listed. If only a feed lists it, nothing
-/// else need be looked at, but for the packet in [`SAMPLE`] that is counted.
+/// Looks up an IPv4 host where only hosts are listed. If only a feed lists it, nothing else is
+/// read, except for the counted packet in [`SAMPLE`].
 #[inline(always)]
 fn host<S: LookupTables>(
     tables: &S,
@@ -285,8 +285,7 @@ fn host<S: LookupTables>(
     }
 }
 
-/// Completes a [`lookup_summary`]: asks for the source's network of each length that occurs in its
-/// family.
+/// Completes a [`lookup_summary`]: searches the source's network of each prefix length in use.
 #[inline(always)]
 pub fn lookup_networks<S: LookupTables>(
     tables: &S,
@@ -303,7 +302,7 @@ pub fn lookup_networks<S: LookupTables>(
     )
 }
 
-/// What was known `before`, and what the networks say that the source is in.
+/// `before`, completed by the networks that contain the source.
 #[inline(always)]
 fn search_lengths<S: LookupTables>(
     tables: &S,
@@ -320,13 +319,13 @@ fn search_lengths<S: LookupTables>(
     let count = current(&table_header.counts[version][usize::from(!is_v4)]) as usize;
     let base = tables.verifier_widen(version * VERSION + if is_v4 { 0 } else { IPV6_LENGTHS });
     let before = Listing(tables.verifier_widen(before.0 as usize) as u64);
-    // First only the fingerprints: for most sources none fits.
+    // Fingerprints first: for most sources none matches.
     let mut first = count;
-    for n in 0..=GLANCES {
+    for n in 0..=UNROLLED_LENGTHS {
         if n >= count {
             break;
         }
-        if n == GLANCES {
+        if n == UNROLLED_LENGTHS {
             first = n;
             break;
         }
@@ -348,7 +347,7 @@ fn search_lengths<S: LookupTables>(
     search.found
 }
 
-/// What an element of the front says; one that is not there says nothing.
+/// The bits of a summary element; [`summary::EMPTY`] if it is missing.
 #[inline(always)]
 fn read(element: Option<&summary::Element>, place: &BitPosition) -> u64 {
     element.map_or(summary::EMPTY, |element| place.read(current(&element[place.word & 7])))
@@ -370,29 +369,28 @@ fn fits<S: LookupTables>(tables: &S, high: u64, low: u64, label: u64) -> bool {
     };
     let (first, second) = (&prints[first as usize % GROUP], &prints[second as usize % GROUP]);
     let print = hashed.print();
-    // Both at once: a branch less to guess.
+    // Both at once: one branch less to predict.
     byte_bits(current(first), print) | byte_bits(current(second), print) != 0
 }
 
-/// A search through the lengths of a family.
+/// A search through the prefix lengths of a family.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Search {
     high: u64,
     low: u64,
-    /// The place of the next length among all of both versions.
+    /// Index of the next length in the array of both versions.
     at: u32,
-    /// How many lengths there are.
+    /// Number of lengths.
     pub count: u32,
     counting: Counting,
     pad: u32,
-    /// What was found.
+    /// Result so far.
     found: Listing,
 }
 
 impl Search {
-    /// Looks for the source's network of the next length. Returns whether all is found that
-    /// matters.
+    /// Searches the source's network of the next length. Returns whether the result is final.
     #[inline(always)]
     pub fn step<S: LookupTables>(&mut self, tables: &S) -> bool {
         let Some(table_header) = tables.table_header() else {
@@ -408,7 +406,7 @@ impl Search {
         let kind = label & KIND;
         if kind == Kind::Blocked as u64 {
             let blocked = block(tables, slot, self.found, self.counting);
-            // Whatever blocks all of it counts for more, wherever it was found.
+            // A block of all protocols outranks one of UDP alone, in either order.
             let all = |bits: u64| bits & (Listing::BLOCKED | Listing::UDP_ONLY) == Listing::BLOCKED;
             let is_all = all(self.found.0) || all(blocked);
             let udp_only = if is_all { 0 } else { Listing::UDP_ONLY };
@@ -423,6 +421,8 @@ impl Search {
             Listing::known(current(&slot.state), tables.now())
         } else if kind == Kind::PerHost as u64 {
             Listing::PER_HOST
+        } else if kind == Kind::Metered as u64 {
+            Listing::METERED
         } else {
             Listing::ADMITTED
         };
@@ -430,13 +430,13 @@ impl Search {
     }
 }
 
-/// Counts a hit: nothing else that is found can matter any more. Hits of what only feeds list are
-/// sampled.
+/// Counts a hit and ends the search: no later entry can change the verdict. Hits of entries that
+/// only feeds list are sampled.
 #[inline(always)]
 fn block<S: LookupTables>(tables: &S, slot: &Slot, before: Listing, counting: Counting) -> u64 {
     let state = current(&slot.state);
     if matches!(counting, Counting::Nothing) {
-        // Nothing is dropped for it.
+        // Nothing is dropped on its account.
     } else if before.0 & Listing::SAMPLED != 0 {
         tables.hit(slot, HIT * SAMPLE);
     } else if state & CLAIMED != 0 {
@@ -448,9 +448,8 @@ fn block<S: LookupTables>(tables: &S, slot: &Slot, before: Listing, counting: Co
     Listing::BLOCKED | bit(OWN, Listing::OWN) | bit(UDP_ONLY, Listing::UDP_ONLY)
 }
 
-/// What there is for exactly this network, if it is live. Which of the two buckets it stands in and
-/// where there is calculated, not branched on: it is as good as random, and a wrong guess costs
-/// more than the whole path.
+/// The live entry of exactly this network. Bucket and slot are computed without branches: they are
+/// unpredictable, and a misprediction costs more than the whole path.
 #[inline(always)]
 fn find<S: LookupTables>(tables: &S, high: u64, low: u64, label: u64) -> Option<&Slot> {
     let hashing = tables.hashing();
@@ -464,13 +463,13 @@ fn find<S: LookupTables>(tables: &S, high: u64, low: u64, label: u64) -> Option<
         if in_first | in_second == 0 {
             break;
         }
-        // All ones if there is a bit in the first.
+        // All ones if the first bucket has a match.
         let mask = tables.mask_from_bit((in_first | in_first.wrapping_neg()) >> 63);
         let bits = in_second ^ (in_first ^ in_second) & mask;
         let number = second ^ (first ^ second) & mask as u32;
         let way = lowest_byte(bits);
         let bucket = tables.bucket(number)?;
-        // Only slots whose fingerprints fit are read.
+        // Only slots with matching fingerprints are read.
         let slot = &bucket.slots[way & (WAYS - 1)];
         let differs = (current(&slot.state) & LABEL ^ label)
             | (current(&slot.low) ^ low)

@@ -1,65 +1,65 @@
-//! The front of the lists, for IPv4: arrays that addresses index, so that most sources are answered
-//! for by one load, however long the lists are.
+//! The summary of the lists, for IPv4: bit arrays indexed by address, so that one load answers for
+//! most sources, whatever the length of the lists.
 //!
-//! There are two: two bits for each /20 ([`COARSE`], 256 KiB, which stays in the nearest caches),
-//! and, only where hosts are not all that is listed, two bits for each /24 ([`FINE`], 4 MiB).
+//! There are two: two bits per /20 ([`COARSE`], 256 KiB, which stays in the inner caches), and,
+//! where those are not conclusive, two bits per /24 ([`FINE`], 4 MiB).
 
-/// How many elements there are of two bits for each /24.
+/// Number of elements of the array of /24s.
 pub const FINE: u32 = 1 << 16;
 
-/// How many elements there are of two bits for each /20.
+/// Number of elements of the array of /20s.
 pub const COARSE: u32 = 1 << 12;
 
-/// Bits in order: a cache line.
+/// One cache line of bits.
 pub type Element = [u64; 8];
 
-/// No list has anything to say of the network.
+/// No list has an entry in this network.
 pub const EMPTY: u64 = 0;
-/// Some of its addresses are blocked, each by itself; nothing else on any list meets it.
+/// Only single blocked hosts, and no other entry that overlaps the network.
 pub const HOSTS: u64 = 1;
-/// A feed blocks all of it, and no trusted network nor any entry of an operator or the detector
-/// meets it.
+/// A feed blocks the whole network, and no trust entry and no entry of an operator or the detector
+/// overlaps it.
 pub const COVERED: u64 = 2;
-/// Anything else: all lists are to be asked; for a /20, its /24s.
+/// Anything else: search all lists (for a /20: read its /24s first).
 pub const MIXED: u64 = 3;
 
-/// Where two bits are.
+/// The position of two summary bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BitPosition {
-    /// Which element.
+    /// Index of the element.
     pub element: u32,
-    /// Which word of it: below 8.
+    /// Word in it: below 8.
     pub word: usize,
-    /// How far the word is to be shifted right.
+    /// Right shift of the word.
     pub shift: u32,
 }
 
 impl BitPosition {
-    /// The place with this number.
+    /// The position of the network with this number.
     #[inline(always)]
     pub const fn number(number: u32) -> Self {
         Self { element: number >> 8, word: (number >> 5 & 7) as usize, shift: (number & 31) * 2 }
     }
 
-    /// Of the /24 around an IPv4 address in host order.
+    /// The position of the /24 of an IPv4 address in host order.
     #[inline(always)]
     pub const fn fine(address: u32) -> Self {
         Self::number(address >> 8)
     }
 
-    /// Of the /20 around it.
+    /// The position of its /20.
     #[inline(always)]
     pub const fn coarse(address: u32) -> Self {
         Self::number(address >> 12)
     }
 
-    /// The two bits in the word that holds them.
+    /// The two bits in their word.
     #[inline(always)]
     pub const fn read(&self, word: u64) -> u64 {
         word >> self.shift & 3
     }
 
-    /// The word with these two bits in their place.
+    /// The word with these two bits replaced.
     #[inline(always)]
     pub const fn written(&self, word: u64, bits: u64) -> u64 {
         word & !(3 << self.shift) | bits << self.shift
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn every_network_has_bits_of_its_own() {
         let mut seen = std::collections::HashSet::new();
-        // All /24s of a few /16s, far apart.
+        // All /24s of a few distant /16s.
         for (network, sixteen) in
             (0..256).flat_map(|network| [0_u32, 0x0a00, 0xc000, 0xffff].map(|s| (network, s)))
         {

@@ -1,31 +1,31 @@
-//! The UDP checksum (RFC 768; over IPv6: RFC 8200, 8.1). A datagram whose checksum is wrong never
-//! reaches a SIP server, so it is evidence of nothing.
+//! The UDP checksum (RFC 768; over IPv6: RFC 8200, 8.1). Hosts discard datagrams with a wrong
+//! checksum, so that these are no evidence.
 
 use crate::ip_key::IpKey;
 use crate::packet::headers::UDP;
 
-/// A UDP datagram, as far as its checksum covers it.
+/// A UDP datagram, as its checksum covers it.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
-    /// Who sent it.
+    /// Source address.
     pub source: IpKey,
-    /// Whom it is for.
+    /// Destination address.
     pub destination: IpKey,
-    /// The port that it comes from, in host order.
+    /// Source port, in host order.
     pub source_port: u16,
-    /// The port that it is for, in host order.
+    /// Destination port, in host order.
     pub destination_port: u16,
-    /// The checksum that stands in it, in host order.
+    /// The checksum field, in host order.
     pub checksum: u16,
-    /// What it carries, all of it.
+    /// The whole payload.
     pub payload: &'a [u8],
 }
 
 impl Datagram<'_> {
-    /// Whether Linux delivers it: the checksum is right; or there is none, over IPv4; or it is the
-    /// sum of the pseudo header alone, as in packets that were never on a wire, whose sender left
-    /// the rest to a device (`CHECKSUM_PARTIAL` in `include/linux/skbuff.h`; veth and virtio hand
-    /// packets over so).
+    /// Whether Linux delivers it: the checksum is right; or absent, over IPv4; or the sum of the
+    /// pseudo header alone, as in packets that never were on a wire and whose sender left the rest
+    /// to a device (`CHECKSUM_PARTIAL` in `include/linux/skbuff.h`; veth and virtio pass packets
+    /// like that).
     pub fn is_delivered(&self) -> bool {
         let length = 8 + self.payload.len() as u32;
         if self.checksum == 0 {
@@ -42,7 +42,7 @@ impl Datagram<'_> {
     }
 }
 
-/// The sum of an address's words in network order.
+/// The sum of an address's 16-bit words in network order.
 fn sum_of_address(address: &IpKey) -> u32 {
     let (high, low) = address.words();
     if address.is_v4() {
@@ -51,7 +51,7 @@ fn sum_of_address(address: &IpKey) -> u32 {
     (sum(&high.to_le_bytes()) + sum(&low.to_le_bytes())) as u32
 }
 
-/// The sum of 16-bit words in network order; a last odd byte is the first of a word.
+/// The sum of 16-bit words in network order; an odd last byte is the high byte of a word.
 fn sum(bytes: &[u8]) -> u64 {
     bytes
         .chunks(2)
@@ -59,7 +59,7 @@ fn sum(bytes: &[u8]) -> u64 {
         .sum()
 }
 
-/// A sum in ones' complement arithmetic.
+/// A ones' complement sum folded to 16 bits.
 const fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The checksum that a sender puts in, by RFC 768, over bytes as they are sent.
+    /// The checksum by RFC 768, over the bytes as sent.
     fn computed(one: &Datagram<'_>) -> u16 {
         let mut bytes = Vec::new();
         for address in [one.source, one.destination] {
@@ -94,28 +94,44 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_the_right_one_is_delivered(is_v4 in any::<bool>(), words in any::<[u64; 4]>(), ports in any::<(u16, u16)>(),
-                                           payload in prop::collection::vec(any::<u8>(), 0..200), flip in 0_u32..16) {
+        fn only_the_right_one_is_delivered(
+            is_v4 in any::<bool>(),
+            words in any::<[u64; 4]>(),
+            ports in any::<(u16, u16)>(),
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+            flip in 0_u32..16,
+        ) {
             let (source, destination) = if is_v4 {
                 (IpKey::v4(words[0] as u32), IpKey::v4(words[2] as u32))
             } else {
-                (IpKey::from_words(words[0] | 0x20, words[1]), IpKey::from_words(words[2] | 0x20, words[3]))
+                (
+                    IpKey::from_words(words[0] | 0x20, words[1]),
+                    IpKey::from_words(words[2] | 0x20, words[3]),
+                )
             };
             let (source_port, destination_port) = ports;
-            let mut one = Datagram { source, destination, source_port, destination_port, checksum: 0, payload: &payload };
+            let mut one = Datagram {
+                source,
+                destination,
+                source_port,
+                destination_port,
+                checksum: 0,
+                payload: &payload,
+            };
             prop_assert_eq!(one.is_delivered(), is_v4);
             one.checksum = computed(&one);
             prop_assert!(one.is_delivered());
             let right = one.checksum;
             one.checksum ^= 1 << flip;
-            let pseudo = sum_of_address(&source) + sum_of_address(&destination) + 17 + 8 + payload.len() as u32;
+            let addresses = sum_of_address(&source) + sum_of_address(&destination);
+            let pseudo = addresses + 17 + 8 + payload.len() as u32;
             let is_other = one.checksum == 0 && is_v4 || one.checksum == fold(u64::from(pseudo));
             prop_assert_eq!(one.is_delivered(), is_other, "right is {}", right);
         }
     }
 
-    /// A datagram of RFC 1071's kind of example, computed by hand: 192.0.2.7:5060 to
-    /// 198.51.100.1:5060, "hi".
+    /// A hand-computed datagram in the manner of RFC 1071: 192.0.2.7:5060 to 198.51.100.1:5060,
+    /// "hi".
     #[test]
     fn a_datagram_by_hand() {
         let one = Datagram {

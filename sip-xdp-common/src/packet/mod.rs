@@ -1,4 +1,4 @@
-//! Packets: the one way to read their memory, and the parser of their headers.
+//! Packets: bounds-checked access to their memory, and the header parser.
 
 pub mod checksum;
 pub mod headers;

@@ -1,44 +1,42 @@
-//! The one way to look at a packet: reads that are checked against its end.
+//! Bounds-checked packet access.
 //!
 //! The kernel implements [`Reader`] over packet memory in a form that the verifier accepts, the
-//! host over a slice. Parsers written against it can therefore never read past the end, on either
-//! side.
+//! host over a slice. Parsers written against it cannot read past the end on either side.
 
-/// The highest offset that a reader serves, in bytes from the start of the packet. Reads beyond it
-/// answer `None` on both sides: the verifier needs a bound (it refuses packet offsets of 65535 and
-/// more), and no header that is worth judging starts behind it.
+/// The highest readable offset, in bytes from the start of the packet. Reads beyond it return
+/// `None` on both sides: the verifier needs a bound (it refuses packet offsets of 65535 and more),
+/// and no relevant header starts behind it.
 pub const MAX_OFFSET: usize = 0x3fff;
 
-/// Bounds-checked access to a packet. Offsets count bytes from where the packet's data starts.
+/// Bounds-checked access to a packet. Offsets are bytes from the start of its data.
 pub trait Reader {
     /// The byte at `at`.
     fn byte(&self, at: usize) -> Option<u8>;
 
-    /// The two bytes at `at` as a big-endian (network order) number.
+    /// The two bytes at `at`, big-endian.
     fn be16(&self, at: usize) -> Option<u16>;
 
-    /// The four bytes at `at`, the first of them in the lowest bits.
+    /// The four bytes at `at`, little-endian.
     fn four(&self, at: usize) -> Option<u32>;
 
-    /// The eight bytes at `at`, the first of them in the lowest bits.
+    /// The eight bytes at `at`, little-endian.
     fn eight(&self, at: usize) -> Option<u64>;
 
-    /// The eight bytes at each of these places, if all of them end at `END` or before and the
-    /// packet has so many bytes: checked once.
+    /// The eight bytes at each of these offsets, if all end at or before `END` and the packet has
+    /// that many bytes; checked once.
     fn eights<const N: usize, const END: usize>(&self, at: [usize; N]) -> Option<[u64; N]>;
 
-    /// Returns `value`, but in a way that makes the kernel verifier forget what it knows of it. At
-    /// the end of a loop or a branch this lets the verifier merge states that differ only in this
-    /// number, instead of following each.
+    /// `value`, with its verifier bounds dropped. At the end of a loop or branch this lets the
+    /// verifier merge states that differ only in this number.
     fn verifier_widen(&self, value: usize) -> usize;
 
-    /// The same packet, without what the verifier has learnt of its length: as
-    /// [`Reader::verifier_widen`], for branches that have read different parts of it.
+    /// The same packet, without the length that the verifier has proven: the counterpart of
+    /// [`Reader::verifier_widen`] for branches that have read different parts of it.
     #[must_use]
     fn reload_bounds(&self) -> Self;
 }
 
-/// A packet in memory: the host's [`Reader`].
+/// The host's [`Reader`]: a packet in a slice.
 #[derive(Debug, Clone, Copy)]
 pub struct Bytes<'a>(pub &'a [u8]);
 

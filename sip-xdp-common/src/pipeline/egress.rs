@@ -1,5 +1,4 @@
-//! What leaves: our own responses, by what they say to the other side. Nothing that leaves is ever
-//! dropped.
+//! The egress pipeline: classification of outgoing SIP messages. Nothing outgoing is ever dropped.
 
 use crate::ip_key::IpKey;
 use crate::packet::headers::{self, Fragmentation};
@@ -8,25 +7,25 @@ use crate::pipeline::ingress::ProgramSettings;
 use crate::sip;
 use crate::verdict::Message;
 
-/// What one of our responses says.
+/// The class of a response of the server.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Answer {
-    /// 2xx: accepted.
+    /// 2xx.
     Accepted,
-    /// 401 or 407: show who you are (RFC 3261, 22).
+    /// 401 or 407 (RFC 3261, 22).
     Challenged,
-    /// 403, 404, 484 or 604: no.
+    /// 403, 404, 484 or 604.
     Refused,
-    /// Anything else: provisional, redirected, failed.
+    /// Anything else: provisional, redirection, other failures.
     Other,
 }
 
 impl Answer {
-    /// How many kinds there are.
+    /// Number of classes.
     pub const COUNT: usize = 4;
 
-    /// The kind of a status code (RFC 3261, 21).
+    /// The class of a status code (RFC 3261, 21).
     #[inline(always)]
     pub const fn of(status: u16) -> Self {
         match status {
@@ -38,35 +37,41 @@ impl Answer {
     }
 }
 
-/// A SIP message that leaves.
+/// An outgoing SIP message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leaving {
-    /// Who is sent it.
+    /// Destination address.
     pub destination: IpKey,
-    /// On which port.
+    /// Destination port, in host order.
     pub port: u16,
-    /// From which of ours.
+    /// Source port, in host order.
     pub local_port: u16,
-    /// What it is.
+    /// Message kind.
     pub message: Message,
-    /// The status code of a response, 0 if it has none.
+    /// Status code of a response; 0 for requests.
     pub status: u16,
-    /// Where the UDP payload starts.
+    /// Start of the UDP payload.
     pub payload: usize,
-    /// Where the UDP payload ends.
+    /// End of the UDP payload.
     pub end: usize,
-    /// The payload goes on in other fragments.
+    /// Whether the payload continues in other fragments.
     pub first_fragment: bool,
 }
 
-/// The lowest status code that ends a transaction (RFC 3261, 7.2).
+/// The lowest final status code (RFC 3261, 7.2).
 pub const FINAL: u16 = 200;
 
-/// Whether the daemon is told of a response with this status: those that end a transaction, and
-/// those that say that a call rings (18x), for the password of a call that rings was right.
+/// Whether the daemon needs responses with this status: final ones, and 18x, since ringing proves
+/// that the credentials were right.
 #[inline(always)]
-pub const fn is_told(status: u16) -> bool {
+pub const fn is_sampled(status: u16) -> bool {
     status >= FINAL || status.wrapping_sub(180) < 10
+}
+
+/// Whether a response with this status refuses a password, or asks for one.
+#[inline(always)]
+pub const fn is_refusal(status: u16) -> bool {
+    matches!(status, 401 | 403 | 407)
 }
 
 /// Reads a packet that leaves. `None` if it is no SIP message from one of the SIP ports.
@@ -82,7 +87,7 @@ pub fn read<R: Reader, S: ProgramSettings>(packet: &R, site: &S) -> Option<Leavi
         return None;
     }
     let (payload, end) = ip.udp_payload(packet)?;
-    // What we send starts with its start line; nothing needs to be skipped.
+    // The server's messages begin with their start line: no blanks to skip.
     if payload + sip::STATUS_END > end {
         return None;
     }
@@ -132,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_are_told_by_their_status() {
+    fn responses_are_sampled_by_their_status() {
         let answer = |line| leaving(5060, line).map(|leaving| Answer::of(leaving.status));
         for (line, expected) in [
             ("SIP/2.0 200 OK\r\n", Some(Answer::Accepted)),
@@ -154,8 +159,8 @@ mod tests {
             assert_eq!(answer(line), expected, "{line}");
         }
         assert_eq!(leaving(53, "SIP/2.0 200 OK\r\n"), None);
-        let told: Vec<u16> = (0..700).filter(|status| is_told(*status)).collect();
-        assert_eq!((told[0], told[9], told[10], told.len()), (180, 189, 200, 510));
+        let sampled: Vec<u16> = (0..700).filter(|status| is_sampled(*status)).collect();
+        assert_eq!((sampled[0], sampled[9], sampled[10], sampled.len()), (180, 189, 200, 510));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! The order in which an arriving packet is judged. It reads from top to bottom like the list in
-//! ARCHITECTURE.md, and is the same code in the kernel (over maps) and on the host (over whatever a
-//! test or a replay brings).
+//! The decision order for incoming packets. It reads from top to bottom like the list in
+//! ARCHITECTURE.md, and is the same code in the kernel (over maps) and on the host (over the tables
+//! of a test or a replay).
 
 use crate::abi::layout::HEAD;
 use crate::ip_key::IpKey;
@@ -12,134 +12,135 @@ use crate::packet::reader::Reader;
 use crate::sip;
 use crate::verdict::{Message, Reason};
 
-/// Where a program stands.
+/// The settings of a program.
 pub trait ProgramSettings {
-    /// How frames start on the interface.
+    /// Link type of the interface.
     fn link(&self) -> Link;
 
-    /// Which headers are looked behind.
+    /// Optional headers to inspect.
     fn inspects(&self) -> Inspects;
 
     /// Whether `port` (host order) is a SIP port.
     fn is_sip_port(&self, port: u16) -> bool;
 }
 
-/// Everything that a judgement asks beside the packet itself.
+/// Everything that a decision needs besides the packet.
 pub trait Tables: ProgramSettings {
-    /// Where a source's meter is.
+    /// The position of a source's meter.
     type MeterSlot: Copy;
 
-    /// Whether blocked sources lose everything but ICMP, not only SIP.
+    /// Whether blocked sources lose everything but ICMP (`block_scope = "all"`), not only SIP.
     fn scope_all(&self) -> bool;
 
-    /// Whether only those may talk who are trusted, admitted, known good, or peers.
+    /// Whether the policy is `closed`: only trusted, admitted, known-good and peer sources pass.
     fn is_closed(&self) -> bool;
 
-    /// What a look at the lists' front says of `source`; counts the hit if it is blocked. Whoever
-    /// has no front leaves it [open](Listing::OPEN).
+    /// The summary lookup of `source`; counts the hit if it is blocked. Without a summary it is
+    /// [open](Listing::OPEN).
     #[inline(always)]
     fn lookup_summary(&self, _source: &IpKey) -> Listing {
         Listing::OPEN
     }
 
-    /// What the lists say of `source`, after that; counts the hit if it is blocked.
+    /// The lookup of `source` in the lists, completing `lookup_summary`; counts the hit if it is
+    /// blocked.
     fn listing(&self, source: &IpKey, lookup_summary: Listing) -> Listing;
 
-    /// What is known of a port of `source`; counts the hit if it is banned.
+    /// The state of a port of `source`; counts the hit if it is banned.
     fn flow(&self, source: &IpKey, port: u16) -> FlowState;
 
-    /// Whether we sent `source` a request a moment ago.
+    /// Whether a request of the server to `source` is pending.
     fn has_pending_request(&self, source: &IpKey) -> bool;
 
-    /// Finds the place of a source's meter. Its memory is asked for, so that it arrives while the
-    /// payload is looked at.
+    /// Locates a source's meter and prefetches it, so that the load overlaps with parsing the
+    /// payload.
     fn place(&self, source: &IpKey, listed: &Listing) -> Self::MeterSlot;
 
-    /// Charges a message to its source's meter, or to the strangers' budget in a storm, and tells
-    /// the daemon of it if that is due.
+    /// Charges a message to its source's meter, or to the shared budget in a storm, and sends the
+    /// event that is due.
     fn charge(&self, message: Message, sent: &Sent, place: Self::MeterSlot) -> Charged;
 }
 
-/// What is known of a flow.
+/// The state of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FlowState {
-    /// Nothing.
+    /// Unknown.
     Stranger,
-    /// A known-good phone is there.
+    /// Known good.
     Good,
-    /// It is banned.
+    /// Banned.
     Banned,
 }
 
-/// What became of a message that was charged.
+/// The result of charging a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Charged {
-    /// It is within its limits.
+    /// Within its limits.
     Within,
-    /// Its source is over a limit.
+    /// The source is over a limit.
     Limited,
-    /// Its source is a stranger in a storm, and the strangers' budget is spent.
+    /// A source without a meter, in a storm whose shared budget is spent.
     Storm,
 }
 
-/// Whence a message came, and where it is in the packet.
+/// Origin of a message, and its position in the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sent {
-    /// Whose packet it is.
+    /// Source address.
     pub source: IpKey,
-    /// What the lists say of it.
+    /// The source's listing.
     pub listed: Listing,
-    /// It passes although its address is blocked: a known-good flow that an entry of the detector
-    /// or of a feed does not end.
+    /// Whether it passes although its address is blocked: a known-good flow, exempt from bans by
+    /// the detector or a feed.
     pub spared: bool,
-    /// Its source port.
+    /// Source port, in host order.
     pub source_port: u16,
-    /// The port that it was sent to.
+    /// Destination port, in host order.
     pub destination_port: u16,
-    /// Where the IP header starts.
+    /// Offset of the IP header.
     pub ip: usize,
-    /// Where the UDP payload starts.
+    /// Start of the UDP payload.
     pub payload: usize,
-    /// Where the UDP payload ends.
+    /// End of the UDP payload.
     pub end: usize,
-    /// The payload goes on in other fragments.
+    /// Whether the payload continues in other fragments.
     pub first_fragment: bool,
-    /// A sample of the payload is not all of the message.
+    /// Whether a sample cannot hold the whole message.
     pub is_cut: bool,
 }
 
-/// The outcome for one packet.
+/// The decision about one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judgement {
-    /// Why, and with it whether the packet is dropped.
+    /// The reason, which determines the verdict.
     pub reason: Reason,
-    /// What the payload is, if the judgement came as far as looking at it.
+    /// The message kind, if the payload was classified.
     pub message: Option<Message>,
-    /// Where the packet ends, by its own word; as far away as can be if it has none.
+    /// End of the packet, by its own length field; `usize::MAX` if it has none.
     pub end: usize,
 }
 
 impl Judgement {
-    /// Of a packet whose payload does not matter.
+    /// A decision that did not depend on the payload.
     #[inline(always)]
     pub const fn by(reason: Reason, end: usize) -> Self {
         Self { reason, message: None, end }
     }
 }
 
-/// Where a packet is headed, as far as this filter cares.
+/// The destination of a packet, as far as this filter cares.
 enum Target {
     /// A SIP port.
     Sip(PortPair),
-    /// Perhaps a SIP port: a first fragment or an overlong header chain hides the ports.
+    /// Possibly a SIP port: a first fragment or an overlong header chain hides the ports.
     Hidden,
-    /// A SIP port, from port 0.
+    /// A SIP port, from source port 0.
     SipFromNobody,
-    /// None, being a later fragment.
+    /// A later fragment, without ports.
     Fragment,
-    /// Something else, being a first fragment.
+    /// A first fragment to another port.
     FragmentElsewhere,
-    /// Something else.
+    /// Another port or protocol.
     Elsewhere,
 }
 
@@ -149,7 +150,7 @@ impl Target {
         matches!(self, Self::Sip(_) | Self::SipFromNobody | Self::Hidden)
     }
 
-    /// The reason for which a packet passes of which nothing but this matters.
+    /// The reason under which a packet that is not to a SIP port passes.
     #[inline(always)]
     const fn by_the_way(&self) -> Reason {
         match self {
@@ -163,19 +164,19 @@ impl Target {
 /// Judges one packet.
 #[inline(always)]
 pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
-    // 1. What is not headed for a SIP port passes.
+    // 1. Packets that are not to a SIP port pass.
     let may_pass = |target: &Target, ip: &Ip| {
         matches!(target, Target::Elsewhere)
             && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6)
     };
-    let glanced = if matches!(tables.link(), Link::Ethernet) {
+    let fast_path = if matches!(tables.link(), Link::Ethernet) {
         headers::parse_fast_path(packet)
     } else {
         None
     };
-    // What nearly all packets are is looked at by itself up to the lists' front: there the compiler
-    // knows what it is.
-    let (ip, target, source, lookup_summary) = match glanced {
+    // The fast path has its own code up to the summary lookup, because there the compiler knows the
+    // header layout.
+    let (ip, target, source, lookup_summary) = match fast_path {
         Some(FastPathHeaders { ip, source, ports }) => {
             let target = target(tables, &ip, || Some(ports));
             if may_pass(&target, &ip) {
@@ -198,8 +199,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
             }
             let source = match ip.source(packet) {
                 Some(source) => source,
-                // Linux would deliver it, and it cannot be held against any list: there are more
-                // tags than are taken off.
+                // Linux would deliver it, but its source is unreadable: more tags than are removed.
                 None if matches!(ip.fragmentation, Fragmentation::Hidden) => {
                     return Judgement::by(Reason::Limited, ip.end);
                 }
@@ -211,14 +211,14 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     };
     let (to_sip, by_the_way) = (target.is_sip(), target.by_the_way());
 
-    // 2. Trusted sources pass, whatever else lists them. In an attack most are blocked and nothing
-    //    else, which one look tells.
+    // 2. Trusted sources pass, whatever else lists them. In an attack most sources are blocked and
+    //    nothing else, which the summary tells.
     let listed = tables.listing(&source, lookup_summary);
     if listed.is_only_blocked() {
         return Judgement::by(Reason::Blocked, ip.end);
     }
     let packet = &packet.reload_bounds();
-    // Forgotten, so that what was glanced at and what was located are verified as one.
+    // Widened, so that fast path and full parser are verified as one from here on.
     let ip = Ip {
         transport: packet.verifier_widen(ip.transport),
         end: packet.verifier_widen(ip.end),
@@ -228,8 +228,8 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way }, ip.end);
     }
 
-    // 3. Blocked sources go no further, and neither do blocked ports of theirs. What the detector
-    //    or a feed blocks, a phone that had registered before may go on to use.
+    // 3. Blocked sources are dropped, and so are banned ports. A known-good phone keeps its port
+    //    when the detector or a feed blocks its address.
     let is_sip_udp = to_sip && ip.is_udp();
     let mut spared = false;
     if is_sip_udp
@@ -244,11 +244,10 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
             FlowState::Stranger => {}
         }
     }
-    // Fragments have no port by which a registered phone could be told. A blocked source's are
-    // dropped whatever they are for, since they fill the memory in which the host puts fragments
-    // together.
+    // Fragments have no port that would identify a registered phone. Those of a blocked source are
+    // dropped whatever their destination, because they fill the host's reassembly memory.
     let may_be_good = spared || (!to_sip && listed.is_good() && !listed.is_blocked_by_hand());
-    // A ban on evidence that anybody could have sent ends nothing but UDP to SIP ports.
+    // A ban on forgeable evidence covers UDP to SIP ports only.
     let is_exempt =
         listed.is_udp_only() && (ip.protocol == TCP || matches!(by_the_way, Reason::NotSip));
     if listed.is_blocked() && !may_be_good && !is_exempt {
@@ -258,7 +257,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         return Judgement::by(by_the_way, ip.end);
     }
 
-    // Under the policy `closed` strangers may only answer.
+    // Under the policy `closed` unknown sources may only answer pending requests.
     let may_talk =
         !tables.is_closed() || listed.is_admitted() || listed.is_good() || listed.is_peer();
     if !may_talk && (!is_sip_udp || !tables.has_pending_request(&source)) {
@@ -267,14 +266,13 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     if ip.protocol == TCP {
         return Judgement::by(by_the_way, ip.end);
     }
-    // SIP has no such transport: nobody but an attacker sends it, and no server answers. A datagram
-    // from port 0 asks for no answer (RFC 768), so no client sends one; but a server may answer it
-    // to the port in its Via.
+    // UDP-Lite carries no SIP: only attackers send it. A datagram from port 0 wants no answer (RFC
+    // 768), so that no client sends one; but a server may answer to the port in its Via.
     if ip.protocol == UDP_LITE || matches!(target, Target::SipFromNobody) {
         return Judgement::by(Reason::Limited, ip.end);
     }
 
-    // From here on it no longer matters which list was asked, and which family the source is of.
+    // Widened: the list and the family of the source no longer matter.
     let listed = Listing::new(packet.verifier_widen(listed.bits() as usize) as u64);
     let flags = packet.verifier_widen(usize::from(may_talk) | usize::from(spared) << 1);
     let (may_talk, spared) = (flags & 1 != 0, flags & 2 != 0);
@@ -286,10 +284,10 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
 
     let place = tables.place(&source, &listed);
 
-    // 4. The payload, by its start line.
+    // 4. The payload is classified by its start line.
     let (mut source_port, mut destination_port) = (0, 0);
     let (mut payload, mut end) = (ip.transport, ip.transport);
-    // Forgotten, so that the verifier follows the parser once, not once for each kind of packet.
+    // Widened, so that the verifier follows the parser once, not once per packet type.
     let first_fragment =
         packet.verifier_widen(usize::from(matches!(ip.fragmentation, Fragmentation::First))) != 0;
     let message = match target {
@@ -304,21 +302,21 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
                 None => Message::Unparsed,
             }
         }
-        // A first fragment too short for its ports counts as a request; headers that hide the ports
-        // are noise.
+        // A first fragment too short for its ports counts as a request; hidden ports count as
+        // unparsed.
         _ if first_fragment => Message::Other,
         _ => Message::Unparsed,
     };
 
-    // What follows is verified once, not once for each kind of message.
+    // Widened, so that the rest is verified once, not once per message kind.
     let number = packet.verifier_widen(message as usize) & (Message::SLOTS - 1);
     let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);
     if !may_talk && !matches!(message, Message::Response) {
         return Judgement { reason: Reason::Closed, message: Some(message), end: ip.end };
     }
 
-    // 5. Known sources have generous limits, 6. unknown ones theirs; 7. and in a storm, strangers
-    //    share a budget.
+    // 5. Known sources have generous limits; 6. unknown sources have their own; 7. in a storm, new
+    //    sources share a budget.
     let is_cut = packet
         .verifier_widen(usize::from(first_fragment || end.saturating_sub(payload) > HEAD))
         != 0;
@@ -363,7 +361,7 @@ fn target<T: Tables>(tables: &T, ip: &Ip, ports: impl FnOnce() -> Option<PortPai
         Some(ports) if tables.is_sip_port(ports.destination()) => Target::Sip(ports),
         Some(_) if matches!(ip.fragmentation, Fragmentation::First) => Target::FragmentElsewhere,
         Some(_) => Target::Elsewhere,
-        // Behind the part of the packet that can be read, or one that no host takes.
+        // Beyond the readable part of the packet, or invalid for every host.
         None => Target::Hidden,
     }
 }

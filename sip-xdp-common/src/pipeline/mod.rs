@@ -1,4 +1,4 @@
-//! The order in which a packet is judged, arriving and leaving.
+//! The decision order for incoming packets, and the classification of outgoing ones.
 
 pub mod egress;
 pub mod ingress;

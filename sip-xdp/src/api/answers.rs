@@ -1,5 +1,5 @@
-//! What the daemon answers: one type for each kind of answer, the same on both sides of the socket
-//! and in the JSON that commands print.
+//! Responses of the daemon: one type per kind, the same on both sides of the socket and in the JSON
+//! that commands print.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,25 +17,25 @@ use crate::feeds::engine::FeedRow;
 use crate::lists::Fill;
 use crate::net::network::Network;
 
-/// An answer, as it is sent.
+/// A response.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub enum Reply {
     /// To `status`.
     Status(Box<DaemonStatus>),
-    /// To a network that was listed.
+    /// To an added network.
     Listed(Listed),
-    /// To a host name that is trusted from now on.
+    /// To a newly trusted host name.
     HostTrusted(HostTrusted),
-    /// To entries that were taken off a list.
+    /// To removed entries.
     Removed(Removed),
-    /// To a host name that is trusted no longer.
+    /// To a removed host name.
     HostRemoved(HostRemoved),
-    /// To rows of a file.
+    /// To imported rows.
     Imported(Imported),
     /// To `explain`.
     Known(Box<Known>),
-    /// To what happened lately.
+    /// To a request for recent events.
     Recent(Box<Latest>),
     /// To `feed list`.
     Feeds(Vec<FeedRow>),
@@ -53,35 +53,36 @@ pub enum Reply {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)] // a daemon of an earlier version has fewer fields
 pub struct DaemonStatus {
-    /// Its process.
+    /// Process id.
     pub pid: u32,
     /// Its version.
     pub version: String,
     /// The configuration file that it reads.
     pub config: PathBuf,
-    /// Sources that the detector keeps evidence of.
+    /// Number of sources that the detector watches.
     pub watched_sources: usize,
     /// Addresses whose calls the server takes without credentials.
     pub served_sources: usize,
     /// Volume bans nobody yet (`learn`).
     pub learning: bool,
-    /// The registrar rejects accounts that it accepted within a day; rejections ban nobody.
+    /// Whether the registrar rejects accounts that it accepted within a day; rejections then do not
+    /// ban.
     pub registrar_failing: bool,
-    /// The server's responses are seen; without them volume bans nobody.
+    /// Whether the server's responses are seen; without them volume does not ban.
     pub sees_responses: bool,
-    /// Bounded tables and how full they are.
+    /// Bounded tables with their fill levels.
     pub tables: Vec<Fill>,
-    /// Host names that are followed.
+    /// Followed host names.
     pub hosts: Vec<HostRow>,
     /// Feeds.
     pub feeds: Vec<FeedRow>,
-    /// Notifications; none if nobody is notified.
+    /// State of notification; `None` without it.
     pub notify: Option<NotifyStatus>,
-    /// The CrowdSec local API; none if bans are not published.
+    /// State of the publication to CrowdSec; `None` without it.
     pub crowdsec: Option<CrowdsecStatus>,
     /// Where SIP servers send copies of messages.
     pub hep: Vec<HepStatus>,
-    /// The confirmation that `run --confirm` waits for; none if it waits for none.
+    /// State of a trial (`run --confirm`); `None` without one.
     pub confirm: Option<ConfirmStatus>,
     /// Configured interfaces that do not exist.
     pub missing: Vec<String>,
@@ -89,60 +90,60 @@ pub struct DaemonStatus {
     pub blind: Vec<BlindInterface>,
     /// The listener of metrics and web page.
     pub metrics: MetricsStatus,
-    /// What an operator should know.
+    /// Warnings for the operator.
     pub warnings: Vec<String>,
 }
 
-/// A host name that is followed through DNS.
+/// A followed host name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostRow {
     /// The name.
     pub name: HostName,
-    /// The list that its addresses are put on: `trust` or `admit`.
+    /// The list of its addresses: `trust` or `admit`.
     pub purpose: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Seconds since DNS last answered; none if it never did.
+    /// Seconds since the last complete DNS result; `None` if there never was one.
     pub age: Option<u64>,
-    /// What went wrong since.
+    /// Error since then.
     pub error: Option<String>,
     /// `manual`, or `config`.
     pub owner: String,
-    /// Why it is followed.
+    /// Reason.
     pub reason: String,
-    /// Until when; none for good.
+    /// Expiry; `None` for permanent.
     pub expires: Option<Timestamp>,
 }
 
-/// How notifications are.
+/// State of notification.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotifyStatus {
-    /// Messages that were sent.
+    /// Messages sent.
     pub sent: u64,
     /// Messages that failed.
     pub failed: u64,
-    /// Events that were too many to tell one by one.
+    /// Events suppressed by the rate limit.
     pub suppressed: u64,
-    /// What goes wrong at present, by channel.
+    /// Current errors by channel.
     pub errors: BTreeMap<String, String>,
 }
 
-/// How publishing to a CrowdSec local API is.
+/// State of the publication to a CrowdSec local API.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrowdsecStatus {
-    /// Its address.
+    /// URL of the API.
     pub url: String,
-    /// The login of this machine there.
+    /// Login of this machine there.
     pub login: String,
-    /// Bans that were published.
+    /// Bans published.
     pub published: u64,
-    /// Bans that were withdrawn.
+    /// Bans withdrawn.
     pub withdrawn: u64,
-    /// Bans that found no room in the queue.
+    /// Changes dropped from the full queue.
     pub dropped: u64,
-    /// Bans that wait to be published.
+    /// Changes in the queue.
     pub waiting: usize,
-    /// What goes wrong at present.
+    /// Current error.
     pub error: Option<String>,
 }
 
@@ -167,74 +168,74 @@ pub struct HepStatus {
     pub lost: u64,
 }
 
-/// A confirmation that is awaited, or was missed.
+/// A trial that is running, or ended unconfirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfirmStatus {
-    /// It is awaited.
+    /// Whether a confirmation is awaited.
     pub pending: bool,
-    /// Nobody confirmed in time: nothing is filtered.
+    /// Whether it ended unconfirmed: nothing is filtered.
     pub detached: bool,
-    /// Until when it is awaited, or since when it is detached.
+    /// The deadline.
     pub until: Option<Timestamp>,
 }
 
-/// An interface whose program was shown none of its packets.
+/// An interface whose program sees, or saw, no packets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlindInterface {
     /// Its configured name.
     pub interface: String,
-    /// When that was noticed.
+    /// Time of detection.
     pub since: Timestamp,
-    /// Packets that came in and were not shown to the program.
+    /// Packets received without the program seeing them.
     pub packets: u64,
-    /// `generic` if generic mode took over; none if nothing is filtered.
+    /// `generic` if generic mode is in use instead; `None` if nothing is filtered.
     pub action: Option<String>,
 }
 
 /// The listener of metrics and web page.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetricsStatus {
-    /// The address and port; none if it is off.
+    /// Address and port; `None` if it is off.
     pub listen: Option<String>,
     /// Why it cannot listen.
     pub error: Option<String>,
 }
 
-/// A network that was blocked or trusted.
+/// An added network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// The network.
     pub network: Network,
-    /// Until when; none for good.
+    /// Expiry; `None` for permanent.
     pub expires: Option<Timestamp>,
-    /// Of a trusted network: whether the block list has it too.
+    /// For trust: whether the block list has it as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub was_blocked: Option<bool>,
 }
 
-/// A host name that is trusted from now on.
+/// A newly trusted host name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostTrusted {
     /// The name.
     pub host: HostName,
-    /// Until when; none for good.
+    /// Expiry; `None` for permanent.
     pub expires: Option<Timestamp>,
-    /// The addresses that are known of it already.
+    /// Its addresses known so far.
     pub addresses: Vec<IpAddr>,
 }
 
-/// An entry of a list that was removed.
+/// A removed entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovedEntry {
     /// The network.
     pub network: Network,
-    /// The port of a flow; none for all of the network.
+    /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
-    /// Whose entry it was.
+    /// Owner.
     pub owner: String,
-    /// The feed, tool or host name whose claim it was.
+    /// Claimant: feed, tool or host name.
     pub claimant: Option<String>,
-    /// Why it was there.
+    /// Reason.
     pub reason: String,
 }
 
@@ -250,101 +251,101 @@ impl From<&Entry> for RemovedEntry {
     }
 }
 
-/// Entries that were taken off a list.
+/// Removed entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {
     /// The entries.
     pub removed: Vec<RemovedEntry>,
-    /// Of the trust list: what else still lists the network.
+    /// For trust: remaining trust in the network.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub still: Option<StillTrusted>,
 }
 
-/// What still trusts a network whose entry was removed.
+/// Remaining trust in a network whose entry was removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StillTrusted {
-    /// The configuration file does.
+    /// Whether the configuration file trusts it.
     pub still_trusted_by_config: bool,
-    /// The host name whose address it is.
+    /// The trusted host name that has this address.
     pub still_trusted_by_host: Option<String>,
 }
 
-/// A host name that is trusted no longer.
+/// A host name that was removed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostRemoved {
     /// The name.
     pub host: HostName,
-    /// Its addresses that were trusted.
+    /// Its removed addresses.
     pub removed: Vec<RemovedEntry>,
-    /// The configuration file still trusts it.
+    /// Whether the configuration file still trusts it.
     pub still_trusted_by_config: bool,
 }
 
-/// What became of rows of a file.
+/// The result of an import.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
-    /// Rows that were taken up.
+    /// Rows added.
     pub added: usize,
-    /// Rows that were known already, or over.
+    /// Rows that were known already, or expired.
     pub kept: usize,
-    /// Rows that were refused.
+    /// Rows refused.
     pub refused: Vec<Refused>,
 }
 
-/// A row that was refused.
+/// A refused row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// The row.
     pub what: String,
-    /// Why.
+    /// Reason.
     pub why: String,
 }
 
-/// What the daemon knows of an address beside the kernel's tables.
+/// The daemon's state of an address, besides the kernel's tables.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Known {
-    /// What the filter was told at load time.
+    /// The settings in force.
     pub settings: SourceRules,
     /// The evidence.
     pub known: View,
-    /// Why it is never banned.
+    /// Why it is never banned, if so.
     pub never_banned: Option<String>,
-    /// Volume bans nobody yet.
+    /// Whether the learning period is on.
     pub learning: bool,
-    /// The registrar rejects its own users.
+    /// Whether the registrar rejects its own users.
     pub registrar_failing: bool,
 }
 
-/// The rounds of feeds that `feed sync` waits for, by name.
+/// The rounds of feeds to wait for, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rounds {
     /// The number of each feed's round.
     pub rounds: BTreeMap<String, u64>,
 }
 
-/// A filter that may go on.
+/// A confirmed trial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confirmed {
     /// Always true.
     pub confirmed: bool,
-    /// It was detached already, and is attached again.
+    /// Whether it had been detached, and is attached again.
     pub late: bool,
-    /// What is filtered now.
+    /// The filtered interfaces.
     pub applied: String,
 }
 
-/// A configuration that is in force.
+/// An applied configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
-    /// What is filtered now.
+    /// The filtered interfaces.
     pub applied: String,
 }
 
-/// Interfaces that are not filtered any more.
+/// Detached interfaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unloaded {
     /// The interfaces.
     pub unloaded: Vec<String>,
-    /// Offloads that had been switched off for the filter.
+    /// Offloads that were restored, or could not be.
     pub offloads: Vec<Offload>,
 }

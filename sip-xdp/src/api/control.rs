@@ -1,5 +1,5 @@
-//! How commands reach the daemon: one JSON object per line over a socket that only root and the
-//! group `sip-xdp` can open, answered by one JSON object per line.
+//! The control socket: one JSON object per line as request, one per line as response. Only root and
+//! members of the group `sip-xdp` can open it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -21,138 +21,138 @@ use crate::config::HostName;
 use crate::net::network::Network;
 use crate::store::state_dump;
 
-/// The group whose members may give commands.
+/// Group whose members may send commands.
 const GROUP: &str = "sip-xdp";
 
-/// The longest request, in bytes.
+/// Maximum length of a request, in bytes.
 const MAX_REQUEST: u64 = 64 * 1024;
 
-/// How long a client may take to send its request, and the daemon to answer.
+/// Timeout of a request, and of its response.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same for what loads programs for all interfaces: the verifier takes 0.3 s for each, and a
-/// multiple of that on processors that are busy or emulated.
+/// Timeout of requests that load programs for all interfaces: the verifier takes 0.3 s for each,
+/// and a multiple of that on busy or emulated processors.
 const LOADING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A command for the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Request {
-    /// Who are you, and is all well?
+    /// Show the daemon's state.
     Status,
-    /// List a network.
+    /// Add an entry.
     Add {
         /// Which list.
         list: ListName,
         /// The network.
         network: Network,
-        /// For how many seconds; without it for good.
+        /// Lifetime in seconds; permanent if absent.
         ttl: Option<u64>,
-        /// Why.
+        /// Reason.
         reason: String,
-        /// Although it contains addresses that should stay reachable.
+        /// Even if it contains addresses that must stay reachable.
         force: bool,
-        /// The address from which the operator is logged in.
+        /// The operator's own address, by the login session.
         operator: Option<std::net::IpAddr>,
-        /// The tool that blocks it, on its own account.
+        /// The tool that owns the entry.
         #[serde(default)]
         by: Option<String>,
     },
-    /// Take a network off.
+    /// Delete entries.
     Delete {
         /// Which list.
         list: ListName,
         /// The network, or one inside it.
         network: Network,
-        /// The tool that lets go of what it has blocked.
+        /// The tool whose entry it is.
         #[serde(default)]
         by: Option<String>,
     },
-    /// Trust a host name: follow it through DNS.
+    /// Trust a host name, followed through DNS.
     TrustHost {
         /// The name.
         name: HostName,
-        /// For how many seconds; without it for good.
+        /// Lifetime in seconds; permanent if absent.
         ttl: Option<u64>,
-        /// Why.
+        /// Reason.
         reason: String,
     },
-    /// Trust a host name no longer.
+    /// End the trust in a host name.
     DistrustHost {
         /// The name.
         name: HostName,
     },
-    /// List many networks: all that can be.
+    /// Add many networks, as far as possible.
     Import {
         /// Which list.
         list: ListName,
         /// The networks.
         networks: Vec<Network>,
-        /// For how many seconds; without it for good.
+        /// Lifetime in seconds; permanent if absent.
         ttl: Option<u64>,
-        /// Why.
+        /// Reason.
         reason: String,
-        /// Although some contain addresses that should stay reachable.
+        /// Even if some contain addresses that must stay reachable.
         force: bool,
-        /// The address from which the operator is logged in.
+        /// The operator's own address, by the login session.
         operator: Option<std::net::IpAddr>,
     },
-    /// Take up a part of what another instance has exported.
+    /// Import a part of another instance's export.
     Restore {
-        /// That part.
+        /// The part.
         part: state_dump::Part,
     },
-    /// What is known of a source that no table of the kernel's says?
+    /// Show the daemon's state of a source: what is not in the kernel's tables.
     Explain {
         /// The source.
         address: std::net::IpAddr,
     },
-    /// Tell events until the connection ends.
+    /// Stream events until the connection ends.
     Watch {
-        /// Those that concern this address; without it all.
+        /// Only events about this address.
         address: Option<std::net::IpAddr>,
-        /// Samples of what is dropped, too.
+        /// Include drop samples.
         #[serde(default)]
         packets: bool,
     },
-    /// What happened lately?
+    /// Show recent events.
     Recent,
-    /// How are the feeds?
+    /// Show the state of the feeds.
     FeedList,
-    /// Ask feeds now. The answer says which round of each to wait for.
+    /// Fetch feeds now. The response has the round of each feed to wait for.
     FeedSync {
-        /// One of them, or all.
+        /// One feed; all if absent.
         name: Option<String>,
-        /// No size is too strange.
+        /// Skip the size guards.
         accept: bool,
     },
-    /// The filter may go on enforcing.
+    /// End a trial: keep enforcing.
     Confirm,
-    /// Read the configuration again.
+    /// Reload the configuration.
     Reload,
-    /// Detach, and end if nothing is left.
+    /// Detach, and exit if no interface is left.
     Unload {
-        /// From these interfaces, or from all.
+        /// These interfaces; all if empty.
         interfaces: Vec<String>,
     },
 }
 
 impl Request {
-    /// How long its answer may take.
-    fn patience(&self) -> Duration {
+    /// Timeout of the response.
+    fn timeout(&self) -> Duration {
         match self {
             Self::Confirm | Self::Reload => LOADING_TIMEOUT,
             _ => TIMEOUT,
         }
     }
 
-    /// Whether it changes what is to survive a power cut.
+    /// Whether its effect must survive a power cut.
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Add { .. } | Self::Delete { .. } | Self::Import { .. } | Self::Restore { .. } => {
                 true
             }
-            // Names have a file of their own, which is written before the answer.
+            // Host names have a file of their own, which is written before the response.
             Self::TrustHost { .. } | Self::DistrustHost { .. } => false,
             Self::Status
             | Self::Explain { .. }
@@ -165,7 +165,7 @@ impl Request {
     }
 }
 
-/// A list, by name.
+/// A list by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ListName {
@@ -185,7 +185,7 @@ impl ListName {
     }
 }
 
-/// The daemon's answer.
+/// The daemon's response.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Answer<T> {
@@ -193,14 +193,14 @@ enum Answer<T> {
     Error(String),
 }
 
-/// A request with the way back.
+/// A request with its response channel.
 #[derive(Debug)]
 pub struct Call {
     /// The request.
     pub request: Request,
-    /// Whether root asks, and not only a member of the group.
+    /// Whether the client is root, not only a member of the group.
     pub is_root: bool,
-    /// Where the answer goes.
+    /// Channel of the response.
     pub answer: oneshot::Sender<Result<Reply>>,
 }
 
@@ -215,7 +215,7 @@ pub async fn call<T: DeserializeOwned>(socket: &Path, request: &Request) -> Resu
         BufReader::new(reader).read_line(&mut text).await?;
         anyhow::Ok(text)
     };
-    let text = tokio::time::timeout(request.patience(), exchange)
+    let text = tokio::time::timeout(request.timeout(), exchange)
         .await
         .map_err(|_| anyhow!("the daemon does not answer; see its log"))?
         .context("the daemon went away")?;
@@ -238,7 +238,7 @@ pub(crate) async fn connect(socket: &Path) -> Result<UnixStream> {
     })
 }
 
-/// Reads the daemon's answer.
+/// Parses the daemon's response.
 pub(crate) fn answer<T: DeserializeOwned>(text: &str) -> Result<T> {
     match serde_json::from_str(text)
         .context("the daemon's answer cannot be understood; is it of this version?")?
@@ -248,13 +248,12 @@ pub(crate) fn answer<T: DeserializeOwned>(text: &str) -> Result<T> {
     }
 }
 
-/// Nobody listens on the socket.
+/// No daemon listens on the socket.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NoDaemon(String);
 
-/// Opens the socket. Whoever calls this holds the instance's lock, so that an old socket belongs to
-/// nobody.
+/// Opens the socket. The caller holds the instance's lock, so that an existing socket is stale.
 pub fn listen(socket: &Path) -> Result<UnixListener> {
     if let Some(directory) = socket.parent() {
         fs::create_dir_all(directory)
@@ -266,7 +265,7 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
         }
         _ => {}
     }
-    // Never open to others, not even between two calls.
+    // Never accessible to others, not even between two calls.
     let before = umask(Mode::from_bits_truncate(0o117));
     let listener = UnixListener::bind(socket);
     umask(before);
@@ -283,9 +282,9 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves one connection: one request and one answer, or events until it ends.
+/// Serves one connection: one request and one response, or a stream of events.
 pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
-    // As the kernel noted it when the connection was made.
+    // Credentials as of the connection.
     let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader.take(MAX_REQUEST));
@@ -294,7 +293,7 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
         let sent = tokio::time::timeout(TIMEOUT, reader.read_line(&mut text)).await;
         sent.map_err(|_| anyhow!("timed out"))??;
         let (answer, watcher) = match serde_json::from_str(&text) {
-            // Before it is answered, so that nothing is missed that happens after that.
+            // Subscribed before the response, so that later events are not missed.
             Ok(Request::Watch { address, packets }) => (
                 Ok(None),
                 Some((hub.subscribe(), packets.then(|| hub.subscribe_packets()), address)),

@@ -1,5 +1,5 @@
-//! The stream of events: what the daemon decides, told to whoever watches. Watching never delays
-//! the daemon: who reads too slowly loses events, and is told how many.
+//! The event stream. Watching never delays the daemon: a slow watcher loses events, and is sent
+//! their number.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -24,40 +24,40 @@ use crate::net::network::Network;
 pub use crate::api::recent_events::Latest;
 use crate::api::recent_events::Recent;
 
-/// How many events a watcher may be behind before it loses some.
+/// Events that a watcher may lag behind before it loses some.
 const BACKLOG: usize = 1_024;
 
-/// A sample of a packet that was dropped, or would have been in a dry run.
+/// A drop sample: a packet that was dropped, or would be if the filter enforced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PacketSample {
-    /// When it was read.
+    /// Time of reading.
     pub time: Timestamp,
     /// `packet`.
     pub event: Cow<'static, str>,
-    /// The reason for which it was dropped.
+    /// The drop reason.
     pub kind: Option<Cow<'static, str>>,
     /// Its source address.
     pub address: Option<Network>,
     /// Its source port.
     pub port: Option<u16>,
-    /// The start line of its SIP message.
+    /// Start line of its SIP message.
     pub reason: Option<String>,
-    /// Always null: evidence has a tier, packets have none.
+    /// Always null: packets have no evidence tier.
     pub tier: Option<Tier>,
-    /// It passed all the same.
+    /// Whether it passed in a dry run.
     pub dry_run: bool,
-    /// The interface that it came by.
+    /// The receiving interface.
     pub interface: Option<String>,
-    /// How it begins.
+    /// Its link type.
     pub link: LinkKind,
-    /// Bytes of the whole packet.
+    /// Length of the whole packet in bytes.
     pub length: u16,
     /// Its first bytes in hexadecimal.
     pub data: String,
 }
 
 impl PacketSample {
-    /// The same as an event, without the bytes.
+    /// As an event without the bytes.
     pub fn as_event(&self) -> Event {
         Event {
             time: self.time,
@@ -72,24 +72,24 @@ impl PacketSample {
     }
 }
 
-/// What a packet begins with.
+/// The link type of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkKind {
-    /// An Ethernet header.
+    /// With an Ethernet header.
     Ethernet,
-    /// The IP header.
+    /// With the IP header first.
     Ip,
 }
 
-/// Events that came faster than a watcher read them.
+/// Events lost because a watcher read too slowly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
-    /// When that was noticed.
+    /// Time of detection.
     pub time: Timestamp,
     /// `lost`.
     pub event: Cow<'static, str>,
-    /// How many.
+    /// Number of lost events.
     pub count: u64,
 }
 
@@ -105,7 +105,7 @@ pub enum Line {
     Event(Arc<Event>),
 }
 
-/// Where events go to all watchers, and where the latest are kept for those who come later.
+/// Channel of events to all watchers, with the recent ones for later readers.
 #[derive(Debug, Clone)]
 pub struct Hub {
     sender: broadcast::Sender<Arc<Event>>,
@@ -124,49 +124,48 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// Whether anybody watches.
+    /// Whether there is a watcher.
     #[cfg(test)]
     pub(crate) fn is_watched(&self) -> bool {
         self.sender.receiver_count() > 0
     }
 
-    /// What happened lately.
+    /// Recent events.
     pub fn recent(&self) -> Latest {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).latest()
     }
 
-    /// Tells an event to all who watch.
+    /// Publishes an event to all watchers.
     pub fn publish(&self, event: Event) {
         let event = Arc::new(event);
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(&event);
-        // An error means that nobody watches.
+        // An error means that there is no watcher.
         let _ = self.sender.send(event);
     }
 
-    /// Whether anybody wants samples of what is dropped.
+    /// Whether a watcher wants drop samples.
     pub fn wants_packets(&self) -> bool {
         self.packets.receiver_count() > 0
     }
 
-    /// Tells a packet to all who want it. There is a channel of its own for these, so that they
-    /// never push out a ban.
+    /// Publishes a drop sample. These have their own channel, so that they never displace a ban.
     pub fn publish_packet(&self, sample: PacketSample) {
         let _ = self.packets.send(Arc::new(sample));
     }
 
-    /// Begins to watch what is dropped.
+    /// Subscribes to drop samples.
     pub fn subscribe_packets(&self) -> broadcast::Receiver<Arc<PacketSample>> {
         self.packets.subscribe()
     }
 
-    /// Begins to watch.
+    /// Subscribes to events.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.sender.subscribe()
     }
 }
 
-/// Sends events to one watcher until it goes away or the daemon ends: those that concern `address`,
-/// or all.
+/// Streams events to one watcher until it disconnects or the daemon ends: those about `address`, or
+/// all.
 pub async fn serve(
     mut events: broadcast::Receiver<Arc<Event>>,
     mut packets: Option<broadcast::Receiver<Arc<PacketSample>>>,
@@ -180,7 +179,7 @@ pub async fn serve(
         let line = tokio::select! {
             event = events.recv() => event.map(Line::Event),
             packet = next_of(&mut packets) => packet.map(Line::Packet),
-            // A watcher has nothing more to say: it is gone, or as good as.
+            // Watchers send nothing: input or an end means that it has disconnected.
             _ = reader.read(&mut byte) => return Ok(()),
         };
         let line = match line {
@@ -195,7 +194,7 @@ pub async fn serve(
     }
 }
 
-/// The next message of a channel; pending for ever if there is none.
+/// The next message of a channel; pending forever without one.
 async fn next_of<T: Clone>(channel: &mut Option<broadcast::Receiver<T>>) -> Result<T, RecvError> {
     match channel {
         Some(channel) => channel.recv().await,
@@ -204,7 +203,7 @@ async fn next_of<T: Clone>(channel: &mut Option<broadcast::Receiver<T>>) -> Resu
 }
 
 impl Line {
-    /// Whether it concerns an address; everything concerns those who ask for none.
+    /// Whether the line is about an address; always true without an address.
     fn concerns(&self, address: Option<&Network>) -> bool {
         let about = match self {
             Self::Packet(packet) => packet.address,
@@ -215,17 +214,16 @@ impl Line {
     }
 }
 
-/// The stream of a daemon's events, as its watcher sees it.
+/// A client's view of the event stream.
 #[derive(Debug)]
 pub struct Stream {
     lines: Lines<BufReader<OwnedReadHalf>>,
-    /// Dropping it says that nobody watches any more.
+    /// Dropping it closes the connection.
     _writer: OwnedWriteHalf,
 }
 
 impl Stream {
-    /// Asks the daemon of `socket` for its events.
-    /// With `packets` samples of what is dropped come as well.
+    /// Requests the events of the daemon of `socket`; with `packets` also drop samples.
     pub async fn open(socket: &Path, address: Option<IpAddr>, packets: bool) -> Result<Self> {
         let stream: UnixStream = control::connect(socket).await?;
         let (reader, mut writer) = stream.into_split();
@@ -236,7 +234,7 @@ impl Stream {
         Ok(Self { lines, _writer: writer })
     }
 
-    /// The next line, as JSON and as what it says.
+    /// The next line, as JSON text and parsed.
     pub async fn next(&mut self) -> Result<(String, Line)> {
         match self.lines.next_line().await.context("the daemon went away")? {
             Some(line) => {
@@ -314,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_goes_is_forgotten() {
+    async fn a_disconnected_watcher_is_dropped() {
         let hub = Hub::default();
         let watcher = watch(&hub, None).await;
         assert!(hub.is_watched());

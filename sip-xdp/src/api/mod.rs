@@ -1,4 +1,4 @@
-//! How commands and watchers reach the daemon: the control socket and the stream of events.
+//! The control socket and the event stream.
 
 pub mod answers;
 pub mod control;

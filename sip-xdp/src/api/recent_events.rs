@@ -1,5 +1,4 @@
-//! The latest events, for those who come after they happened: screens, and counters that are read
-//! now and then.
+//! Recent events, for clients that connect later: `top`, the web page and metrics.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -11,38 +10,38 @@ use crate::bans::event::Event;
 use crate::dataplane::counters;
 use crate::net::network::Network;
 
-/// How many bans are kept, and how many other decisions.
+/// Capacity for bans, and for other decisions.
 const DECISIONS: usize = 50;
 
-/// How many sources that went over a limit are kept.
+/// Capacity for sources over a limit.
 const LIMITED: usize = 256;
 
-/// The latest events.
+/// The recent events.
 #[derive(Debug)]
 pub(super) struct Recent {
     since: Timestamp,
     bans: VecDeque<Arc<Event>>,
     others: VecDeque<Arc<Event>>,
-    /// A source is in it once.
+    /// One event per source.
     limited: VecDeque<(Network, Arc<Event>)>,
     events: BTreeMap<String, u64>,
     by_kind: BTreeMap<String, u64>,
 }
 
-/// A copy of them. Events come as `watch` tells them, the latest first.
+/// A copy of the recent events, in the form of `watch`, latest first.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Latest {
-    /// Since when the daemon counts.
+    /// Start of counting.
     pub since: Option<Timestamp>,
     /// Bans.
     pub bans: Vec<Arc<Event>>,
-    /// What else was decided or noticed.
+    /// Other decisions and observations.
     pub others: Vec<Arc<Event>>,
     /// Sources that went over a limit.
     pub limited: Vec<Arc<Event>>,
-    /// Events by name, since then.
+    /// Number of events by name since then.
     pub events: BTreeMap<String, u64>,
-    /// Bans by kind, since then.
+    /// Number of bans by kind since then.
     pub bans_by_kind: BTreeMap<String, u64>,
 }
 
@@ -60,7 +59,7 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// Takes an event.
+    /// Adds an event.
     pub(super) fn note(&mut self, event: &Arc<Event>) {
         *self.events.entry(event.event.to_string()).or_default() += 1;
         match (&*event.event, event.address) {
@@ -72,7 +71,7 @@ impl Recent {
                 self.limited.retain(|(known, _)| *known != source);
                 push(&mut self.limited, LIMITED, (source, Arc::clone(event)));
             }
-            // Phones come and go so often that nothing else would be left.
+            // Too frequent: registrations would displace everything else.
             ("good" | "peer", _) => {}
             _ => push(&mut self.others, DECISIONS, Arc::clone(event)),
         }
@@ -92,7 +91,7 @@ impl Recent {
     }
 }
 
-/// Appends what is new; the oldest goes if there would be too many.
+/// Appends; removes the oldest beyond the capacity.
 fn push<T>(to: &mut VecDeque<T>, most: usize, what: T) {
     if to.len() >= most {
         to.pop_front();

@@ -1,16 +1,15 @@
-//! How long a ban is.
+//! Ban durations.
 
 use std::time::Duration;
 
-/// The length of a ban of somebody who was banned `before` times: `first`, `factor` times as long
-/// each time, at most `max`. In constant time whatever the number, which may come from a file that
-/// somebody else has written.
+/// The duration of the ban after `before` earlier ones: `first`, multiplied by `factor` each time,
+/// at most `max`. Constant time for any count, since counts may be imported.
 pub fn ban_duration(first: Duration, factor: u32, max: Duration, before: u32) -> Duration {
     let grown = u128::from(factor).saturating_pow(before).saturating_mul(first.as_nanos());
     let grown = grown.min(max.as_nanos());
     const SECOND: u128 = 1_000_000_000;
     let seconds = u64::try_from(grown / SECOND).unwrap_or(u64::MAX);
-    // Below a second, which fits.
+    // Less than a second, so that it fits.
     Duration::new(seconds, (grown % SECOND) as u32)
 }
 
@@ -18,7 +17,7 @@ pub fn ban_duration(first: Duration, factor: u32, max: Duration, before: u32) ->
 mod tests {
     use super::*;
 
-    /// What it is to come to, step by step.
+    /// The expected result, step by step.
     fn stepped(first: Duration, factor: u32, max: Duration, before: u32) -> Duration {
         (0..before).fold(first, |length, _| length.saturating_mul(factor).min(max)).min(max)
     }
@@ -49,7 +48,7 @@ mod tests {
         }
     }
 
-    /// Step by step, the largest number takes minutes for each ban.
+    /// Step by step, the largest count takes minutes per ban.
     #[test]
     fn it_takes_no_time_whatever_the_number() {
         let (first, max) = (Duration::from_secs(600), Duration::from_secs(86_400));

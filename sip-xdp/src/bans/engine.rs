@@ -1,5 +1,7 @@
-//! What follows from events and findings: bans, and what is known of hosts. The daemon and a replay
-//! share it: what differs is whose tables these are, what time it is, and who hears of it.
+//! The ban engine: from kernel events and findings to bans and host reputations. Shared by the
+//! daemon and replay, which differ in tables, clock and event sink.
+//!
+//! More than 400 lines: all decisions about bans, in one type.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,6 +12,7 @@ use log::Level;
 use sip_xdp_common::abi::layout::{EventKind, KernelEvent, List, Owner};
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::LimitKind;
+use sip_xdp_common::limits::ladder::{LOWEST, LOWEST_BY_OFFENCES, PACES};
 
 use super::event::Event;
 use super::offences::{HOUR, MAX_OFFENCES, Offence, OffenceRecord, Repeats, UNPROVEN_ONCE};
@@ -17,7 +20,9 @@ use crate::bans::duration::ban_duration;
 use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
-use crate::detect::{Acceptance, Action, Detector, Finding, Growth, Observation, Spray};
+use crate::detect::{
+    Acceptance, Action, Detector, Finding, Growth, Metering, Observation, Spray, Step,
+};
 use crate::lists::never_ban::{NeverBan, near};
 use crate::lists::{HostReputation, Lists};
 use crate::net::network::{Network, address_of};
@@ -25,47 +30,44 @@ use crate::sip::transport::Transport;
 use crate::sys::clock::Moment;
 use crate::text::Quoted;
 
-/// IPv6 networks that are banned when their parts were, within an hour, by level 1 evidence: width,
-/// how many bans of hosts, and the width of the parts of which two or more must be among them.
+/// Escalation of level 1 bans within an hour to IPv6 networks: prefix length, number of banned
+/// hosts, and the prefix length of which at least two different networks must be among them.
 const ESCALATION: [(u8, usize, u8); 3] = [(64, 2, 128), (56, 3, 64), (48, 4, 56)];
 
-/// The same for IPv4, which is only said unless the configuration asks for it.
+/// The same for IPv4, which bans only if configured, and is otherwise an event.
 const IPV4_ESCALATION: (u8, usize) = (24, 5);
 
-/// Events older than this were meant for a daemon that has died, in nanoseconds.
+/// Events older than this were queued for an earlier daemon, in nanoseconds.
 const STALE: u64 = 5_000_000_000;
 
 /// The longest ban of a misconfigured phone.
 const LONGEST_MILD: Duration = Duration::from_secs(3_600);
 
-/// Accepted users for which the usual limit is enough; twice as many double it.
+/// Accepted users that the base limit serves; twice as many double it.
 const USERS: usize = 64;
 
-/// For how long a host is no stranger in a storm after its last registration has ended, in
-/// nanoseconds: a week.
+/// How long a formerly known-good host keeps that state after its last registration, in
+/// nanoseconds: a week. In a storm it is not a new source.
 pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
-
-/// How many hosts are under suspicion at the same time.
-const MAX_SUSPECTS: usize = 4_096;
 
 /// Who hears of what is decided, and remembers it.
 pub(crate) trait EventSink {
-    /// A decision: as a line for the log, and as an event.
+    /// A decision: a log line and an event.
     fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>);
 
-    /// An event that is not worth a line.
+    /// An event without a log line.
     fn publish(&mut self, event: Event);
 
     /// A user was accepted.
     fn accepted(&mut self, acceptance: &Acceptance);
 
-    /// A host is a peer until then.
+    /// A host is a peer until this time.
     fn peer(&mut self, source: IpKey, until: u64);
 
-    /// A network has offended again.
+    /// The offence count of a network has changed.
     fn offence(&mut self, offence: OffenceRecord);
 
-    /// A ban is in force, because of evidence of this kind.
+    /// A ban is in force; `kind` is its kind of evidence.
     fn banned(&mut self, kind: &str, entry: &Entry, lists: &mut Lists);
 
     /// The server takes calls of a host without credentials.
@@ -78,27 +80,27 @@ pub(crate) trait EventSink {
     fn expired(&mut self, list: List, entry: &Entry, hits: Option<u64>);
 }
 
-/// Where findings are judged, for one event or one tick.
+/// The ban engine, for one event or one tick.
 pub(crate) struct BanEngine<'a, C> {
-    /// The rules.
+    /// Configuration.
     pub(crate) config: &'a Config,
-    /// The tables that the kernel asks.
+    /// The lists, with the kernel's tables.
     pub(crate) lists: &'a mut Lists,
-    /// Who turns events into findings.
+    /// Source of findings.
     pub(crate) detector: &'a mut Detector,
-    /// Who is never banned.
+    /// Addresses that are never banned.
     pub(crate) never_ban: &'a NeverBan,
-    /// How often each network was banned.
+    /// Offence counts by network.
     pub(crate) offences: &'a mut BTreeMap<Network, Offence>,
-    /// What else is remembered of bans.
+    /// Repeated bans that are not offences.
     pub(crate) repeats: &'a mut Repeats,
-    /// What was said a moment ago.
+    /// Rate limits of log lines.
     pub(crate) notes: &'a mut Notes,
-    /// Volume does not ban before this time.
+    /// End of the learning period, in which volume does not ban.
     pub(crate) learning_until: u64,
-    /// What time it is.
+    /// Current time.
     pub(crate) at: Moment,
-    /// Who hears of it.
+    /// The consumer of events.
     pub(crate) event_sink: C,
 }
 
@@ -111,7 +113,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         self.notes.are_due(source, kind, now)
     }
 
-    /// Takes out what has ended, and looks at what has become certain by the mere passing of time.
+    /// Removes expired entries, and evaluates evidence that depends on elapsed time.
     pub(crate) fn tick(&mut self) {
         let now = self.at.now;
         match self.lists.expire(now) {
@@ -139,7 +141,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         self.apply_actions(actions);
     }
 
-    /// Tells the kernel in which IPv6 networks hosts live that must not share their network's fate.
+    /// Tells the kernel the IPv6 networks whose hosts are metered one by one.
     pub(crate) fn judge_by_address(&mut self) -> Result<()> {
         let prefix = self.config.ipv6_prefix;
         let mut networks = self.never_ban.ipv6_networks(prefix);
@@ -150,7 +152,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         Ok(self.lists.set_by_address(networks)?)
     }
 
-    /// Takes one event of the kernel's.
+    /// Processes one kernel event.
     pub(crate) fn observe(&mut self, event: &KernelEvent) {
         let now = self.at.now;
         if now.saturating_sub(event.time) > STALE {
@@ -158,12 +160,10 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
         match EventKind::from_number(event.kind) {
             Some(EventKind::Storm) => {
-                // Who sent this very packet does not matter: its address is as likely as not
-                // forged.
+                // The packet's own source is irrelevant: most likely forged.
                 if self.note_due(IpKey::v4(0), "storm", now) {
                     let (seen, dry_run) = (event.seen, self.config.dry_run);
-                    // Those in the present window so far, of which there may be few while the storm
-                    // goes on.
+                    // Those of the current window so far, possibly few while the storm lasts.
                     let limit = self.config.limits.storm.new_sources;
                     let reason = format!("more than {} new sources in {}", limit.count, limit.per);
                     self.announce(
@@ -208,7 +208,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         self.apply_actions(actions);
     }
 
-    /// Does what follows from events.
+    /// Carries out the detector's actions.
     fn apply_actions(&mut self, actions: Vec<Action>) {
         let now = self.at.now;
         for action in actions {
@@ -246,7 +246,10 @@ impl<C: EventSink> BanEngine<'_, C> {
                         );
                     }
                 }
-                Action::Limit(source, until, what) => self.suspect(source, until, &what, now),
+                Action::Meter(metering) => self.meter(&metering, now),
+                Action::OwnNonce(source, nonce, is_own) => {
+                    self.own_nonce(source, nonce, is_own, now);
+                }
                 Action::Rejected(source, port, text) => {
                     if self.note_due(source, "rejected", now) {
                         log::info!("not held against {} port={port}: {text}", address_of(source));
@@ -266,7 +269,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
-    /// Notes what is known of a host.
+    /// Stores the reputation of a host.
     pub(crate) fn know(
         &mut self,
         source: IpKey,
@@ -280,7 +283,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
-    /// A user was accepted, or has taken its registration back.
+    /// A user was accepted, or has unregistered.
     fn accepted(&mut self, acceptance: &Acceptance, now: u64) {
         let Acceptance { source, port, transport, .. } = acceptance;
         self.event_sink.accepted(acceptance);
@@ -290,7 +293,7 @@ impl<C: EventSink> BanEngine<'_, C> {
                 Level::Info,
                 format_args!("good {} port={port}", address_of(*source)),
             );
-            // Its IPv6 neighbours are judged one by one from now on.
+            // From now on its IPv6 neighbours are judged one by one.
             if !source.is_v4()
                 && let Err(error) = self.lists.meter_by_address(near(
                     [Network::around(*source, 128)].iter(),
@@ -302,8 +305,8 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
-    /// Tells the kernel what is known of an address and one of its ports. Returns whether it was
-    /// not known good before.
+    /// Updates the reputation of an address and one of its ports. Returns whether it was not known
+    /// good before.
     pub(crate) fn note_good(&mut self, source: IpKey, port: u16, now: u64) -> bool {
         let good = self.detector.good(&source, port, now);
         let is_new = good.until != 0 && self.lists.reputation(source).good_until == 0;
@@ -320,43 +323,66 @@ impl<C: EventSink> BanEngine<'_, C> {
         is_new
     }
 
-    /// Limits a source that looks like a tool, but may be forged.
-    fn suspect(&mut self, source: IpKey, until: u64, what: &str, now: u64) {
-        let host = Network::around(source, 128);
-        let reputation = self.lists.reputation(source);
-        // Forged senders must not fill the tables; beyond this many the usual limit has to do.
-        if self.lists.suspects() >= MAX_SUSPECTS {
-            return;
-        }
-        if self.ban_exemption(&host, now).is_some()
-            || reputation.good_until > now
-            || reputation.peer_until > now
+    /// Tells the kernel whether a nonce is a source's own.
+    fn own_nonce(&mut self, source: IpKey, nonce: u64, is_own: bool, now: u64) {
+        if let Err(error) = self.lists.own_nonce(source, nonce, is_own)
+            && self.note_due(IpKey::v4(0), "nonces", now)
         {
+            log::error!("a nonce of {} is not noted: {error}", address_of(source));
+        }
+    }
+
+    /// Puts a source on the ladder, or a step further down.
+    fn meter(&mut self, metering: &Metering, now: u64) {
+        let Metering { source, bits, step, strict, until, ref reason } = *metering;
+        let network = Network::around(source, bits);
+        // A host that must stay is never metered; a network with one in it goes by its other hosts.
+        if self.ban_exemption(&network, now).is_some() {
             return;
         }
-        self.know(source, now, |reputation| reputation.suspect_until = until);
-        if self.note_due(source, "suspect", now) {
-            let (address, dry_run) = (address_of(source), self.config.dry_run);
+        let before = self.lists.ladder_step(&network, now);
+        let step = match (step, before) {
+            (Step::First, before) => before.unwrap_or(0),
+            (Step::Down, None) => 0,
+            (Step::Down, Some(before)) => before.max((before + 1).min(LOWEST_BY_OFFENCES)),
+            (Step::Last, _) => LOWEST,
+        };
+        if let Err(error) = self.lists.meter(network, step, strict, until, now) {
+            if self.note_due(IpKey::v4(0), "ladder", now) {
+                log::error!("{network} is not limited further: {error}");
+            }
+            return;
+        }
+        for nonce in self.detector.metered(source, bits, until, now) {
+            self.own_nonce(source, nonce, true, now);
+        }
+        let pace = PACES[step as usize];
+        if self.note_due(source, pace, now) {
+            let dry_run = self.config.dry_run;
+            let event = Event::new("suspect");
+            let said = if bits == 128 { event.from(source) } else { event.about(network) };
+            let reason = format!("{reason}; {pace}");
+            let who =
+                if bits == 128 { address_of(source).to_string() } else { network.to_string() };
             self.announce(
-                Event::new("suspect").from(source).reason(what).dry_run(dry_run),
+                said.reason(&*reason).dry_run(dry_run),
                 Level::Info,
-                format_args!("suspect {address} dry_run={dry_run} reason={}", Quoted(what)),
+                format_args!("suspect {who} dry_run={dry_run} reason={}", Quoted(&reason)),
             );
         }
     }
 
-    /// Bans the source of a finding, unless a rule that no evidence overrides speaks against it.
+    /// Bans the source of a finding, unless it is exempt.
     fn emit_ban(&mut self, finding: &Finding, now: u64) {
         let host = Network::around(finding.source, 128);
         let around = Network::around(finding.source, finding.bits);
-        // A network with somebody in it who must stay reachable, or is known good, is judged host
-        // by host.
+        // A network that contains an exempt or known-good host is judged per host.
         let by_host = finding.bits >= 128
             || finding.port.is_some()
             || self.ban_exemption(&around, now).is_some()
             || self.lists.knows_within(&around, now);
         let network = if by_host { host } else { around };
-        // Who has lost its standing loses it before anything else is decided.
+        // Convicted ports lose known good first, so that it no longer protects them below.
         for port in finding.port.iter().chain(&finding.ports) {
             self.note_good(finding.source, *port, now);
         }
@@ -383,10 +409,15 @@ impl<C: EventSink> BanEngine<'_, C> {
             }
             return;
         }
-        if finding.tier == Tier::Unproven && !self.repeats.may_ban_unproven(&network, now) {
-            // What could be forged bans once a day. After that it only goes slower, until a day
-            // without.
-            self.suspect(finding.source, now.saturating_add(UNPROVEN_ONCE), &finding.reason, now);
+        // What could be forged bans a host, and once a day. After that it only goes slower, until a
+        // day without an offence.
+        let is_metered = self.lists.ladder_step(&network, now).is_some();
+        if finding.tier == Tier::Unproven
+            && (is_metered || !self.repeats.may_ban_unproven(&network, now))
+        {
+            let (until, reason) = (now.saturating_add(UNPROVEN_ONCE), finding.reason.clone());
+            let (source, bits, step, strict) = (finding.source, finding.bits, Step::Down, false);
+            self.meter(&Metering { source, bits, step, strict, until, reason }, now);
             return;
         }
         let length = self.length_of_ban(&network, finding, now);
@@ -410,7 +441,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
-    /// How long a ban is.
+    /// The duration of a ban.
     fn length_of_ban(&mut self, network: &Network, finding: &Finding, now: u64) -> Duration {
         let bans = &self.config.bans;
         if finding.tier == Tier::Unproven {
@@ -421,7 +452,7 @@ impl<C: EventSink> BanEngine<'_, C> {
             |count: u32, most: Duration| ban_duration(bans.first.0, bans.factor, most, count);
         match (finding.growth, finding.port) {
             (Growth::None, _) => return bans.first.0,
-            // What a dry run decides is nothing when it is over.
+            // Dry-run offences do not count later.
             _ if self.config.dry_run => {}
             (Growth::Mild, port) => {
                 let count = self.repeats.count((*network, port.unwrap_or(0)), now, forget);
@@ -437,7 +468,7 @@ impl<C: EventSink> BanEngine<'_, C> {
             self.offences.get(network).filter(|offence| now.saturating_sub(offence.at) < forget);
         let count = before.map_or(0, |offence| offence.count);
         let length = longer(count, bans.max.0);
-        // What a dry run decides is nothing when it is over.
+        // Dry-run offences do not count later.
         if !self.config.dry_run && (self.offences.len() < MAX_OFFENCES || before.is_some()) {
             let count = count.saturating_add(1);
             self.offences.insert(*network, Offence { count, at: now });
@@ -489,9 +520,8 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
-    /// Bans an IPv6 network whose hosts were banned one after the other within an hour: somebody
-    /// hops from one to the next. An IPv4 network is only told of, unless the configuration says
-    /// so.
+    /// Escalates to a network when several of its hosts were banned within an hour: an attacker
+    /// hopping between them. IPv4 networks are only reported, unless configured otherwise.
     fn escalate(&mut self, network: &Network, now: u64) {
         if network.first().is_v4() {
             self.escalate_ipv4(network, now);
@@ -536,7 +566,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
-    /// Hosts of a network that were banned within an hour by evidence that could not be forged.
+    /// Hosts of a network that were banned at level 1 within an hour.
     fn banned_lately(&self, around: Network) -> Vec<Network> {
         let lately = self.at.wall_ms.saturating_sub(HOUR / 1_000_000);
         let all = self.lists.entries_within(List::Block, around).filter(|entry| {
@@ -549,7 +579,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         all.map(|entry| entry.network).collect()
     }
 
-    /// Whether somebody lives in a network who must not share its fate.
+    /// Whether a network contains a host that must not be banned with it.
     fn spares(&self, network: &Network, now: u64) -> bool {
         self.ban_exemption(network, now).is_some() || self.lists.knows_within(network, now)
     }
@@ -566,7 +596,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         self.apply_ban(entry, "site", None, length, now);
     }
 
-    /// Forgets offences that are long past.
+    /// Removes old offences.
     pub(crate) fn forgive(&mut self) {
         let now = self.at.now;
         let forget = self.config.bans.forget.nanos();
@@ -579,7 +609,7 @@ impl<C: EventSink> BanEngine<'_, C> {
     }
 }
 
-/// Why nothing in `network` may be banned by evidence, if so.
+/// Why `network` is exempt from bans by evidence, if it is.
 pub(crate) fn ban_exemption(
     never_ban: &NeverBan,
     lists: &Lists,

@@ -1,4 +1,4 @@
-//! Events: what was decided, as those who watch are told.
+//! Events of decisions, as `watch` shows them.
 
 use std::borrow::Cow;
 
@@ -11,55 +11,56 @@ use crate::net::network::Network;
 use crate::sip::transport::Transport;
 use crate::sys::clock;
 
-/// One event, the same from the ban engine to whoever watches. What does not apply is null in JSON.
+/// One event, of one type from the ban engine to every consumer. Fields that do not apply are null
+/// in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When it was decided.
+    /// Time of the decision.
     pub time: jiff::Timestamp,
     /// Its name: `ban`, `unban`, `limit`, `storm`, `feed`, ...
     pub event: Cow<'static, str>,
-    /// Its kind, of which each event has a few: of a ban the kind of evidence.
+    /// Its kind, of a small set per event; for a ban the kind of evidence.
     pub kind: Option<String>,
-    /// The address or network that it is about.
+    /// Its subject: an address or network.
     pub address: Option<Network>,
-    /// The port of that address, if it is about one port.
+    /// The port, if a single port is the subject.
     pub port: Option<u16>,
     /// How the messages came that it is about, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport: Option<Transport>,
-    /// Why, in words. Attackers choose parts of it: escape it before it is shown.
+    /// Reason in words. Attackers choose parts of it: escape it before display.
     pub reason: Option<String>,
-    /// How sure the evidence of a ban is.
+    /// Evidence tier of a ban.
     pub tier: Option<Tier>,
-    /// Nothing follows from it: the filter is in a dry run.
+    /// Whether the event is without effect because of a dry run.
     pub dry_run: bool,
-    /// Whose entry of a list it is about.
+    /// Owner of the list entry.
     pub owner: Option<Cow<'static, str>>,
-    /// When that entry ends; none if it does not.
+    /// Expiry of the entry; `None` for permanent.
     pub expires: Option<jiff::Timestamp>,
-    /// The interface that it is about.
+    /// The interface that is its subject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
-    /// The feed that it is about.
+    /// The feed that is its subject.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub feed: Option<FeedFigures>,
 }
 
-/// A feed in an event.
+/// The figures of a feed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeedFigures {
-    /// Its name.
+    /// Name of the feed.
     pub feed: String,
-    /// Networks that it listed for the first time.
+    /// Number of networks added.
     pub added: usize,
-    /// Networks that it lists no longer.
+    /// Number of networks removed.
     pub removed: usize,
-    /// Networks that it lists now.
+    /// Number of networks listed now.
     pub total: usize,
 }
 
 impl Event {
-    /// Of this name, now, about nobody in particular.
+    /// An event of this name, now, without a subject.
     pub fn new(event: &'static str) -> Self {
         let time = counters::now();
         Self {
@@ -79,12 +80,12 @@ impl Event {
         }
     }
 
-    /// About a feed.
+    /// An event about a feed.
     pub(crate) fn of_feed(kind: &str, figures: FeedFigures) -> Self {
         Self { feed: Some(figures), ..Self::new("feed").kind(kind) }
     }
 
-    /// About an entry of a list.
+    /// An event about an entry.
     pub(crate) fn of(event: &'static str, entry: &Entry) -> Self {
         Self {
             address: Some(entry.network),
@@ -98,17 +99,17 @@ impl Event {
         }
     }
 
-    /// About a source.
+    /// Sets a source as subject.
     pub(crate) fn from(self, source: IpKey) -> Self {
         self.about(Network::around(source, 128))
     }
 
-    /// About a network.
+    /// Sets a network as subject.
     pub(crate) fn about(self, network: Network) -> Self {
         Self { address: Some(network), ..self }
     }
 
-    /// Of a port.
+    /// Sets the port.
     pub(crate) fn port(self, port: u16) -> Self {
         Self { port: Some(port), ..self }
     }
@@ -118,22 +119,22 @@ impl Event {
         Self { transport: Some(transport), ..self }
     }
 
-    /// Of this kind.
+    /// Sets the kind.
     pub(crate) fn kind(self, kind: impl Into<String>) -> Self {
         Self { kind: Some(kind.into()), ..self }
     }
 
-    /// For this reason.
+    /// Sets the reason.
     pub(crate) fn reason(self, reason: impl Into<String>) -> Self {
         Self { reason: Some(reason.into()), ..self }
     }
 
-    /// About an interface.
+    /// Sets the interface.
     pub(crate) fn interface(self, name: &str) -> Self {
         Self { interface: Some(name.to_owned()), ..self }
     }
 
-    /// Whether nothing follows from it, since nothing is dropped.
+    /// Marks an event of a dry run.
     pub(crate) fn dry_run(self, dry_run: bool) -> Self {
         Self { dry_run, ..self }
     }

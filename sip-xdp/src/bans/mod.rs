@@ -1,4 +1,4 @@
-//! From findings to bans: which networks are banned, for how long, and what is said of it.
+//! From findings to bans: subjects, durations, events.
 
 pub mod duration;
 pub(crate) mod engine;

@@ -1,19 +1,19 @@
-//! What was said of a source a moment ago, so that a flood does not fill the log.
+//! Rate limits of log lines per source, so that a flood does not fill the log.
 
 use std::collections::{HashMap, VecDeque};
 
 use sip_xdp_common::ip_key::IpKey;
 
-/// The same note about the same source is written once in this time, in nanoseconds.
+/// Minimum interval between equal notes about one source, in nanoseconds.
 const NOTE_INTERVAL: u64 = 60_000_000_000;
 
-/// How many sources the notes remember. Beyond them nothing is noted until the oldest are over.
+/// Maximum number of remembered notes. At this number nothing is noted until the oldest expire.
 const MAX_NOTES: usize = 4_096;
 
 type Key = (IpKey, &'static str);
 
-/// When something was last noted of a source, so that it is not said again and again. The cost of a
-/// note is the same however many there are: they end in the order in which they were made.
+/// Times of the last notes by source and kind. Constant cost per note, because notes expire in the
+/// order of their creation.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     at: HashMap<Key, u64>,
@@ -21,7 +21,7 @@ pub(crate) struct Notes {
 }
 
 impl Notes {
-    /// Whether a note of this kind about this source may be written again.
+    /// Whether a note of this kind about this source is due.
     pub(crate) fn are_due(&mut self, source: IpKey, kind: &'static str, now: u64) -> bool {
         while let Some((at, key)) = self.order.front().copied()
             && now.saturating_sub(at) >= NOTE_INTERVAL
@@ -60,7 +60,7 @@ mod tests {
         );
     }
 
-    /// A flood of sources that are all new: it took a scan of 4,096 notes for each packet.
+    /// A flood of new sources once caused a scan of 4,096 notes per packet.
     #[test]
     fn a_full_book_costs_no_more_than_an_empty_one() {
         let mut notes = Notes::default();

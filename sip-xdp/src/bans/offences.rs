@@ -1,4 +1,4 @@
-//! How often a network was banned before: what makes the next ban longer.
+//! Offence counts, which lengthen bans.
 
 use std::collections::HashMap;
 
@@ -7,32 +7,33 @@ use crate::net::network::Network;
 /// An hour, in nanoseconds.
 pub(crate) const HOUR: u64 = 3_600_000_000_000;
 
-/// For how long a source is not banned again by evidence that could be forged: a day.
+/// Minimum interval between two level 0 bans of a source: a day.
 pub(super) const UNPROVEN_ONCE: u64 = 24 * HOUR;
 
-/// How many offenders are remembered.
+/// Maximum number of remembered offenders.
 pub(crate) const MAX_OFFENCES: usize = 131_072;
 
-/// How often a network was banned.
+/// The offences of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Offence {
-    /// Times.
+    /// Number of bans.
     pub(crate) count: u32,
-    /// When it was last, on the filter's clock.
+    /// Time of the last one, on the filter's clock.
     pub(crate) at: u64,
 }
 
-/// What is remembered of bans beside the offences, as long as the process lives.
+/// Repeated bans that do not count as offences, in memory only.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats {
-    /// Bans of places, how often and when last: ports, and misconfigured phones.
+    /// Bans of single ports and of misconfigured phones.
     places: HashMap<(Network, u16), Offence>,
-    /// When a network was last banned by evidence that could be forged.
+    /// Time of the last level 0 ban by network.
     unproven: HashMap<Network, u64>,
 }
 
 impl Repeats {
-    /// How often a place was banned before, within `forget` nanoseconds; counts this time.
+    /// The number of earlier bans of this address and port within `forget` nanoseconds; counts this
+    /// one.
     pub(super) fn count(&mut self, place: (Network, u16), now: u64, forget: u64) -> u32 {
         if self.places.len() >= MAX_OFFENCES && !self.places.contains_key(&place) {
             return 0;
@@ -43,7 +44,7 @@ impl Repeats {
         before
     }
 
-    /// Whether a network may be banned by evidence that could be forged: once a day.
+    /// Whether a level 0 ban of a network is allowed: once a day.
     pub(super) fn may_ban_unproven(&mut self, network: &Network, now: u64) -> bool {
         let lately = |at: &u64| now.saturating_sub(*at) < UNPROVEN_ONCE;
         if self.unproven.get(network).is_some_and(lately) {
@@ -59,7 +60,7 @@ impl Repeats {
         true
     }
 
-    /// Forgets a pardoned network.
+    /// Removes a pardoned network.
     pub(crate) fn forget(&mut self, network: &Network) {
         self.places.retain(|(known, _), _| known != network);
         self.unproven.remove(network);
@@ -71,13 +72,13 @@ impl Repeats {
     }
 }
 
-/// How often a network was banned, as it outlives a reboot.
+/// The offences of a network, as they survive a reboot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OffenceRecord {
     /// The network.
     pub network: Network,
-    /// How often.
+    /// Number of bans.
     pub count: u32,
-    /// When the last time, in milliseconds since 1970.
+    /// Time of the last one, in milliseconds since 1970.
     pub last_ms: u64,
 }

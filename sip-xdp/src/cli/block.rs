@@ -31,29 +31,29 @@ pub(crate) enum Block {
 
 /// Block an address or a network
 ///
-/// For good, or for a time. Trusted addresses, this host's own, its default gateway
-/// and its resolvers are refused without --force.
+/// Permanently, or for a time. Trusted addresses, this host's own, its default gateway and its
+/// resolvers are refused without --force.
 #[derive(Debug, Args)]
 pub(crate) struct Add {
     /// An address or a network: 192.0.2.1, 192.0.2.0/24, 2001:db8::/32
     network: String,
-    /// For how long: 90s, 10m, 24h, 7d [default: for good]
+    /// Duration: 90s, 10m, 24h, 7d [default: permanent]
     #[arg(long, value_name = "TIME")]
     ttl: Option<String>,
-    /// Why, for whoever looks at the list later
+    /// Reason, shown in lists
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
-    /// Block it although it contains addresses that should stay reachable, or (for root only) is
+    /// Block it even if it contains addresses that should stay reachable, or (for root only) is
     /// wider than /8 (IPv4) or /19 (IPv6)
     #[arg(long)]
     force: bool,
-    /// For a program, on its own account: it stays blocked until the last one that blocks it has
-    /// let go
+    /// Block on behalf of this program: the network stays blocked until the last such program has
+    /// deleted it
     #[arg(long, value_name = "NAME", conflicts_with = "reason")]
     by: Option<String>,
 }
 
-/// Unblock an address or a network, and forget what it did
+/// Unblock an address or a network, and forget its offences
 ///
 /// Removes manual and automatic entries for a network, or for the networks around an address, with
 /// the evidence that led to them.
@@ -61,21 +61,20 @@ pub(crate) struct Add {
 pub(crate) struct Delete {
     /// An address or a network
     network: String,
-    /// For a program: only what it blocks itself, exactly this network; nothing to let go of is no
-    /// error
+    /// Delete the entry of this program, for exactly this network; no error if there is none
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
 }
 
-/// Who is blocked, by whom, why and until when
+/// List blocked networks with owner, reason and expiry
 ///
-/// One row per owner. Works with the daemon dead.
+/// One row per owner. Works without a daemon.
 #[derive(Debug, Args)]
 pub(crate) struct Listing {
     /// Only entries of this owner: manual, auto, tool, feed, or feed:NAME
     #[arg(long, value_name = "OWNER", value_parser = owner)]
     owner: Option<String>,
-    /// What feeds list, too; shown without this where --match or --owner asks for it, and in JSON
+    /// Include feed entries; implied for people by --match and --owner, and always included in JSON
     #[arg(long)]
     all: bool,
     /// Only entries that contain this address or lie in this network
@@ -150,7 +149,7 @@ fn owner(text: &str) -> Result<String, String> {
     }
 }
 
-/// The rows of a list for people.
+/// The rows of a list as a table.
 pub(super) fn list(rows: &[Row], hits: bool) -> String {
     if rows.is_empty() {
         return "none\n".to_owned();
@@ -215,7 +214,7 @@ pub(super) fn seconds(ttl: Option<String>) -> Result<Option<u64>> {
     }
 }
 
-/// The address from which the operator is logged in by ssh, if so.
+/// The operator's own address, if logged in by ssh.
 pub(super) fn operator() -> Option<IpAddr> {
     std::env::var("SSH_CONNECTION").ok()?.split(' ').next()?.parse().ok()
 }

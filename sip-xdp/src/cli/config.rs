@@ -11,7 +11,7 @@ use super::Output;
 /// The configuration file.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Config {
-    /// Read the file and say whether it can be used
+    /// Check the configuration file
     Check,
     /// Print the effective configuration: the file over the defaults
     Show,

@@ -1,4 +1,4 @@
-//! `confirm`: lets a filter that was started with `run --confirm` go on enforcing.
+//! `confirm`: ends a trial (`run --confirm`), so that the filter keeps enforcing.
 
 use anyhow::Result;
 use sip_xdp::api::answers::Confirmed;
@@ -7,7 +7,7 @@ use sip_xdp::sys::paths::Paths;
 
 use super::Output;
 
-/// Sends the request, and prints what is in force now.
+/// Sends the request, and prints the resulting state.
 pub(crate) async fn execute(paths: &Paths, output: Output) -> Result<()> {
     let confirmed: Confirmed = control::call(&paths.socket(), &Request::Confirm).await?;
     output.print(&confirmed, |confirmed| {

@@ -1,4 +1,4 @@
-//! `doctor`: what is wrong with this host, and what to do about it.
+//! `doctor`: diagnosis of this host, with remedies.
 
 use std::process::ExitCode;
 
@@ -10,14 +10,14 @@ use sip_xdp::tools::doctor::{self, Check, Diagnosis, Status};
 
 use super::Output;
 
-/// What is wrong with this host, and what to do about it
+/// Diagnose this host, with remedies
 ///
-/// Looks at the kernel, rights, file systems, interfaces, routes, clock and feeds, and at who
-/// listens for SIP and from where that can be reached. Changes nothing, and works with or without a
-/// daemon; as root it sees more. Exits with 0 if nothing failed.
+/// Checks kernel, rights, file systems, interfaces, routes, clock and feeds, and which SIP
+/// listeners can be reached from where. Changes nothing, and works with or without a daemon; as
+/// root it sees more. Exits with 0 if nothing failed.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// Look at this interface; may be repeated [default: those that are, or would be, filtered]
+    /// Check this interface; may be repeated [default: those that are, or would be, filtered]
     #[arg(long = "iface", value_name = "IF")]
     interfaces: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! `explain`: what becomes of an address right now, and why.
+//! `explain`: what happens to packets of an address now, and why.
 
 use std::net::IpAddr;
 
@@ -22,12 +22,12 @@ use sip_xdp::text;
 use super::Output;
 use super::output::table;
 
-/// How many bans of the past are shown to people.
+/// Maximum number of past bans shown to people.
 const SHOWN: usize = 5;
 
-/// What becomes of an address right now, which entry or limit decides, and what is known of it
+/// Show what happens to packets of an address now, which entry or limit decides, and the evidence
 ///
-/// Works with the daemon dead, then without the evidence, which is the daemon's.
+/// Works without a daemon, but then without the evidence, which the daemon keeps.
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
     /// The address
@@ -133,7 +133,7 @@ impl Explain {
     }
 }
 
-/// The bans of an address, of its ports and of the networks around it, the latest first.
+/// The bans of an address, of its ports and of the networks around it, latest first.
 fn history(paths: &Paths, address: IpAddr) -> Result<Vec<PastBan>> {
     let file = paths.store_file();
     if !file.exists() {

@@ -1,4 +1,4 @@
-//! `feed`: lists that others keep.
+//! `feed`: lists kept by others.
 
 use std::time::{Duration, Instant};
 
@@ -13,28 +13,28 @@ use sip_xdp::sys::paths::Paths;
 use super::Output;
 use super::output::table;
 
-/// How often to look whether a synchronisation is over.
-const LOOK: Duration = Duration::from_millis(100);
+/// Poll interval for the end of a synchronisation.
+const POLL: Duration = Duration::from_millis(100);
 
-/// How long it may take.
+/// Timeout of a synchronisation.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Lists that others keep.
+/// Lists kept by others.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Feed {
-    /// How each feed is: entries, age, errors, and what was left out
+    /// Show the state of each feed: entries, age, errors, and what was left out
     List,
     Sync(Sync),
 }
 
-/// Ask a feed, or all of them, now
+/// Fetch a feed, or all feeds, now
 ///
 /// Waits for the result; exits with 1 and the reason if a list cannot be fetched or is refused.
 #[derive(Debug, Args)]
 pub(crate) struct Sync {
-    /// The feed; without it all
+    /// Name of the feed [default: all]
     name: Option<String>,
-    /// Take a list that is empty, or that shrank or grew too much
+    /// Accept a list that is empty, or that shrank or grew too much
     #[arg(long, requires = "name")]
     accept: bool,
 }
@@ -70,7 +70,7 @@ impl Sync {
                     TIMEOUT.as_secs()
                 );
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         };
         rows.retain(|row| rounds.contains_key(&row.name));
         let failed: Vec<_> = rows
@@ -109,7 +109,7 @@ fn synced(row: &FeedRow) -> String {
     format!("{name}: {} IPv4 and {} IPv6 networks{changes}\n", row.ipv4, row.ipv6)
 }
 
-/// The feeds for people: a table, and a line for what is worth one.
+/// The feeds as text: a table, then notable states.
 fn text(rows: &[FeedRow]) -> String {
     if rows.is_empty() {
         return "there are no feeds; [[feeds]] in the configuration adds one\n".to_owned();

@@ -1,4 +1,4 @@
-//! `completions` and `man`: what packages install beside the program.
+//! `completions` and `man`: files that packages install beside the program.
 
 use std::io::{ErrorKind, Write as _, stdout};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub(crate) struct Completions {
 /// Write man pages
 #[derive(Debug, Args)]
 pub(crate) struct Man {
-    /// The directory, which is made if it is missing
+    /// The directory, which is created if missing
     directory: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! `block import`, `trust import` and `block export`: files with one network a line.
+//! `block import`, `trust import` and `block export`: files with one network per line.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -19,24 +19,24 @@ use sip_xdp_common::abi::layout::List;
 
 use super::{Output, block};
 
-/// How many bad lines, and how many refused networks, are told.
-const TOLD: usize = 10;
+/// Maximum number of bad lines, and of refused networks, in messages.
+const MAX_LISTED: usize = 10;
 
-/// Enter all networks of a file
+/// Add all networks of a file
 ///
-/// One address or network a line; what follows # or ; is a comment. All lines are checked before
-/// any is entered.
+/// One address or network per line; text behind # or ; is a comment. All lines are checked before
+/// any is added.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
     /// The file; - for the standard input
     file: PathBuf,
-    /// For how long: 90s, 10m, 24h, 7d [default: for good]
+    /// Duration: 90s, 10m, 24h, 7d [default: permanent]
     #[arg(long, value_name = "TIME")]
     ttl: Option<String>,
-    /// Why, for whoever looks at the list later
+    /// Reason, shown in lists
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
-    /// Also networks that contain addresses that should stay reachable, or (for root only) are
+    /// Include networks that contain addresses that should stay reachable, or (for root only) are
     /// wider than /8 (IPv4) or /19 (IPv6)
     #[arg(long)]
     force: bool,
@@ -44,25 +44,25 @@ pub(crate) struct Import {
 
 /// Print the block list for other programs
 ///
-/// What operators and the detector block, without feeds, single ports and dry runs. Works with the
-/// daemon dead.
+/// Entries of operators and the detector, without feeds, single ports and dry runs. Works without a
+/// daemon.
 #[derive(Debug, Args)]
 pub(crate) struct Export {
-    /// A network a line (plain), or sets for nftables (nft), in which entries end when they should
+    /// One network per line (plain), or sets for nftables (nft), with timeouts
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Plain)]
     format: Format,
 }
 
-/// How a list is written.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// A network a line.
+    /// One network per line.
     Plain,
     /// Sets for nftables.
     Nft,
 }
 
-/// What an import came to.
+/// The result of an import.
 #[derive(Debug, Default, Serialize)]
 struct Imported {
     lines: usize,
@@ -101,7 +101,7 @@ impl Import {
     }
 }
 
-/// How far it is, on a terminal.
+/// Progress, on a terminal.
 pub(super) fn progress(done: usize, all: usize) {
     if stderr().is_terminal() {
         eprint!("\r{done} of {all}{}", if done >= all { "\n" } else { "" });
@@ -115,14 +115,14 @@ fn summary(imported: &Imported, list: ListName) -> String {
     text
 }
 
-/// What was refused, a line each, as far as one wants to read it.
+/// Refused networks, one per line, up to the maximum.
 pub(super) fn refused(refused: &[Refused]) -> String {
     let mut text = String::new();
-    for one in refused.iter().take(TOLD) {
+    for one in refused.iter().take(MAX_LISTED) {
         text.push_str(&format!("refused {}: {}\n", one.what, one.why));
     }
-    if refused.len() > TOLD {
-        text.push_str(&format!("and {} more; --json shows them\n", refused.len() - TOLD));
+    if refused.len() > MAX_LISTED {
+        text.push_str(&format!("and {} more; --json shows them\n", refused.len() - MAX_LISTED));
     }
     text
 }
@@ -139,7 +139,7 @@ pub(super) fn read(file: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The networks of a file, each once, or all lines that are none, with their numbers.
+/// The networks of a file without duplicates, or all malformed lines with their numbers.
 fn networks(text: &str) -> Result<BTreeSet<Network>, Vec<(usize, String)>> {
     let (mut good, mut bad) = (BTreeSet::new(), Vec::new());
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -159,7 +159,7 @@ fn networks(text: &str) -> Result<BTreeSet<Network>, Vec<(usize, String)>> {
     if bad.is_empty() { Ok(good) } else { Err(bad) }
 }
 
-/// The first bad lines in one line.
+/// The first malformed lines in one line.
 fn complaint(file: &Path, bad: &[(usize, String)]) -> anyhow::Error {
     let mut text = format!("{}: nothing was entered, ", file.display());
     let _ = match bad.len() {
@@ -167,10 +167,10 @@ fn complaint(file: &Path, bad: &[(usize, String)]) -> anyhow::Error {
         count => write!(text, "{count} lines are wrong: "),
     };
     let first: Vec<String> =
-        bad.iter().take(TOLD).map(|(number, why)| format!("line {number}: {why}")).collect();
+        bad.iter().take(MAX_LISTED).map(|(number, why)| format!("line {number}: {why}")).collect();
     text.push_str(&first.join("; "));
-    if bad.len() > TOLD {
-        let _ = write!(text, "; and {} more", bad.len() - TOLD);
+    if bad.len() > MAX_LISTED {
+        let _ = write!(text, "; and {} more", bad.len() - MAX_LISTED);
     }
     anyhow::Error::msg(text)
 }
@@ -189,7 +189,7 @@ impl Export {
     }
 }
 
-/// A network a line, with its owner, end and reason as a comment.
+/// One network per line, with owner, expiry and reason as a comment.
 fn as_text(rows: &[Row]) -> String {
     let mut text = String::from(
         "# sip-xdp block list; `sip-xdp block import` reads it, but not when entries end\n",
@@ -210,10 +210,10 @@ fn as_text(rows: &[Row]) -> String {
     text
 }
 
-/// Two sets of a table of their own. Elements must not overlap, so those go that are inside of
-/// others. An inner one that lasts longer than what is around it is lost with that.
+/// Two sets in a table of their own. Elements must not overlap, so that contained networks are left
+/// out. A contained one that lasts longer than the network around it is lost.
 fn nft(rows: &[Row], now: jiff::Timestamp) -> String {
-    // The widest first, and of the same network the one that lasts longest.
+    // Widest first; of equal networks the one that lasts longest.
     let mut networks: Vec<(&Network, Option<jiff::Timestamp>)> =
         rows.iter().map(|row| (&row.network, row.expires)).collect();
     let end = |end: Option<jiff::Timestamp>| end.unwrap_or(jiff::Timestamp::MAX);
@@ -222,7 +222,7 @@ fn nft(rows: &[Row], now: jiff::Timestamp) -> String {
     });
     let mut kept: Vec<(&Network, Option<jiff::Timestamp>)> = Vec::new();
     for (network, expires) in networks {
-        // Sorted by their first address: what is around a network comes right before it.
+        // Sorted by first address: a covering network directly precedes the contained one.
         if kept.last().is_none_or(|(around, _)| !around.contains(network)) {
             kept.push((network, expires));
         }

@@ -1,4 +1,4 @@
-//! The command line: what there is, and what is shared by its commands.
+//! The command line: its commands, and what they share.
 
 mod block;
 mod config;
@@ -35,7 +35,7 @@ use sip_xdp::sys::paths::Paths;
 
 use output::Output;
 
-/// The command line as it was given.
+/// The parsed command line.
 #[derive(Debug)]
 pub(crate) struct Arguments {
     cli: Cli,
@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// Parses the command line; ends the process with status 2 if it is wrong.
+    /// Parses the command line; exits with status 2 on errors.
     pub(crate) fn parse() -> Self {
         let matches = Cli::command().get_matches();
         let config_required = is_given(&matches, "config");
@@ -54,7 +54,7 @@ impl Arguments {
     }
 }
 
-/// Whether an option stands on the command line or in the environment, before or behind the
+/// Whether an option was given on the command line or in the environment, before or behind the
 /// subcommand.
 fn is_given(matches: &ArgMatches, name: &str) -> bool {
     let here = matches!(
@@ -67,8 +67,8 @@ fn is_given(matches: &ArgMatches, name: &str) -> bool {
 /// Stops SIP scanners and password guessers in the network driver.
 ///
 /// sip-xdp drops blocked sources before the kernel allocates anything for their packets, limits
-/// what unknown sources may send to the SIP ports, and bans those that flood. The filter outlives
-/// the daemon: stopping it changes nothing, `sip-xdp unload` takes it off.
+/// what unknown sources may send to the SIP ports, and bans attackers. The filter outlives the
+/// daemon: stopping the daemon changes nothing, `sip-xdp unload` detaches the filter.
 #[derive(Debug, Parser)]
 #[command(name = "sip-xdp", version, max_term_width = 100)]
 struct Cli {
@@ -81,7 +81,7 @@ struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 struct Global {
-    /// The configuration file; without one, everything has its default
+    /// Configuration file; without one, defaults apply
     #[arg(
         long,
         global = true,
@@ -91,7 +91,7 @@ struct Global {
         hide_env = true
     )]
     config: PathBuf,
-    /// Where the control socket is
+    /// Directory of the control socket
     #[arg(
         long,
         global = true,
@@ -101,7 +101,7 @@ struct Global {
         hide_env = true
     )]
     run_dir: PathBuf,
-    /// What outlives a reboot
+    /// Directory of state that survives a reboot
     #[arg(
         long,
         global = true,
@@ -111,7 +111,7 @@ struct Global {
         hide_env = true
     )]
     state_dir: PathBuf,
-    /// Where programs, links and maps are pinned, on a BPF file system
+    /// Directory of pinned programs, links and maps, on a BPF file system
     #[arg(
         long,
         global = true,
@@ -145,26 +145,26 @@ enum Command {
     /// The trust list: never dropped, never banned
     #[command(subcommand, alias = "allow")]
     Trust(trust::Trust),
-    /// What the filter has learnt, to be handed to another host
+    /// Export or import what the filter has learnt, for another host
     #[command(subcommand)]
     State(state::State),
-    /// Lists that others keep
+    /// Lists kept by others
     #[command(subcommand)]
     Feed(feed::Feed),
     Unload(unload::Unload),
     /// The configuration file
     #[command(subcommand)]
     Config(config::Config),
-    /// Have the daemon read its configuration again
+    /// Reload the daemon's configuration
     Reload,
-    /// Let a filter that was started with `run --confirm` go on enforcing, or attach it again after
-    /// its time
+    /// Keep a filter that was started with `run --confirm` enforcing, or attach it again after its
+    /// deadline
     Confirm,
     Completions(generate::Completions),
     Man(generate::Man),
 }
 
-/// Carries out a command. Returns the exit status: 0 done, 1 failed.
+/// Runs a command. Returns the exit status: 0 for success, 1 for failure.
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let Arguments { cli: Cli { global, command }, config_required } = arguments;
     let output = Output::new(global.json);

@@ -1,4 +1,4 @@
-//! Printing: JSON when asked for, tables for people, colour only on a terminal.
+//! Output: JSON on request, tables for people, colour only on a terminal.
 
 use std::io::{IsTerminal, Write, stdout};
 
@@ -8,15 +8,15 @@ use serde_json::{Map, Value};
 use sip_xdp::dataplane::counters::SCHEMA;
 use sip_xdp::text;
 
-/// What begins a control sequence for a terminal.
+/// The start of a terminal control sequence.
 const ESCAPE: char = '\u{1b}';
 
-/// What follows it for green, for red, and for neither.
+/// The rest of it for green, red, and reset.
 const GOOD: &str = "[32m";
 const BAD: &str = "[31m";
 const NONE: &str = "[0m";
 
-/// How to print.
+/// Output settings.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     /// As JSON.
@@ -31,7 +31,7 @@ impl Output {
         Self { json, colour }
     }
 
-    /// Prints `value` as JSON, or what `text` makes of it. A reader that went away is no error.
+    /// Prints `value` as JSON, or as `text` formats it. A closed pipe is no error.
     pub(crate) fn print<T: Serialize>(
         &self,
         value: &T,
@@ -63,7 +63,7 @@ impl Output {
     }
 }
 
-/// Text without anything that a terminal would obey, but for our own colours.
+/// Text without terminal control sequences, except for our own colours.
 fn shown(text: &str, colour: bool) -> String {
     let mut parts = text.split(ESCAPE);
     let mut shown = text::lines(parts.next().unwrap_or_default());
@@ -80,7 +80,7 @@ fn shown(text: &str, colour: bool) -> String {
     shown
 }
 
-/// JSON, in which every object carries the schema's number first.
+/// JSON in which every object starts with the schema number.
 fn json<T: Serialize>(value: &T) -> Result<String> {
     let value = match serde_json::to_value(value)? {
         Value::Object(fields) if !fields.contains_key("schema") => {
@@ -93,7 +93,7 @@ fn json<T: Serialize>(value: &T) -> Result<String> {
     Ok(serde_json::to_string_pretty(&value)?)
 }
 
-/// Lays rows out in columns; numbers are right-aligned. No cell is more than one line.
+/// A table; numbers are right-aligned. Cells are single lines.
 pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| text::line(cell)).collect()).collect();
@@ -148,8 +148,8 @@ mod tests {
     fn only_our_own_colours_get_to_the_terminal() {
         let output = Output { json: false, colour: true };
         let text = format!("{} a\u{1b}]0;x\u{7}\u{1b}[2Jb\u{9b}1m\n", output.good("yes"));
-        let said = " a\u{fffd}]0;x\u{fffd}\u{fffd}[2Jb\u{fffd}1m\n";
-        assert_eq!(shown(&text, true), format!("\u{1b}[32myes\u{1b}[0m{said}"));
+        let sanitised = " a\u{fffd}]0;x\u{fffd}\u{fffd}[2Jb\u{fffd}1m\n";
+        assert_eq!(shown(&text, true), format!("\u{1b}[32myes\u{1b}[0m{sanitised}"));
         assert_eq!(shown("a\u{1b}[31mb", false), "a\u{fffd}[31mb");
         assert_eq!(
             table(&["A"], &[vec!["x\u{1b}[31m\n192.0.2.1".to_owned()]]),

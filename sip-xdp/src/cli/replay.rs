@@ -1,4 +1,4 @@
-//! `replay`: what the filter would have made of a capture.
+//! `replay`: the filter's decisions on a capture.
 
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::path::PathBuf;
@@ -21,31 +21,31 @@ use sip_xdp::tools::replay::{
 use super::Output;
 use super::output::table;
 
-/// From when on progress is shown, and how often.
+/// Delay before progress is shown, and its interval.
 const TIMEOUT: Duration = Duration::from_secs(1);
 const OFTEN: Duration = Duration::from_millis(200);
 
-/// How many rows of a table are shown to people.
+/// Maximum number of table rows shown to people.
 const SHOWN: usize = 40;
 
-/// Run a capture through the kernel's program and the detector: who would have been limited or
+/// Run a capture through the kernel's program and the detector: sources that would be limited or
 /// banned, when and why
 ///
-/// Reads pcap and pcapng, one file or several put together, compressed with gzip, zstd, xz or bzip2
-/// or not: of Ethernet, Linux cooked, raw IP, PPP, NFLOG and more, and what is inside tunnels of
-/// mirrors (VXLAN, GRE, ERSPAN, IP in IP, MPLS, Geneve, TZSP) and HEP. What is not read is named
-/// and counted, and copies of a packet count once. Nothing is attached, and what is in force stays
-/// as it is. The time is that of the capture. The configuration is that of --config; a dry run is
-/// replayed as if it enforced.
+/// Reads pcap and pcapng, concatenated or single, compressed with gzip, zstd, xz or bzip2 or not:
+/// Ethernet, Linux cooked, raw IP, PPP, NFLOG and more, and the contents of mirror tunnels (VXLAN,
+/// GRE, ERSPAN, IP in IP, MPLS, Geneve, TZSP) and HEP. Unsupported packets are named and counted,
+/// and duplicates count once. Nothing is attached, and the running filter is not affected. The
+/// clock is that of the capture. The configuration is that of --config; a dry run is replayed as if
+/// it enforced.
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
     /// The capture; `-` is standard input
     file: PathBuf,
-    /// The address or network of the SIP server, whose answers teach the detector; guessed if it is
-    /// not given. May be repeated
+    /// Address or network of the SIP server, whose responses the detector needs; guessed by
+    /// default. May be repeated
     #[arg(long, value_name = "NET")]
     registrar: Vec<Network>,
-    /// A second configuration: tells whom it would treat differently
+    /// A second configuration: shows the sources that it would treat differently
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
     /// Print what `sip-xdp report` would have said at the end of the capture
@@ -87,7 +87,7 @@ impl Replay {
     }
 }
 
-/// How far it is, on a terminal, if it takes a while.
+/// Progress on a terminal, if a replay takes a while.
 struct Progress {
     is_terminal: bool,
     start: Instant,
@@ -110,7 +110,7 @@ impl Progress {
         if self.is_terminal && passed >= self.next {
             self.next = passed + OFTEN;
             self.shown = true;
-            // Who cannot see it misses nothing.
+            // An invisible progress display is no error.
             let _ = write!(stderr(), "\rreplaying, {:3.0} %", done * 100.0);
         }
     }
@@ -176,7 +176,7 @@ fn text(replayed: &Replayed, output: Output) -> String {
     text
 }
 
-/// What the capture is, and what became of its packets.
+/// The capture, and the verdicts on its packets.
 fn facts(replayed: &Replayed) -> String {
     let capture = &replayed.capture;
     let mut kind = vec![capture.format];
@@ -289,7 +289,7 @@ fn limited(row: &Limited) -> Vec<String> {
     ]
 }
 
-/// Both configurations, and whom they treat differently.
+/// Both configurations, and the sources that they treat differently.
 fn differences(comparison: &Comparison, output: Output) -> String {
     let [first, second] = &comparison.configurations;
     let mut text = facts(&comparison.replays[0]);

@@ -13,16 +13,15 @@ use sip_xdp::text;
 
 use super::Output;
 
-/// Filter: attach, or adopt what is attached, and watch over it until stopped
+/// Attach the filter, or adopt a running one, and supervise it until stopped
 ///
-/// Attaches the filter, or adopts the one that is attached without letting a packet through in
-/// between, and watches over it in the foreground. Prints one line that starts with `ready` when it
-/// enforces. Stopping it (SIGTERM, Ctrl-C) leaves the filter enforcing; SIGHUP reads the
-/// configuration again.
+/// Attaches the filter, or adopts a running one without a gap, and supervises it in the foreground.
+/// Prints one line that starts with `ready` when it enforces. Stopping it (SIGTERM, Ctrl-C) leaves
+/// the filter enforcing; SIGHUP reloads the configuration.
 ///
 /// Attaching natively takes the link of some drivers (igb, igc, ixgbe, i40e, gve, vmxnet3) down and
-/// up once; `sip-xdp doctor` says whether. With --confirm, a filter that nobody confirms in time is
-/// detached, on every way out; should the daemon be killed, nothing is dropped from that time on,
+/// up once; `sip-xdp doctor` reports it. With --confirm, an unconfirmed filter is detached at the
+/// deadline, on every exit path; if the daemon is killed, nothing is dropped after the deadline,
 /// and the next start detaches.
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -30,19 +29,19 @@ pub(crate) struct Run {
     /// with a default route]
     #[arg(long = "iface", value_name = "IF")]
     interfaces: Vec<String>,
-    /// How to attach: in the driver if it can (auto), only there (native), or in the network stack
-    /// (generic)
+    /// Attach mode: native if the driver supports it (auto), only native (native), or in the
+    /// network stack (generic)
     #[arg(long, value_enum, value_name = "MODE")]
     mode: Option<ModeChoice>,
-    /// Count and report what would be dropped, and drop nothing
+    /// Count and report what would be dropped, but drop nothing
     #[arg(long)]
     dry_run: bool,
-    /// Detach after this time, unless `sip-xdp confirm` comes: for trying it out over the network
+    /// Detach after this time without `sip-xdp confirm`: for trials over the network
     #[arg(long, value_name = "TIME", conflicts_with = "dry_run", value_parser = confirmation)]
     confirm: Option<Span>,
 }
 
-/// A time in which somebody can notice that they are shut out, and in which nobody goes home.
+/// Parses a trial's length: long enough to notice a lockout, short enough to wait for.
 fn confirmation(text: &str) -> Result<Span, String> {
     let span: Span = text.parse()?;
     if span < Span::seconds(1) || span > Span::seconds(24 * 3600) {
@@ -76,21 +75,21 @@ impl Run {
             } else {
                 format!("ready: {summary}")
             };
-            // Whoever started us may have closed our output; that is no reason to stop filtering.
+            // A closed output is no reason to stop filtering.
             let _ = writeln!(std::io::stdout(), "{line}");
         })
         .await
     }
 }
 
-/// Log lines for journald, which adds the time; the priority prefix is the one of sd-daemon(3). On
-/// a terminal the time is written too.
+/// Log lines for journald, which adds the time, with the priority prefixes of sd-daemon(3). On a
+/// terminal the time is added.
 fn init_log() {
     let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
     let environment = env_logger::Env::new().filter_or("SIP_XDP_LOG", "info");
     env_logger::Builder::from_env(environment)
         .format(move |to, record| {
-            // Attackers have a say in some lines, and must not write one of their own.
+            // Attackers control parts of some lines, and must not forge further lines.
             let line = text::line(&record.args().to_string());
             if under_systemd {
                 let priority = match record.level() {

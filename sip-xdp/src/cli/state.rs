@@ -15,25 +15,24 @@ use sip_xdp::sys::paths::Paths;
 use super::Output;
 use super::import::{progress, read, refused};
 
-/// What the filter has learnt, to be handed to another host.
+/// Export or import what the filter has learnt, for another host
 #[derive(Debug, Subcommand)]
 pub(crate) enum State {
-    /// Print bans, trust, who is known good, offences and history as JSON; works with the daemon
-    /// dead
+    /// Print bans, trust, acceptances, offences and history as JSON; works without a daemon
     Export,
     Import(Import),
 }
 
-/// Take up what `state export` has printed
+/// Import the output of `state export`
 ///
-/// Adds to what is here; what is here and lasts longer stays.
+/// Adds to the present state; present entries that last longer stay.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
     /// The file; - for the standard input
     file: PathBuf,
 }
 
-/// What became of the rows of one kind.
+/// Counts of the rows of one kind.
 #[derive(Debug, Default, Serialize)]
 struct Count {
     added: usize,
@@ -44,7 +43,7 @@ struct Count {
 impl State {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         match self {
-            // It is JSON for people as well: it is meant for a file.
+            // JSON for people as well: it is meant for a file.
             Self::Export => Output::new(true).print(&Export::collect(paths)?, |_| String::new()),
             Self::Import(import) => import.execute(paths, output).await,
         }

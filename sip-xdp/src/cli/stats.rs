@@ -14,7 +14,7 @@ use super::output::table;
 
 /// Packets and bytes by verdict and reason, requests by method
 ///
-/// Works with the daemon dead.
+/// Works without a daemon.
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
     /// Print again every INTERVAL, with packets per second, until interrupted

@@ -1,4 +1,4 @@
-//! `status`: what is loaded where, and whether all is well.
+//! `status`: loaded programs, and health.
 
 use std::process::ExitCode;
 
@@ -17,13 +17,12 @@ use sip_xdp::text;
 use super::Output;
 use super::output::table;
 
-/// What is loaded where, whether a daemon watches over it, and what needs attention
+/// Show interfaces, the daemon's state, and warnings
 ///
-/// Works with the daemon dead.
+/// Works without a daemon.
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// Exit with 0 only if packets are being judged and dropped on every interface; print nothing
-    /// but what is wrong
+    /// Exit with 0 only if packets are judged and dropped on every interface; print only problems
     #[arg(long)]
     check: bool,
 }
@@ -45,7 +44,7 @@ struct Report {
     interfaces: Vec<FilteredInterface>,
     blocklist: Option<counters::Occupancy>,
     memory: Option<Memory>,
-    /// What found no room on its way to the daemon.
+    /// Losses on the way to the daemon.
     lost: Option<counters::Losses>,
     warnings: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! `trust suggest`: whom the configuration of a PBX, and what happened, suggest to trust.
+//! `trust suggest`: proposals of trust from a PBX's configuration and from sources at their limit.
 
 use std::path::PathBuf;
 
@@ -17,15 +17,15 @@ use sip_xdp_common::abi::layout::List;
 
 use super::Output;
 
-/// Propose whom to trust, with the reason
+/// Propose addresses to trust, with reasons
 ///
-/// Reads what a PBX is configured with (pjsip identifies and registrations, Kamailio's dispatcher
-/// and permissions lists, FreeSWITCH's gateways and access lists, the trusted zone of FreePBX's
-/// firewall), and finds known sources that are at their limit. Changes nothing: run the lines that
-/// you agree with.
+/// Reads a PBX's configuration (pjsip identifies and registrations, Kamailio's dispatcher and
+/// permissions lists, FreeSWITCH's gateways and access lists, the trusted zone of FreePBX's
+/// firewall), and finds known sources that are close to their limit. Changes nothing: run the lines
+/// that you agree with.
 #[derive(Debug, Args)]
 pub(crate) struct Suggest {
-    /// Look for a PBX's configuration here; may be repeated [default: where PBXes usually keep it]
+    /// Look for a PBX's configuration here; may be repeated [default: the usual directories]
     #[arg(long, value_name = "DIR")]
     pbx_dir: Vec<PathBuf>,
 }
@@ -52,8 +52,7 @@ impl Suggest {
     }
 }
 
-/// Who is trusted already, by the configuration and, as far as they may be asked, the filter and
-/// its daemon.
+/// Existing trust, of the configuration and, as far as accessible, of the filter and its daemon.
 async fn trusted(paths: &Paths, config: Config) -> Trusted {
     let mut trusted = Trusted {
         networks: config.trust.networks,

@@ -1,4 +1,4 @@
-//! `top`: the full-screen view.
+//! `top`: the terminal view.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use super::block::operator;
 /// Live full-screen view: rates by verdict, worst sources with the evidence, latest bans, feeds,
 /// warnings
 ///
-/// Works with the daemon dead, and says so. Keys sort, filter, block, unblock and trust; `?` shows
-/// them. With --json it prints once what it would show.
+/// Works without a daemon, and says so. Keys sort, filter, block, unblock and trust; `?` shows
+/// them. With --json it prints the same data once.
 #[derive(Debug, Args)]
 pub(crate) struct Top {
-    /// Read everything anew every INTERVAL
+    /// Refresh interval
     #[arg(long, value_name = "INTERVAL", default_value = "1s")]
     interval: Span,
 }

@@ -22,7 +22,7 @@ use super::suggest::Suggest;
 pub(crate) enum Trust {
     Add(Add),
     Del(Delete),
-    /// Who is trusted; works with the daemon dead
+    /// List trusted networks and hosts; works without a daemon
     List,
     Import(Import),
     Suggest(Suggest),
@@ -30,18 +30,18 @@ pub(crate) enum Trust {
 
 /// Trust an address, a network, or a host
 ///
-/// For good, or for a time. Kept over restarts and reboots. A host is followed through DNS (SRV, A
-/// and AAAA), and trusting it is as safe as DNS is: whoever can forge its answers is trusted too.
+/// Permanently, or for a time. Survives restarts and reboots. A host is followed through DNS (SRV,
+/// A and AAAA), and trusting it is as safe as DNS is: whoever can forge its answers is trusted too.
 #[derive(Debug, Args)]
 pub(crate) struct Add {
     /// An address, a network or a host: 203.0.113.5, 203.0.113.0/24, 2001:db8::/32,
     /// sip.carrier.example
     #[arg(value_name = "NETWORK|HOST")]
     who: String,
-    /// For how long: 90s, 10m, 24h, 7d [default: for good]
+    /// Duration: 90s, 10m, 24h, 7d [default: permanent]
     #[arg(long, value_name = "TIME")]
     ttl: Option<String>,
-    /// Why, for whoever looks at the list later
+    /// Reason, shown in lists
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
     /// Trust it although it is wider than /8 (IPv4) or /19 (IPv6); for root only
@@ -49,7 +49,7 @@ pub(crate) struct Add {
     force: bool,
 }
 
-/// Trust it no longer
+/// End the trust in a network or host
 ///
 /// Removes an entry that was added by command.
 #[derive(Debug, Args)]
@@ -59,24 +59,24 @@ pub(crate) struct Delete {
     who: String,
 }
 
-/// Whom to trust.
-enum Who {
+/// The subject of trust.
+enum Subject {
     Network(Network),
     Host(HostName),
 }
 
-/// Reads an address, a network, or a host name.
-fn read(text: &str) -> Result<Who> {
+/// Parses an address, a network, or a host name.
+fn read(text: &str) -> Result<Subject> {
     match text.parse::<Network>() {
-        Ok(network) => Ok(Who::Network(network)),
-        // What has no letters, or has what no name has, is an address or a network that was written
-        // wrongly.
+        Ok(network) => Ok(Subject::Network(network)),
+        // Without letters, or with characters that no name has, it is a mistyped address or
+        // network.
         Err(error)
             if text.contains(['/', ':']) || !text.contains(|c: char| c.is_ascii_alphabetic()) =>
         {
             Err(error.into())
         }
-        Err(_) => text.parse().map(Who::Host).map_err(|error: String| anyhow!(error)),
+        Err(_) => text.parse().map(Subject::Host).map_err(|error: String| anyhow!(error)),
     }
 }
 
@@ -96,7 +96,7 @@ impl Add {
     async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let (ttl, reason) = (block::seconds(self.ttl)?, self.reason);
         match read(&self.who)? {
-            Who::Network(network) => {
+            Subject::Network(network) => {
                 let (list, force, operator) = (ListName::Trust, self.force, None);
                 let request =
                     Request::Add { list, network, ttl, reason, force, operator, by: None };
@@ -110,7 +110,7 @@ impl Add {
                     format!("trusted {network}{}{note}", block::until(listed.expires))
                 })
             }
-            Who::Host(name) => {
+            Subject::Host(name) => {
                 let request = Request::TrustHost { name: name.clone(), ttl, reason };
                 let trusted: HostTrusted = control::call(&paths.socket(), &request).await?;
                 output.print(&trusted, |trusted| {
@@ -129,7 +129,7 @@ impl Delete {
     async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let verb = "no longer trusted:";
         match read(&self.who)? {
-            Who::Network(network) => {
+            Subject::Network(network) => {
                 let request = Request::Delete { list: ListName::Trust, network, by: None };
                 let gone: Removed = control::call(&paths.socket(), &request).await?;
                 output.print(&gone, |gone| {
@@ -145,7 +145,7 @@ impl Delete {
                     }
                 })
             }
-            Who::Host(name) => {
+            Subject::Host(name) => {
                 let gone: HostRemoved =
                     control::call(&paths.socket(), &Request::DistrustHost { name: name.clone() })
                         .await?;
@@ -157,7 +157,7 @@ impl Delete {
     }
 }
 
-/// The entries, and for people the hosts behind them, if there is a daemon that follows them.
+/// The entries, and for people the hosts behind them, if a daemon follows them.
 async fn list(paths: &Paths, output: Output) -> Result<()> {
     let rows = counters::rows(&Pins::new(&paths.pin_dir), List::Trust)?;
     let hosts = if output.json {
@@ -207,7 +207,7 @@ mod tests {
             ("sip.carrier.example", true),
             ("1and1.example", true),
         ] {
-            assert_eq!(matches!(read(text).unwrap(), Who::Host(_)), is_host, "{text}");
+            assert_eq!(matches!(read(text).unwrap(), Subject::Host(_)), is_host, "{text}");
         }
         for text in [
             "",

@@ -1,4 +1,4 @@
-//! `unload`: takes the filter off.
+//! `unload`: detaches the filter.
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -12,7 +12,7 @@ use sip_xdp::sys::paths::Paths;
 
 use super::Output;
 
-/// Take the filter off and forget its tables
+/// Detach the filter and remove its tables
 ///
 /// Detaches the filter and removes everything that is pinned; a running daemon ends. The lists stay
 /// on disk for the next start.
@@ -23,7 +23,7 @@ pub(crate) struct Unload {
     interfaces: Vec<String>,
 }
 
-/// What became of an offload that had been switched off for the filter.
+/// The result for an offload that had been switched off for the filter.
 fn offload(offload: &Offload) -> String {
     let Offload { interface, offload: name, error } = offload;
     match error {
@@ -62,7 +62,7 @@ impl Unload {
             return Ok(Unloaded::default());
         }
         let _lock = pins.lock().context("a daemon holds the filter, but does not answer")?;
-        // Whatever is pinned must come off, even if its tables cannot be read.
+        // Everything pinned must be removed, even with unreadable tables.
         let known = match Netlink::connect() {
             Ok(netlink) => {
                 netlink.interfaces().await.and_then(|present| counters::interfaces(&pins, &present))

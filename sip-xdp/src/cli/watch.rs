@@ -1,4 +1,4 @@
-//! `watch`: what the daemon decides, as it happens.
+//! `watch`: the event stream.
 
 mod pcap;
 
@@ -18,16 +18,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Output;
 use pcap::Capture;
 
-/// Bans, limits, storms and who turns out to be real, one line each as it happens
+/// Show bans, limits, storms and acceptances, one line each as they happen
 ///
-/// With --json one object a line. Ends with Ctrl-C. Who reads too slowly loses events, and is told
-/// how many.
+/// With --json one object per line. Ends with Ctrl-C. A slow reader loses events, and is told how
+/// many.
 #[derive(Debug, Args)]
 pub(crate) struct Watch {
-    /// Only what concerns this address
+    /// Only events about this address
     #[arg(long, value_name = "IP")]
     ip: Option<IpAddr>,
-    /// Samples of what is dropped, too, at most 200 a second: captures on this host do not see
+    /// Include samples of dropped packets, at most 200 per second: captures on this host do not see
     /// these packets
     #[arg(long)]
     packets: bool,
@@ -59,7 +59,7 @@ impl Watch {
                 None => print(&text(&line)),
             };
             match written {
-                // Whoever read this has seen enough.
+                // A closed pipe is a normal end.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => break Ok(()),
                 written => written.context("what was watched cannot be written")?,
             }
@@ -77,7 +77,7 @@ fn print(line: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-/// A line for people, without control characters of others' making.
+/// A line for people, without control characters from others.
 fn text(line: &Line) -> String {
     let time = |time: Timestamp| time.strftime("%F %T").to_string();
     let shown = |field: Option<String>| text::line(&field.unwrap_or_default());
@@ -91,7 +91,7 @@ fn text(line: &Line) -> String {
         Line::Packet(packet) => (packet.as_event(), None),
         Line::Event(event) => (Event::clone(event), event.feed.clone()),
     };
-    let mut whom = match &feed {
+    let mut subject = match &feed {
         Some(feed) => {
             let FeedFigures { feed, added, removed, total } = feed;
             format!("{} +{added} -{removed} ={total}", text::line(feed))
@@ -99,13 +99,13 @@ fn text(line: &Line) -> String {
         None => shown(event.address.map(|address| address.to_string())) + &shown(event.interface),
     };
     if let Some(port) = event.port {
-        whom.push_str(&format!(" port {port}"));
+        subject.push_str(&format!(" port {port}"));
     }
     let tier = event.tier.map(|tier| tier.name().to_owned());
     let dry_run = event.dry_run.then(|| "dry run".to_owned());
     let what: Vec<String> =
         [event.kind.map(|kind| text::line(&kind)), tier, dry_run].into_iter().flatten().collect();
-    let mut parts = vec![whom, what.join(", "), shown(event.reason)];
+    let mut parts = vec![subject, what.join(", "), shown(event.reason)];
     parts.retain(|part| !part.is_empty());
     format!("{}  {:12} {}", time(event.time), text::line(&event.event), parts.join("  "))
 }
@@ -116,14 +116,16 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line_for_people() {
-        let line = r#"{"time":"2026-01-02T03:04:05.678Z","event":"ban","kind":"rejected","address":"192.0.2.7","port":null,
-            "reason":"10 passwords","tier":"proven","dry_run":false}"#;
+        let line = r#"{"time":"2026-01-02T03:04:05.678Z","event":"ban","kind":"rejected",
+            "address":"192.0.2.7","port":null,"reason":"10 passwords","tier":"proven",
+            "dry_run":false}"#;
         assert_eq!(
             text(&serde_json::from_str(line).unwrap()),
             "2026-01-02 03:04:05  ban          192.0.2.7  rejected, proven  10 passwords"
         );
-        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"feed","kind":"synced","address":null,"port":null,"reason":null,
-            "tier":null,"dry_run":false,"feed":"public","added":3,"removed":2,"total":20}"#;
+        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"feed","kind":"synced",
+            "address":null,"port":null,"reason":null,"tier":null,"dry_run":false,
+            "feed":"public","added":3,"removed":2,"total":20}"#;
         assert_eq!(
             text(&serde_json::from_str(line).unwrap()),
             "2026-01-02 03:04:05  feed         public +3 -2 =20  synced"
@@ -134,14 +136,15 @@ mod tests {
             "{}",
             text(&serde_json::from_str(line).unwrap())
         );
-        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"limit","kind":"requests","address":"192.0.2.7","port":5060,
-            "reason":null,"tier":null,"dry_run":true}"#;
+        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"limit","kind":"requests",
+            "address":"192.0.2.7","port":5060,"reason":null,"tier":null,"dry_run":true}"#;
         assert_eq!(
             text(&serde_json::from_str(line).unwrap()),
             "2026-01-02 03:04:05  limit        192.0.2.7 port 5060  requests, dry run"
         );
-        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"interface","kind":"gone","address":null,"port":null,
-            "reason":"index 7","tier":null,"dry_run":false,"interface":"ppp0"}"#;
+        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"interface","kind":"gone",
+            "address":null,"port":null,"reason":"index 7","tier":null,"dry_run":false,
+            "interface":"ppp0"}"#;
         assert_eq!(
             text(&serde_json::from_str(line).unwrap()),
             "2026-01-02 03:04:05  interface    ppp0  gone  index 7"

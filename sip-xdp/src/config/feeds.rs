@@ -1,4 +1,6 @@
-//! `[[feeds]]`: lists that somebody else keeps.
+//! `[[feeds]]`: lists kept by others.
+//!
+//! More than 400 lines: one TOML table with its defaults, checks and tests.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -9,47 +11,47 @@ use toml::{Table, Value};
 
 use super::Span;
 
-/// How many feeds there may be.
+/// Maximum number of feeds.
 const MAX_FEEDS: usize = 64;
 
-/// The shortest prefix of an IPv4 network that a feed may trust or admit,
+/// Shortest IPv4 prefix that a feed may trust or admit.
 const ALLOWED_PREFIX: u8 = 16;
 
-/// and of an IPv6 network: what a provider is given.
+/// Shortest IPv6 prefix that a feed may trust or admit: a provider's allocation.
 const ALLOWED_PREFIX6: u8 = 32;
 
-/// A list that somebody else keeps.
+/// A feed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeedConfig {
-    /// The name, in commands and logs and of its file.
+    /// Name, in commands, logs and file names.
     pub name: String,
-    /// What the list looks like.
+    /// Format of the list.
     #[serde(default)]
     pub format: FeedFormat,
-    /// Where it is: `https:`, `http:` or `file:`.
+    /// Address of the list: `https:`, `http:` or `file:`.
     pub url: String,
-    /// Entries that fewer sources have reported are left out, where a list says how many have.
+    /// Minimum number of reports per entry, in formats that have it.
     #[serde(default = "default_min_count")]
     pub min_count: u32,
-    /// Which of APIBAN's sets of addresses is asked for.
+    /// The APIBAN data set to fetch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<String>,
-    /// The file with the key that the server wants.
+    /// File with the API key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
-    /// How often it is asked for.
+    /// Fetch interval.
     #[serde(default = "default_every")]
     pub every: Span,
-    /// After so long without an answer it is taken out; 0 for never.
+    /// Time without success after which its entries are removed; 0 for never.
     #[serde(default = "default_ttl")]
     pub ttl: Span,
-    /// What becomes of what it lists.
+    /// Action for its entries.
     #[serde(default)]
     pub action: FeedAction,
-    /// What is too strange to be put into force.
+    /// Guards against implausible lists.
     #[serde(default)]
     pub guards: Guards,
-    /// How the scenarios begin that we publish there ourselves: they are not taken back.
+    /// Prefix of the scenarios that this host publishes itself, which are not imported again.
     #[serde(skip)]
     pub own: Option<String>,
 }
@@ -66,24 +68,24 @@ fn default_ttl() -> Span {
     Span::seconds(7 * 24 * 3_600)
 }
 
-/// What a list looks like.
+/// Format of a list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedFormat {
-    /// Whichever of the formats that are lists the list turns out to have.
+    /// Detected among the formats of plain lists.
     #[default]
     Auto,
-    /// Addresses, networks and ranges in lines.
+    /// Addresses, networks and ranges, one per line.
     List,
-    /// An address, and how many have reported it.
+    /// An address and its number of reports per line.
     Counts,
-    /// The API of APIBAN, which needs a key.
+    /// The APIBAN API, which needs a key.
     Apiban,
-    /// Spamhaus DROP: a JSON object a line, or the text that came before.
+    /// Spamhaus DROP: one JSON object per line, or the older text format.
     Spamhaus,
     /// The decisions of a CrowdSec local API, which needs a key.
     Crowdsec,
-    /// DShield's block list: start, end and prefix, between tabs.
+    /// DShield's block list: start, end and prefix, separated by tabs.
     Dshield,
 }
 
@@ -117,7 +119,7 @@ impl FeedFormat {
     }
 }
 
-/// What becomes of what a feed lists.
+/// Action for a feed's entries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedAction {
@@ -141,25 +143,24 @@ impl FeedAction {
     }
 }
 
-/// What is too strange to be put into force.
+/// Guards against implausible lists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Guards {
-    /// A list is refused that covers at most this share of the addresses that it covered; 0 for
-    /// never.
+    /// Refuse a list that covers at most this share of the addresses covered before; 0 for never.
     pub shrink: Factor,
-    /// A list is refused that covers at least so many times the addresses that it covered; 0 for
+    /// Refuse a list that covers at least this multiple of the addresses covered before; 0 for
     /// never.
     pub grow: Factor,
-    /// Lists that had, and have, fewer entries than this may change as they like.
+    /// Minimum number of entries, before or after, for these two guards.
     pub from: u32,
-    /// IPv4 networks with a shorter prefix are left out.
+    /// Shortest IPv4 prefix; wider networks are left out.
     pub min_prefix: u8,
-    /// IPv6 networks with a shorter prefix are left out.
+    /// Shortest IPv6 prefix; wider networks are left out.
     pub min_prefix6: u8,
-    /// A list with more entries is refused.
+    /// Maximum number of entries; larger lists are refused.
     pub max_entries: u32,
-    /// A list with more bytes is refused, unpacked.
+    /// Maximum size in bytes, decompressed; larger lists are refused.
     pub max_bytes: u64,
 }
 
@@ -177,12 +178,12 @@ impl Default for Guards {
     }
 }
 
-/// A factor, in thousandths.
+/// A factor in thousandths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Factor(pub u32);
 
 impl Factor {
-    /// So many times `count`; `None` if the factor is 0.
+    /// `count` multiplied by the factor; `None` if the factor is 0.
     pub fn of(self, count: u64) -> Option<u64> {
         (self.0 != 0).then(|| count.saturating_mul(u64::from(self.0)).div_ceil(1_000))
     }
@@ -207,7 +208,7 @@ impl<'de> Deserialize<'de> for Factor {
 }
 
 impl FeedConfig {
-    /// A feed with nothing but a name and a place.
+    /// A feed with defaults, except for name and URL.
     pub fn new(name: &str, url: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -224,14 +225,14 @@ impl FeedConfig {
         }
     }
 
-    /// All keys that there are, for holding a file's against them.
+    /// A table with all keys, to check a file's keys against.
     pub(super) fn template() -> Option<Value> {
         let all =
             Self { key_file: Some(PathBuf::new()), set: Some(String::new()), ..Self::new("", "") };
         Table::try_from(all).ok().map(Value::Table)
     }
 
-    /// The place as it may be shown: without what may be a secret.
+    /// The URL without parts that may be secret.
     pub fn shown_url(&self) -> String {
         let bare = self.url.split(['?', '#']).next().unwrap_or_default();
         bare.to_owned()
@@ -339,8 +340,8 @@ impl FeedConfig {
         Ok(())
     }
 
-    /// The guards that hold for what it does with its list: who trusts or admits others is believed
-    /// less than who blocks them, whatever the configuration says.
+    /// The guards in effect: stricter ones for trust and admit than for block, whatever the
+    /// configuration says.
     pub fn effective_guards(&self) -> Guards {
         let mut guards = self.guards.clone();
         if self.action != FeedAction::Block {
@@ -350,14 +351,14 @@ impl FeedConfig {
         guards
     }
 
-    /// The file that it is, if it is one.
+    /// The path of a `file:` URL.
     pub fn file(&self) -> Option<PathBuf> {
         let path = self.url.strip_prefix("file:")?;
         Some(PathBuf::from(path.strip_prefix("//").unwrap_or(path)))
     }
 }
 
-/// Checks all of them.
+/// Checks all feeds.
 pub(super) fn check(feeds: &[FeedConfig]) -> Result<()> {
     if feeds.len() > MAX_FEEDS {
         bail!(
@@ -402,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn who_trusts_is_believed_less() {
+    fn trusting_feeds_have_stricter_guards() {
         let feed = |action| FeedConfig { action, ..FeedConfig::new("a", "file:/a") };
         let prefixes = |feed: FeedConfig| {
             (feed.effective_guards().min_prefix, feed.effective_guards().min_prefix6)

@@ -1,4 +1,4 @@
-//! `[notify]` and `[crowdsec]`: who else is told of what the daemon decides.
+//! `[notify]` and `[crowdsec]`: other recipients of the daemon's decisions.
 
 use std::path::PathBuf;
 
@@ -7,41 +7,41 @@ use serde::{Deserialize, Serialize};
 
 use super::{Rate, Span, check_rate};
 
-/// Who is told what happens.
+/// Notification of people and programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NotifyConfig {
-    /// A program and its arguments, started for each message; none for nobody.
+    /// A program with arguments, started for each message; empty for none.
     pub command: Vec<String>,
-    /// Where each message is posted to; empty for nowhere.
+    /// URL to which each message is posted; empty for none.
     pub webhook: String,
-    /// What is worth a message.
+    /// Events that are sent.
     pub events: Vec<Occasion>,
-    /// More messages than this are not sent; the next one says how many.
+    /// Maximum rate of messages; the next one after a gap has the number left out.
     pub limit: Rate,
-    /// How long the program and the server may take.
+    /// Timeout of the program and the server.
     pub timeout: Span,
 }
 
-/// What may be worth a message: events by their names in `watch`.
+/// Events that can be sent, by their names in `watch`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Occasion {
-    /// Somebody was banned.
+    /// A ban.
     Ban,
-    /// A ban has ended.
+    /// The end of a ban.
     Unban,
-    /// More new sources than can be real.
+    /// A storm: more new sources than are plausible.
     Storm,
-    /// The registrar rejects sources that it accepted before.
+    /// The registrar rejects users that it accepted before.
     RegistrarFailing,
-    /// Responses of the registrar are not seen.
+    /// The server's responses are not seen.
     UnseenResponses,
-    /// Many sources try one user.
+    /// Many sources try passwords of one user.
     Sprayed,
-    /// A phone is registered where somebody is blocked.
+    /// A phone is registered at a blocked address.
     Conflict,
-    /// A feed fails, is refused, has expired, or is well again.
+    /// A feed fails, is refused, has expired, or has recovered.
     Feed,
     /// A table is nearly full.
     NearlyFull,
@@ -64,25 +64,25 @@ impl Occasion {
     }
 }
 
-/// A CrowdSec local API that is told of our bans.
+/// Publication of bans to a CrowdSec local API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CrowdsecConfig {
-    /// Whether it is told.
+    /// Whether bans are published.
     pub publish: bool,
-    /// Where it is.
+    /// URL of the API.
     pub url: String,
-    /// The name of this machine there, which no other may share.
+    /// Login of this machine there, unique to it.
     pub login: String,
-    /// The file with its password.
+    /// File with the password.
     pub password_file: PathBuf,
-    /// How the names of our scenarios begin: the login and the kind of evidence follow.
+    /// Prefix of scenario names; login and kind of evidence follow.
     pub scenario: String,
-    /// What CrowdSec calls the origin of a decision.
+    /// Origin of the decisions, in CrowdSec's sense.
     pub origin: String,
-    /// Bans on evidence that could be forged, too.
+    /// Include level 0 bans.
     pub unproven: bool,
-    /// What operators block, too.
+    /// Include entries of operators.
     pub manual: bool,
 }
 
@@ -111,7 +111,7 @@ impl Default for CrowdsecConfig {
             login: String::new(),
             password_file: PathBuf::new(),
             scenario: "sip-xdp".to_owned(),
-            // `cscli decisions list` leaves other origins out in some versions.
+            // Some versions of `cscli decisions list` hide other origins.
             origin: "crowdsec".to_owned(),
             unproven: false,
             manual: false,
@@ -120,7 +120,7 @@ impl Default for CrowdsecConfig {
 }
 
 impl NotifyConfig {
-    /// Whether anybody is told.
+    /// Whether there is any recipient.
     pub fn is_on(&self) -> bool {
         !self.command.is_empty() || !self.webhook.is_empty()
     }
@@ -155,7 +155,7 @@ impl NotifyConfig {
 }
 
 impl CrowdsecConfig {
-    /// How the names of all scenarios begin that this machine publishes; `None` if it has no login.
+    /// Prefix of all scenarios that this machine publishes; `None` without a login.
     pub fn own_scenarios(&self) -> Option<String> {
         (!self.login.is_empty()).then(|| format!("{}/{}/", self.scenario, self.login))
     }
@@ -206,7 +206,7 @@ impl CrowdsecConfig {
     }
 }
 
-/// Whether something can be asked over HTTP there.
+/// Checks that a URL is valid for HTTP requests.
 fn check_url(key: &str, url: &str) -> Result<()> {
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     let Some(host) =

@@ -1,19 +1,19 @@
-//! Where metrics and the web page are offered.
+//! `[metrics]`: the listener of metrics and web page.
 
 use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where metrics and the web page are offered.
+/// The listener of metrics and web page.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MetricsConfig {
-    /// Where to listen.
+    /// Address to listen on.
     pub listen: Listen,
 }
 
-/// An address with a port, or nowhere: `""`.
+/// An address with a port, or none: `""`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Listen(pub Option<SocketAddr>);

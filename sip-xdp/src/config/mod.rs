@@ -1,5 +1,7 @@
-//! The configuration file. Everything in it is optional; a key that nobody knows is an error that
-//! names the nearest one that exists, so that a typing error never leaves a protection off.
+//! The configuration file. All keys are optional; an unknown key is an error that names the most
+//! similar valid key, so that a typing error never disables a protection.
+//!
+//! More than 400 lines: the whole file format in one place; larger tables are files of their own.
 
 mod feeds;
 mod hep;
@@ -31,129 +33,130 @@ pub use program::SourceRules;
 pub use rules::{Decoy, Detect, Leak, Rule, Signature};
 pub use values::{HostName, PortRange, Span};
 
-/// How many host names are followed through DNS, whatever they are for.
+/// Maximum number of host names followed through DNS, in all lists together.
 pub const MAX_NAMES: usize = 256;
 
 /// The effective configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// The interfaces to filter on; none means those with a default route.
+    /// Interfaces to filter on; empty for those with a default route.
     pub interfaces: Vec<String>,
     /// The SIP ports.
     pub ports: Vec<PortRange>,
-    /// How to attach.
+    /// Attach mode.
     pub mode: ModeChoice,
-    /// Who may talk at all.
+    /// Default policy.
     pub policy: Policy,
-    /// Count what would be dropped, and drop nothing.
+    /// Count without dropping.
     pub dry_run: bool,
-    /// How long after a first start without state volume limits but never bans.
+    /// Learning period after a first start without state, in which volume is limited but never
+    /// bans.
     pub learn: Span,
-    /// What blocked sources lose.
+    /// Scope of blocks.
     pub block_scope: BlockScope,
-    /// The length under which IPv6 sources are judged together.
+    /// Prefix length under which IPv6 sources are judged together.
     pub ipv6_prefix: u8,
-    /// Who is never dropped and never banned.
+    /// Sources that are never dropped and never banned.
     pub trust: Trust,
-    /// Who may talk under the policy `closed`.
+    /// Sources that may send under the policy `closed`.
     pub admit: Admit,
-    /// What sources may send.
+    /// Rate limits.
     pub limits: LimitsConfig,
-    /// What leads to a ban.
+    /// Detection rules.
     pub detect: Detect,
-    /// How long bans last.
+    /// Ban durations.
     pub bans: Bans,
-    /// Which headers are looked behind.
+    /// Optional headers to inspect.
     pub inspect: Inspect,
-    /// How large the tables are.
+    /// Table sizes.
     pub capacity: CapacityConfig,
-    /// Where metrics and the web page are offered.
+    /// Listener of metrics and web page.
     pub metrics: MetricsConfig,
-    /// Who is told what happens.
+    /// Notifications.
     pub notify: NotifyConfig,
-    /// Who shares our bans.
+    /// Publication to CrowdSec.
     pub crowdsec: CrowdsecConfig,
     /// Where SIP servers send copies of messages that are encrypted on the wire.
     pub hep: Vec<HepConfig>,
-    /// Lists that others keep.
+    /// Feeds.
     pub feeds: Vec<FeedConfig>,
 }
 
-/// Who may talk at all.
+/// Default policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
-    /// Everybody who is not blocked.
+    /// All sources that are not blocked may send.
     #[default]
     Open,
-    /// Only who is trusted, admitted, known good, or a peer.
+    /// Only trusted, admitted, known-good and peer sources may send.
     Closed,
 }
 
-/// What blocked sources lose.
+/// Scope of blocks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BlockScope {
-    /// The SIP ports.
+    /// SIP ports only.
     #[default]
     Sip,
     /// Everything but ARP, neighbour discovery and ICMP.
     All,
 }
 
-/// Who is never dropped and never banned.
+/// Sources that are never dropped and never banned.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Trust {
     /// Networks.
     pub networks: Vec<Network>,
-    /// Hosts and SIP domains, followed through SRV, A and AAAA.
+    /// Hosts and SIP domains, followed through SRV, A and AAAA records.
     pub hosts: Vec<HostName>,
 }
 
-/// Who may talk under the policy `closed`, and is limited and judged like everybody else.
+/// Sources that may send under the policy `closed`, with the limits and rules of all others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Admit {
     /// Networks.
     pub networks: Vec<Network>,
-    /// Hosts and SIP domains, followed through SRV, A and AAAA.
+    /// Hosts and SIP domains, followed through SRV, A and AAAA records.
     pub hosts: Vec<HostName>,
 }
 
-/// A number of packets in a time.
+/// A rate: packets per time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
-    /// How many.
+    /// Number.
     pub count: u32,
-    /// In which time.
+    /// Time.
     pub per: Span,
 }
 
-/// What sources may send.
+/// Rate limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LimitsConfig {
-    /// Sources of which nothing is known.
+    /// Unknown sources.
     pub unknown: UnknownLimits,
-    /// Sources that are known good, and peers.
+    /// Known-good sources and peers.
     pub good: GoodLimits,
-    /// What a storm is, and what strangers may send in one.
+    /// Storms.
     pub storm: StormConfig,
 }
 
-/// What a storm is: more distinct new sources than can be real.
+/// Storms: more distinct new sources than are plausible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StormConfig {
-    /// More than so many distinct new sources are a storm.
+    /// Rate of distinct new sources above which a storm begins.
     pub new_sources: Rate,
-    /// What sources without a meter may send together while it lasts.
+    /// Budget that sources without a meter share during a storm.
     pub budget: Rate,
 }
 
-/// What a source may send of which nothing is known.
+/// Limits of an unknown source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UnknownLimits {
@@ -161,53 +164,52 @@ pub struct UnknownLimits {
     pub register: Rate,
     /// All requests, REGISTER among them.
     pub requests: Rate,
-    /// Responses, keepalives and what cannot be parsed, together.
+    /// Responses, keepalives and unparsed payloads, together.
     pub other: Rate,
-    /// Messages in fragments, and longer ones than the detector is shown (1,472 bytes), together.
+    /// Fragmented messages, and messages longer than a sample (1,472 bytes), together.
     pub fragments: Rate,
 }
 
-/// What a source may send that is known good, or a peer.
+/// Limits of a known-good source or a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GoodLimits {
-    /// Requests of an address, whatever they are. An address with many accepted users may send
-    /// more.
+    /// Requests of any method per address. More accepted users raise the limit.
     pub requests: Burst,
 }
 
-/// A number of packets in a time, and how many may come at once.
+/// A rate with a burst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Burst {
-    /// How many.
+    /// Number.
     pub count: u32,
-    /// In which time.
+    /// Time.
     pub per: Span,
-    /// How many at once.
+    /// Packets at once.
     pub burst: u32,
 }
 
-/// How long bans last.
+/// Ban durations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Bans {
-    /// The first ban on evidence that is proven.
+    /// The first level 1 ban.
     pub first: Span,
-    /// How much longer each further one is.
+    /// Factor for each further one.
     pub factor: u32,
-    /// The longest.
+    /// Maximum.
     pub max: Span,
-    /// Bans on evidence that could be forged. They do not grow.
+    /// Level 0 bans, which do not grow.
     pub unproven: Span,
-    /// After so long without an offence, the next ban is a first one again.
+    /// Time without an offence after which the next ban counts as the first.
     pub forget: Span,
-    /// Whether five banned hosts of an IPv4 /24 within an hour ban all of it, if nobody good lives
-    /// there. It is always said.
+    /// Whether five banned hosts of an IPv4 /24 within an hour ban the whole /24, if it has no
+    /// known-good host. The event is sent in any case.
     pub ipv4_networks: bool,
 }
 
-/// Which headers are looked behind. SIP behind what is switched off passes unseen; the kernel
-/// program is made without it.
+/// Optional headers to inspect. Without them SIP behind such headers passes unseen, and the kernel
+/// program has no code for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Inspect {
@@ -223,13 +225,13 @@ impl Default for Inspect {
     }
 }
 
-/// How large the tables are.
+/// Table sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CapacityConfig {
-    /// Networks in each of the lists.
+    /// Networks in all lists together.
     pub networks: u32,
-    /// Unknown sources that are metered at the same time.
+    /// Unknown sources with a meter.
     pub sources: u32,
 }
 
@@ -309,8 +311,7 @@ impl Default for CapacityConfig {
 }
 
 impl Config {
-    /// Reads a file. One that does not exist is empty, unless it was asked for by name
-    /// (`required`).
+    /// Reads a file. A missing one counts as empty, unless it was named explicitly (`required`).
     pub fn read(path: &Path, required: bool) -> Result<Self> {
         match fs::read_to_string(path) {
             Ok(text) => Self::parse(&text).map_err(|error| anyhow!("{}{error}", path.display())),
@@ -324,8 +325,7 @@ impl Config {
         }
     }
 
-    /// Parses the text of a file. Errors start with `:LINE: `, or with `: ` where no line is to
-    /// blame.
+    /// Parses a configuration. Errors begin with `:LINE: `, or `: ` without a line.
     pub fn parse(text: &str) -> Result<Self> {
         let at = |span: Option<std::ops::Range<usize>>| match span {
             Some(span) => {
@@ -358,7 +358,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Checks what types cannot say.
+    /// Checks values beyond their types.
     pub fn check(&self) -> Result<()> {
         if self.ports.is_empty() {
             bail!("ports is empty, so nothing would be filtered; leave it out for 5060 and 5061");
@@ -450,7 +450,7 @@ impl Config {
     }
 }
 
-/// The highest limit of one source: its meter counts in ticks of 66 us, see [`gcra::Pace`].
+/// Highest configurable limit per source, since meters count in ticks of 66 us; see [`gcra::Pace`].
 const MAX_PER_SECOND: u64 = 10_000;
 
 fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
@@ -463,7 +463,7 @@ fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
     Ok(())
 }
 
-/// Holds the keys of `table` against those of `known`. The error carries the bad key's last part.
+/// Checks the keys of `table` against those of `known`. The error has the last part of the bad key.
 fn check_keys(table: &Table, known: &Table, prefix: &str) -> Result<(), (String, String)> {
     for (key, value) in table {
         let Some(expected) = known.get(key) else {
@@ -489,7 +489,8 @@ fn check_keys(table: &Table, known: &Table, prefix: &str) -> Result<(), (String,
     Ok(())
 }
 
-/// Where a key is written, for the line number: as a key, or as the last part of a table's name.
+/// Position of a key in the text, for its line number: as a key, or as the last part of a table's
+/// name.
 fn find_key(text: &str, key: &str) -> Option<std::ops::Range<usize>> {
     let mut start = 0;
     for line in text.split_inclusive('\n') {

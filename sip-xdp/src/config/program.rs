@@ -1,4 +1,4 @@
-//! What the kernel programs are told at load time, as the configuration has it.
+//! From the configuration to the settings of the kernel programs.
 
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::limits::gcra;
@@ -8,14 +8,14 @@ use sip_xdp_common::packet::headers::{Inspects, Link};
 use super::{BlockScope, Burst, Config, LimitsConfig, Policy, Rate, StormConfig};
 use crate::dataplane::loader::{Capacity, Ports, Settings};
 
-/// What decides about the packets of one source, as far as the configuration has it.
+/// The configured rules for the packets of one source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRules {
-    /// Who may talk at all.
+    /// Default policy.
     pub policy: Policy,
-    /// The width under which IPv6 sources are metered together.
+    /// Prefix length under which IPv6 sources are metered together.
     pub ipv6_prefix: u8,
-    /// What sources may send.
+    /// Rate limits.
     pub limits: LimitsConfig,
 }
 
@@ -30,8 +30,7 @@ impl From<&Config> for SourceRules {
 }
 
 impl Config {
-    /// The settings of the programs of an interface whose frames start as `link` says, and whose
-    /// counters are in `slot`.
+    /// The settings of an interface with this link type, whose counters are in `slot`.
     pub fn program_settings(&self, link: Link, slot: u32) -> Settings {
         Settings {
             ports: self.port_set(),
@@ -51,7 +50,7 @@ impl Config {
         }
     }
 
-    /// The limits as the kernel counts them.
+    /// The per-source limits in the kernel's units.
     pub fn meter_limits(&self) -> gcra::Limits {
         let limit = |rate: Rate| gcra::Pace::new(rate.count, rate.per.nanos());
         let limits = &self.limits.unknown;
@@ -63,20 +62,20 @@ impl Config {
         }
     }
 
-    /// The limit of known sources, as the kernel counts it.
+    /// The limit of known sources in the kernel's units.
     pub fn good_pace(&self) -> gcra::Pace {
         let Burst { count, per, burst } = self.limits.good.requests;
         gcra::Pace::with_burst(count, per.nanos(), burst)
     }
 
-    /// What a storm is, as the kernel counts it.
+    /// The storm thresholds in the kernel's units.
     pub fn storm_limits(&self) -> StormLimits {
         let StormConfig { new_sources, budget } = &self.limits.storm;
         let budget = gcra::Limit::new(budget.count, budget.per.nanos());
         StormLimits::new(new_sources.count, new_sources.per.nanos(), budget)
     }
 
-    /// The ports as the kernel reads them.
+    /// The bitmap of SIP ports.
     pub fn port_set(&self) -> Ports {
         Ports::new(self.ports.iter().map(|range| (range.first, range.last)))
     }

@@ -1,89 +1,89 @@
-//! `[detect]`: which evidence leads to a ban. A table of the file may name some of its keys; the
-//! others keep their defaults.
+//! `[detect]`: detection rules. A table in the file may set some keys; the others keep their
+//! defaults.
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{Span, check_rate};
 
-/// A kind of evidence that is counted in a time.
+/// A rule with a count per time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Rule {
-    /// Whether it leads to a ban.
+    /// Whether it can ban.
     pub enabled: bool,
-    /// How many.
+    /// Count.
     pub count: u32,
-    /// In which time.
+    /// Time.
     pub per: Span,
 }
 
-/// A kind of evidence that fills a leaky bucket.
+/// A rule with a leaky bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Leak {
-    /// Whether it leads to a ban.
+    /// Whether it can ban.
     pub enabled: bool,
-    /// How many the bucket holds.
+    /// Capacity of the bucket.
     pub count: u32,
-    /// In which time one leaks out.
+    /// Time in which one leaks out.
     pub per: Span,
 }
 
-/// Requests that only tools send.
+/// Requests with a tool's signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Signature {
-    /// Whether it leads to a ban.
+    /// Whether it can ban.
     pub enabled: bool,
-    /// How User-Agents of tools start, in any letter case.
+    /// Prefixes of tools' User-Agents, case-insensitive.
     pub agents: Vec<String>,
-    /// How User-Agents of products start that attackers use, too, in any letter case: no verdict,
-    /// but half of the usual evidence is enough.
+    /// Prefixes of User-Agents that attackers share with legitimate products, case-insensitive: no
+    /// verdict by themselves, but they halve the thresholds.
     pub products: Vec<String>,
-    /// Whether From-tags that have the shape of a known tool's count.
+    /// Whether From-tags in the form of a known tool count.
     pub tags: bool,
-    /// Users that nobody has, and tools try.
+    /// User names that only tools try.
     pub users: Vec<String>,
 }
 
-/// Users that nobody has.
+/// Decoys: users that do not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Decoy {
-    /// Whether it leads to a ban.
+    /// Whether it can ban.
     pub enabled: bool,
-    /// Users that are decoys from the start.
+    /// Configured decoys.
     pub users: Vec<String>,
-    /// So many sources have tried a user that was never accepted: it is a decoy from then on.
+    /// Number of sources that must try a never-accepted user to make it a decoy.
     pub count: u32,
-    /// In which time.
+    /// Time in which they must do so.
     pub per: Span,
 }
 
-/// What leads to a ban.
+/// Detection rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, from = "Parts")]
 pub struct Detect {
-    /// A flood of REGISTER requests by one sender.
+    /// REGISTER floods by one sender.
     pub register: Rule,
-    /// A flood of requests of any method by one sender.
+    /// Floods of requests of any method by one sender.
     pub requests: Rule,
     /// Rejected credentials.
     pub rejected: Rule,
-    /// The same, slowly.
+    /// Rejected credentials at a slow rate.
     pub slow: Leak,
-    /// Users that are tried out.
+    /// Enumeration of users.
     pub enumeration: Rule,
-    /// Requests that only tools send.
+    /// Requests with a tool's signature.
     pub signature: Signature,
-    /// Calls that are refused.
+    /// Refused calls.
     pub invites: Leak,
-    /// Users that nobody has.
+    /// Tries of decoys.
     pub decoy: Decoy,
-    /// An accepted user that strange sources try passwords for.
+    /// Tries of an accepted user's password from unknown sources.
     pub sprayed: Rule,
 }
 
-/// `[detect]` as it is written: everything may be left out.
+/// `[detect]` as written: all parts are optional.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Parts {
@@ -98,7 +98,7 @@ struct Parts {
     sprayed: Part,
 }
 
-/// A rule as it is written.
+/// A rule as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Part {
@@ -158,8 +158,8 @@ impl Default for Detect {
     }
 }
 
-/// Tools whose User-Agents were seen on the wire. Products that people use, such as softphones
-/// built on libraries that attackers use too, are not among them.
+/// Tools whose User-Agents were seen on the wire. Products for people, such as softphones whose
+/// library attackers use as well, are excluded.
 const TOOLS: [&str; 14] = [
     "friendly-scanner",
     "friendly-request",
@@ -177,7 +177,7 @@ const TOOLS: [&str; 14] = [
     "Nsauditor",
 ];
 
-/// Products that attackers use, too.
+/// Products that attackers use as well.
 const PRODUCTS: [&str; 2] = ["VaxSIPUserAgent", "VaxIPUserAgent"];
 
 impl Default for Signature {

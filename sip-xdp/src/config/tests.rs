@@ -1,4 +1,4 @@
-//! What the configuration takes, refuses and says.
+//! Tests of the configuration: defaults, errors, and the packaged file.
 
 use super::*;
 
@@ -16,10 +16,10 @@ fn nothing_is_the_default() {
 }
 
 #[test]
-fn what_is_documented_is_the_default() {
+fn the_documentation_has_the_defaults() {
     let packaged = include_str!("../../packaging/config.toml");
     assert_eq!(Config::parse(packaged).unwrap(), Config::default(), "as it is installed");
-    // With every setting switched on. The examples of names are not defaults.
+    // With every setting uncommented. Example host names are not defaults.
     let spelt_out: Vec<&str> = packaged
         .lines()
         .map(|line| {
@@ -46,7 +46,7 @@ fn what_is_documented_is_the_default() {
         [FeedConfig::new("example", "https://lists.example/sip.txt")],
         "a feed in the manual"
     );
-    // And nothing is left out there.
+    // The reference is complete.
     let Value::Table(all) = Value::try_from(Config::default()).unwrap() else {
         panic!("not a table")
     };

@@ -1,4 +1,4 @@
-//! Values as people write them: durations ("10m"), ports and ranges of ports (5060, "5060-5090").
+//! Value types of the configuration: durations ("10m"), ports and port ranges (5060, "5060-5090").
 
 use std::fmt;
 use std::time::Duration;
@@ -15,7 +15,7 @@ impl Span {
         Self(Duration::from_secs(seconds))
     }
 
-    /// In nanoseconds, as the kernel counts.
+    /// In nanoseconds.
     pub fn nanos(self) -> u64 {
         u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
     }
@@ -111,12 +111,12 @@ impl<'de> Deserialize<'de> for PortRange {
         Ok(Self { first, last })
     }
 }
-/// The name of a host or a SIP domain, as DNS knows it.
+/// A host name or SIP domain, valid for DNS.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct HostName(String);
 
 impl HostName {
-    /// The name, in lower case, without a dot at its end.
+    /// The name in lower case, without a trailing dot.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -125,7 +125,7 @@ impl HostName {
 impl std::str::FromStr for HostName {
     type Err = String;
 
-    /// Letters, digits, `-` and `_` between dots, at most 63 a label and 253 in all (RFC 1035,
+    /// Letters, digits, `-` and `_` between dots, at most 63 per label and 253 in total (RFC 1035,
     /// 2.3.4; RFC 2782 for `_`).
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
@@ -137,7 +137,7 @@ impl std::str::FromStr for HostName {
                     .bytes()
                     .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
         };
-        // What ends in a number is an address that was written wrongly.
+        // A numeric last label is a mistyped address.
         let is_numeric = name
             .rsplit('.')
             .next()

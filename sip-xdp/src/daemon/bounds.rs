@@ -1,4 +1,4 @@
-//! What a command may ask for at most. Each bound is said in the error, and in the manual's table
+//! Upper bounds on command arguments. Each bound is in the error message, and in the manual's table
 //! of bounds.
 
 use std::time::Duration;
@@ -9,20 +9,21 @@ use crate::api::control::Request;
 use crate::config::Span;
 use crate::net::network::Network;
 
-/// The longest text that goes with an entry, in bytes.
+/// Maximum length of an entry's texts, in bytes.
 pub(crate) const MAX_TEXT: usize = 512;
 
-/// The longest ttl: ten years. What is to last longer is for good.
+/// Maximum ttl: ten years. Longer entries must be permanent.
 pub(crate) const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// The shortest prefix that is listed without `--force` by root, IPv4: the widest network that was
-/// ever given to one holder.
+/// Shortest IPv4 prefix accepted without `--force` by root: the widest network ever allocated to
+/// one holder.
 const MIN_PREFIX: u8 = 8;
 
-/// The same for IPv6: the widest network that a regional registry has given to one holder.
+/// Shortest IPv6 prefix accepted without `--force` by root: the widest allocation of a regional
+/// registry to one holder.
 const MIN_PREFIX6: u8 = 19;
 
-/// Refuses what is out of bounds, whoever asks.
+/// Refuses a request that is out of bounds.
 pub(super) fn check(request: &Request, is_root: bool) -> Result<()> {
     match request {
         Request::Add { list, network, ttl, reason, force, by, .. } => {
@@ -38,7 +39,7 @@ pub(super) fn check(request: &Request, is_root: bool) -> Result<()> {
             check_text("the reason", reason)?;
             check_ttl(*ttl)
         }
-        // Single networks are refused one by one.
+        // Networks are checked one by one.
         Request::Import { ttl, reason, .. } => {
             check_text("the reason", reason)?;
             check_ttl(*ttl)
@@ -47,7 +48,7 @@ pub(super) fn check(request: &Request, is_root: bool) -> Result<()> {
     }
 }
 
-/// Why a network is too wide for a list, if so.
+/// Why a network is too wide for a list, if it is.
 pub(super) fn objection(network: &Network, is_forced: bool) -> Option<String> {
     let (family, least) =
         if network.is_v4() { ("IPv4", MIN_PREFIX) } else { ("IPv6", MIN_PREFIX6) };
@@ -60,7 +61,7 @@ pub(super) fn objection(network: &Network, is_forced: bool) -> Option<String> {
     })
 }
 
-/// Refuses a text that is too long.
+/// Refuses overlong texts.
 pub(super) fn check_text(what: &str, text: &str) -> Result<()> {
     if text.len() > MAX_TEXT {
         bail!("{what} has {} bytes; at most {MAX_TEXT} are kept, so shorten it", text.len());
@@ -174,7 +175,7 @@ mod tests {
         }
     }
 
-    /// The page of all bounds names the values that are in force.
+    /// The page of bounds states the actual values.
     #[test]
     fn the_page_of_bounds_has_the_values() {
         let page = include_str!("../../../docs/bounds.md");
@@ -211,8 +212,8 @@ mod tests {
             ("HEP connections of a table", crate::integrations::hep::CONNECTIONS),
         ] {
             let value = thousands(value);
-            let is_said = page.lines().any(|line| line.contains(name) && line.contains(&value));
-            assert!(is_said || name == "networks" && page.contains(&value), "{name}: {value}");
+            let is_stated = page.lines().any(|line| line.contains(name) && line.contains(&value));
+            assert!(is_stated || name == "networks" && page.contains(&value), "{name}: {value}");
         }
         for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
             assert!(page.contains(&format!("(`{table}`)")), "{table}");

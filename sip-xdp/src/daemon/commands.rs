@@ -1,10 +1,11 @@
-//! What operators ask of the daemon.
+//! Commands of operators.
 
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use log::Level;
 use sip_xdp_common::abi::layout::{List, Owner};
+use sip_xdp_common::limits::ladder::WIDTHS;
 
 use super::import::Insists;
 use super::{Daemon, bounds};
@@ -19,7 +20,7 @@ use crate::sys::clock;
 use crate::text::Quoted;
 
 impl Daemon {
-    /// Carries out one request, of root or of a member of the group.
+    /// Executes one request, of root or of a member of the group.
     pub(super) async fn command(&mut self, request: Request, is_root: bool) -> Result<Reply> {
         bounds::check(&request, is_root)?;
         match request {
@@ -96,17 +97,17 @@ impl Daemon {
             bail!("{network} was not blocked: {why}; add --force if you mean it");
         }
         let (expires, reason, owner) = (entry.expires, entry.reason.clone(), entry.owner.name());
-        let said = Event::of("block", &entry).kind("command");
+        let event = Event::of("block", &entry).kind("command");
         self.lists.put(List::Block, entry)?;
         self.announce(
-            said,
+            event,
             Level::Info,
             format_args!("block {network} owner={owner} reason={}", Quoted(&reason)),
         );
         Ok(Listed { network, expires: clock::to_wall(expires), was_blocked: None })
     }
 
-    /// Why a network is not blocked by command, unless somebody insists.
+    /// Why a network must not be blocked by command without `--force`, if so.
     pub(super) fn refusal(&self, network: &Network, operator: Option<Network>) -> Option<String> {
         if let Some(what) = self.ban_exemption(network, clock::now()) {
             return Some(format!("it {what}"));
@@ -130,10 +131,10 @@ impl Daemon {
         }
         let expires = entry.expires;
         let blocked = self.lists.blocks(&network, clock::now());
-        let said = Event::of("trust", &entry).kind("command");
+        let event = Event::of("trust", &entry).kind("command");
         self.lists.put(List::Trust, entry)?;
         self.judge_by_address()?;
-        self.announce(said, Level::Info, format_args!("trust {network} owner=manual"));
+        self.announce(event, Level::Info, format_args!("trust {network} owner=manual"));
         Ok(Listed { network, expires: clock::to_wall(expires), was_blocked: Some(blocked) })
     }
 
@@ -149,8 +150,6 @@ impl Daemon {
                  list --match {network}`"
             );
         }
-        // Forget what it did, or its next request would find the bucket empty and the evidence
-        // complete.
         self.detector.forget(&network.first());
         self.repeats.forget(network);
         self.remember_evidence();
@@ -160,8 +159,9 @@ impl Daemon {
             self.store.record(Change::Pardon(*offender));
         }
         self.offences.retain(|offender, _| !pardoned(offender));
-        let now = clock::now();
-        self.lists.know(network.first(), now, |reputation| reputation.suspect_until = 0)?;
+        for bits in WIDTHS.into_iter().filter(|bits| *bits == 128 || !network.is_v4()) {
+            self.lists.unmeter(&Network::around(network.first(), bits))?;
+        }
         for gone in
             [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()]
         {
@@ -223,7 +223,6 @@ impl Daemon {
         Ok(Removed { removed: vec![RemovedEntry::from(&removed)], still: Some(still) })
     }
 
-    /// Takes the owners' entries for `network` out, or else those of the networks around it.
     fn delete(&mut self, list: List, network: &Network, owners: &[Owner]) -> Result<Vec<Entry>> {
         let mut networks = self.lists.covering(list, network);
         if networks.contains(network) {

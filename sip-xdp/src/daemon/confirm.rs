@@ -1,10 +1,9 @@
-//! `run --confirm`: enforce, but only for a while unless somebody says that they can still work.
+//! `run --confirm`: a trial, which enforces only for a limited time unless an operator confirms.
 //!
-//! Who tries the filter over the network wants it gone if it shut them out, whether by what it
-//! drops or by the driver's native path. So a filter that nobody confirmed is detached in the end,
-//! on every way out of the daemon. Should the daemon be killed, the programs themselves drop
-//! nothing from the deadline on ([`Trial`](crate::dataplane::attach::trial::Trial)), and the next
-//! start takes them off.
+//! It protects operators who work over the network and may be locked out by the filter itself or by
+//! the driver's native path. An unconfirmed filter is detached on every exit path of the daemon. If
+//! the daemon is killed, the programs themselves drop nothing after the deadline
+//! ([`Trial`](crate::dataplane::attach::trial::Trial)), and the next start detaches them.
 
 use std::time::Duration;
 
@@ -17,28 +16,28 @@ use crate::config::Span;
 use crate::dataplane::attach::trial;
 use crate::sys::clock;
 
-/// Whether somebody has to confirm, and has.
+/// State of the confirmation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Confirmation {
-    /// Nobody has to, or somebody has.
+    /// Not needed, or given.
     #[default]
     Given,
-    /// It enforces until a time on the filter's clock.
+    /// Enforcing until a time on the filter's clock.
     Awaited {
-        /// That time.
+        /// The deadline.
         until: u64,
-        /// How long it had.
+        /// The length of the trial.
         within: Duration,
     },
-    /// Nobody did: it is detached.
+    /// Not given in time: detached.
     Missed {
-        /// When the time was over, on the filter's clock.
+        /// The deadline that passed, on the filter's clock.
         since: u64,
     },
 }
 
 impl Confirmation {
-    /// One that is awaited from now on, if `within` says so.
+    /// Starts a trial of length `within`, if given.
     pub(super) fn new(within: Option<Duration>) -> Self {
         within.map_or(Self::Given, |within| Self::Awaited {
             until: clock::after(Some(within)),
@@ -46,8 +45,8 @@ impl Confirmation {
         })
     }
 
-    /// That of a daemon that starts at `now`. A trial of an earlier daemon, which died, goes on to
-    /// its own end, and past that it is over: starting again is no confirmation.
+    /// The state of a daemon that starts at `now`. A trial of an earlier daemon, which died,
+    /// continues to its deadline, and ends there: a restart is no confirmation.
     pub(super) fn at_start(earlier: Option<u64>, within: Option<Duration>, now: u64) -> Self {
         match earlier {
             Some(until) if until > now => {
@@ -58,7 +57,7 @@ impl Confirmation {
         }
     }
 
-    /// Whether nothing may be attached, whatever the configuration says.
+    /// Whether attaching is forbidden, whatever the configuration.
     pub(super) fn is_missed(self) -> bool {
         matches!(self, Self::Missed { .. })
     }
@@ -68,7 +67,7 @@ impl Confirmation {
         matches!(self, Self::Awaited { .. })
     }
 
-    /// The end of the trial, for the programs.
+    /// The deadline of the trial, for the programs.
     pub(super) fn deadline(self) -> Option<u64> {
         match self {
             Self::Given => None,
@@ -77,18 +76,18 @@ impl Confirmation {
         }
     }
 
-    /// How long it is still awaited; none if it is not, or if its time has come.
+    /// Time left; `None` without a trial or after its deadline.
     pub(super) fn remaining(self) -> Option<Duration> {
         let Self::Awaited { until, .. } = self else { return None };
         until.checked_sub(clock::now()).map(Duration::from_nanos)
     }
 
-    /// Whether its time has come at `now`.
+    /// Whether the deadline has passed at `now`.
     fn is_due(self, now: u64) -> bool {
         matches!(self, Self::Awaited { until, .. } if until <= now)
     }
 
-    /// What to add to the `ready` line.
+    /// An addition to the `ready` line.
     pub(super) fn note(self) -> String {
         match self {
             Self::Given => String::new(),
@@ -101,7 +100,7 @@ impl Confirmation {
         }
     }
 
-    /// What `status` shows.
+    /// Its fields in `status`.
     pub(super) fn status(self) -> Option<ConfirmStatus> {
         let shown = |at: u64, is_missed: bool| ConfirmStatus {
             pending: !is_missed,
@@ -115,7 +114,7 @@ impl Confirmation {
         }
     }
 
-    /// What `status` warns of.
+    /// Its warning in `status`.
     pub(super) fn warning(self) -> Option<String> {
         match self {
             Self::Given => None,
@@ -131,14 +130,13 @@ impl Confirmation {
     }
 }
 
-/// A time for people.
+/// A time in readable form.
 fn text(time: u64) -> String {
     clock::to_wall(time).unwrap_or(Timestamp::MAX).strftime("%F %T UTC").to_string()
 }
 
 impl Daemon {
-    /// Somebody can still work. After the time was over, the configuration is read again, and the
-    /// filter attached as it says.
+    /// Confirms. After the deadline this reloads the configuration and attaches again.
     pub(super) async fn confirm(&mut self) -> Result<Confirmed> {
         let before = self.confirmation;
         if before == Confirmation::Given {
@@ -150,7 +148,7 @@ impl Daemon {
             && let Err(error) = self.reload().await
         {
             self.confirmation = before;
-            self.let_go_of_all();
+            self.detach_everything();
             self.trial.set(before.deadline())?;
             return Err(error.context("it stays detached"));
         }
@@ -159,21 +157,21 @@ impl Daemon {
         Ok(Confirmed { confirmed: true, late, applied: self.summary() })
     }
 
-    /// Detaches if the time is over.
+    /// Detaches after the deadline.
     pub(super) fn check_confirmation(&mut self, now: u64) {
         if self.confirmation.is_due(now) {
             self.step_back();
         }
     }
 
-    /// Detaches a filter that nobody has confirmed. A failure is said once; the next tick tries
-    /// again, and from the deadline on the programs drop nothing anyway.
+    /// Detaches an unconfirmed filter. A failure is logged once and retried at the next tick; after
+    /// the deadline the programs drop nothing in any case.
     pub(super) fn step_back(&mut self) {
         let Confirmation::Awaited { within, .. } = self.confirmation else {
             return;
         };
-        let is_done = self.let_go_of_all();
-        // Should this fail, the deadline that is in the map comes later, but comes.
+        let is_done = self.detach_everything();
+        // If this fails, the later deadline in the map still applies.
         let now = clock::now();
         let marked = self.trial.set(Some(now));
         if let Err(error) = marked.as_ref() {
@@ -190,8 +188,8 @@ impl Daemon {
         }
     }
 
-    /// Takes the programs off all interfaces. Returns whether all are off.
-    fn let_go_of_all(&mut self) -> bool {
+    /// Detaches all interfaces. Returns whether all are detached.
+    fn detach_everything(&mut self) -> bool {
         let is_done = trial::detach_all(&self.pins).is_empty();
         let linked = self.pins.linked();
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.served)
@@ -200,7 +198,7 @@ impl Daemon {
         self.served = kept;
         for served in gone {
             let reason = format!("index={} reason=\"nobody confirmed\"", served.index());
-            self.say_of_interface(&served.name, "detached", &reason);
+            self.announce_interface(&served.name, "detached", &reason);
         }
         self.cached_programs.clear();
         self.unserved.clear();

@@ -1,5 +1,5 @@
-//! The daemon's loop: events, commands, links, answers and timers, one after the other, and every
-//! way out.
+//! The event loop: kernel events, commands, link changes, DNS and feed results, timers, and every
+//! exit path.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -23,23 +23,22 @@ use crate::sys::clock;
 use crate::sys::paths::Paths;
 use crate::sys::privileges;
 
-/// How often expired entries are taken out and the store is told of changes.
+/// Interval of expiry and of updates to the store.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long events are left to gather when all were read. The kernel wakes a reader that has caught
-/// up with it by an interrupt in the midst of its packets, 12 us of a virtual machine: so that is
-/// done 300 times a second at most, and a limit or a sample waits for so long at most. Nothing in
-/// the kernel waits for the daemon.
+/// Pause after all events were read, so that more accumulate. The kernel wakes an idle reader by an
+/// interrupt amid its packets (12 us on a virtual machine); the pause limits that to 300 per
+/// second, and delays a limit event or sample by at most 3 ms. The kernel never waits for the
+/// daemon.
 const PAUSE: Duration = Duration::from_millis(3);
 
-/// Runs the daemon until it is told to stop, by signal or by `unload`. `ready` is called once when
-/// it enforces.
+/// Runs the daemon until a signal or `unload` ends it. `ready` is called once when it enforces.
 pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -> Result<()> {
-    // Before anybody looks at the interfaces, so that no change is missed.
+    // Subscribed before the interfaces are read, so that no change is missed.
     let links = LinkChanges::listen()?;
-    // Before anything is attached: from then on every way out leads through `leave`.
+    // Before anything is attached: from then on every exit path must go through `leave`.
     let signals = Signals::listen()?;
-    // Before there are other threads, which inherit it.
+    // Before other threads exist, which inherit it.
     privileges::end_gaining();
     let _guard = DetachOnPanic(Pins::new(&paths.pin_dir));
     let (mut daemon, events, listener) = Daemon::start(paths, overrides).await?;
@@ -49,7 +48,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     outcome
 }
 
-/// The signals that the daemon listens to.
+/// Signals of interest.
 struct Signals {
     hangup: Signal,
     terminate: Signal,
@@ -66,7 +65,7 @@ impl Signals {
     }
 }
 
-/// The daemon's loop.
+/// The event loop.
 async fn watch_over(
     daemon: &mut Daemon,
     events: RingBuf<MapData>,
@@ -75,8 +74,8 @@ async fn watch_over(
     mut signals: Signals,
     ready: impl FnOnce(&str),
 ) -> Result<()> {
-    // SAFETY: the ring owns its map's descriptor for as long as it lives, and always returns that
-    // one.
+    // SAFETY: the ring owns its map's descriptor for its whole lifetime, and always returns the
+    // same one.
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
     let mut events = events.context("the event ring cannot be watched")?;
     let (calls, mut called) = mpsc::channel::<Call>(16);
@@ -125,9 +124,11 @@ async fn watch_over(
                 daemon.watch_links().await;
             }
             Some(update) = answers.recv() => daemon.host_answered(update),
-            Some(update) = feeds.recv() => daemon.feed_said(update),
+            Some(update) = feeds.recv() => daemon.on_feed_update(update),
             Some(received) = hep.recv() => daemon.take_hep(received, &mut hep),
-            () = confirmation_due(daemon.confirmation.remaining()) => daemon.check_confirmation(clock::now()),
+            () = confirmation_due(daemon.confirmation.remaining()) => {
+                daemon.check_confirmation(clock::now());
+            }
             _ = tick.tick() => {
                 ticks += 1;
                 daemon.tick(ticks).await;
@@ -144,10 +145,10 @@ async fn watch_over(
     Ok(())
 }
 
-/// Waits until a trial is over, or for ever without one.
+/// Waits for the deadline of a trial; forever without one.
 async fn confirmation_due(remaining: Option<Duration>) {
     match remaining {
-        // A failure to detach is tried again with the next tick.
+        // A failed detachment is retried at the next tick.
         Some(remaining) => sleep(remaining.max(Duration::from_millis(1))).await,
         None => std::future::pending().await,
     }

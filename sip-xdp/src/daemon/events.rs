@@ -1,5 +1,4 @@
-//! What the daemon says of what it decides: one stable line in the log, and one event to whoever
-//! watches.
+//! The daemon's event sink: a stable log line and an event per decision.
 
 use std::fmt;
 
@@ -19,7 +18,7 @@ use crate::net::network::{Network, address_of};
 use crate::store::{Change, Store};
 use crate::sys::clock::{self, Moment};
 
-/// Who hears of the daemon's decisions: the log, those who watch, and the store.
+/// The consumers of the daemon's decisions: log, watchers, and store.
 pub(super) struct DaemonSink<'a> {
     hub: &'a Hub,
     store: &'a Store,
@@ -70,7 +69,7 @@ impl Daemon {
         DaemonSink { hub: &self.hub, store: &self.store }
     }
 
-    /// Where what happens now is judged.
+    /// The ban engine at the current time.
     pub(super) fn ban_engine(&mut self) -> BanEngine<'_, DaemonSink<'_>> {
         BanEngine {
             config: &self.config,
@@ -86,17 +85,17 @@ impl Daemon {
         }
     }
 
-    /// Why nothing in `network` may be banned by evidence, if so.
+    /// Why `network` is exempt from bans by evidence, if it is.
     pub(super) fn ban_exemption(&self, network: &Network, now: u64) -> Option<String> {
         engine::ban_exemption(&self.never_ban, &self.lists, network, now)
     }
 
-    /// Tells an event to whoever watches.
+    /// Publishes an event to watchers.
     pub(super) fn publish(&self, event: Event) {
         self.daemon_sink().publish(event);
     }
 
-    /// Writes the line to the log, and tells the event to whoever watches.
+    /// Writes the line to the log, and publishes the event to watchers.
     pub(super) fn announce(&self, event: Event, level: Level, line: fmt::Arguments<'_>) {
         self.daemon_sink().announce(event, level, line);
     }

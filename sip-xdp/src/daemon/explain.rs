@@ -1,4 +1,4 @@
-//! What the daemon knows of an address that no table of the kernel's says.
+//! The daemon's part of `explain`: what is not in the kernel's tables.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::net::network::{Network, source_of};
 use crate::sys::clock;
 
 impl Daemon {
-    /// The evidence, and what is in force.
+    /// Evidence, and what is in force.
     pub(super) fn explain(&self, address: IpAddr) -> Result<Known> {
         let now = clock::now();
         Ok(Known {

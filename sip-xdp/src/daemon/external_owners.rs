@@ -1,9 +1,8 @@
-//! Programs that block on their own account, such as the jails of fail2ban: each lets go of what it
-//! has blocked itself, and of nothing else. An operator's entries and the detector's are other
-//! owners', so a jail never ends them.
+//! External owners: programs that block on their own account, such as the jails of fail2ban. Each
+//! can remove only its own entries, never those of operators or the detector.
 //!
-//! A network has one entry for all of them, whose reason is their names. It lasts as long as the
-//! longest of them wants.
+//! A network has one entry for all of them, whose reason lists their names. It lasts as long as the
+//! longest of them demands.
 
 use anyhow::{Result, bail};
 use log::Level;
@@ -15,10 +14,10 @@ use crate::bans::event::Event;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 
-/// What is between two names.
+/// Separator of names.
 const BETWEEN: &str = ", ";
 
-/// The longest name, in bytes.
+/// Maximum length of a name, in bytes.
 const LONGEST_NAME: usize = 64;
 
 impl Daemon {
@@ -45,8 +44,7 @@ impl Daemon {
         self.block(entry, force, operator)
     }
 
-    /// Lets go of a network for a tool. It is no error if the tool does not block it, or not any
-    /// more.
+    /// Removes a tool's block of a network. Succeeds if there is none.
     pub(super) fn unblock_for(&mut self, tool: &str, network: &Network) -> Result<Removed> {
         check_name(tool)?;
         let Some(known) =

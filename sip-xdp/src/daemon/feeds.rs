@@ -1,5 +1,4 @@
-//! Feeds in the daemon: what they bring is put into force, and what must stay reachable is kept out
-//! of it.
+//! Feeds in the daemon: applying their lists, except for protected addresses.
 
 use std::collections::BTreeSet;
 
@@ -21,8 +20,7 @@ use crate::lists::{EARLIER, Refresh};
 use crate::net::network::Network;
 
 impl Daemon {
-    /// Follows the feeds of the configuration. What is on disk of those that are new comes into
-    /// force at once.
+    /// Follows the configured feeds. Saved lists of new ones are applied at once.
     pub(super) fn prepare_feeds(&mut self) {
         self.protect();
         for (name, networks) in self.feeds.configure(&self.config.feeds) {
@@ -40,32 +38,31 @@ impl Daemon {
                 log::error!("feed {name}: what it listed stays in force: {reason}");
             }
         }
-        // Also what feeds of an earlier daemon put there, and what the policy admits now.
+        // Also handles entries of an earlier daemon's feeds, and what the current policy admits.
         if let Err(reason) = self.list_allowed() {
             log::error!("what feeds trust or admit is not in force: {reason}");
         }
         self.settle_feeds();
     }
 
-    /// Takes what a feed has to say.
-    pub(super) fn feed_said(&mut self, update: Update) {
+    /// Processes a feed's update.
+    pub(super) fn on_feed_update(&mut self, update: Update) {
         let Update { name, generation, state, list } = update;
         let was_settled = self.feeds.is_settled();
         let Some(before) = self.feeds.note(&name, generation, state.clone()) else {
             return;
         };
-        self.tell_of_feed(&name, &before, &state);
+        self.publish_feed_state(&name, &before, &state);
         if let Some(list) = list {
-            // If it has ended meanwhile, nobody wants to know.
+            // An error means that the feed's thread has ended.
             let _ = list.applied.send(self.put_feed(&name, list.networks, list.is_expired));
         } else if !was_settled {
             self.settle_feeds();
         }
     }
 
-    /// Tells who watches what has changed in how a feed is. The log has it from the feed's own
-    /// thread.
-    fn tell_of_feed(&self, name: &str, before: &FeedState, now: &FeedState) {
+    /// Publishes a change of a feed's state. The feed's own thread logs it.
+    fn publish_feed_state(&self, name: &str, before: &FeedState, now: &FeedState) {
         let total = now.ipv4 + now.ipv6;
         let figures = FeedFigures { feed: name.to_owned(), total, ..FeedFigures::default() };
         if let Some(error) = now.error.as_ref().filter(|error| before.error.as_ref() != Some(error))
@@ -87,7 +84,7 @@ impl Daemon {
         }
     }
 
-    /// Puts what a feed lists into force.
+    /// Applies the list of a feed.
     fn put_feed(
         &mut self,
         name: &str,
@@ -118,7 +115,7 @@ impl Daemon {
         Ok(refresh)
     }
 
-    /// Puts what a feed trusts or admits into force. On an error all is as it was.
+    /// Applies the list of a feed that trusts or admits. On an error nothing has changed.
     fn allow_feed(
         &mut self,
         name: &str,
@@ -136,7 +133,7 @@ impl Daemon {
         };
         let [trust, admit] = [List::Trust, List::Admit].map(changed);
         let listed = match before {
-            // Its first list: what an earlier daemon listed for it may be there.
+            // Its first list: an earlier daemon's entries of this feed may exist.
             None => self.list_allowed(),
             Some(_) => self
                 .list_changed(List::Trust, trust)
@@ -152,8 +149,7 @@ impl Daemon {
         Ok(Refresh { added, removed, total: new.networks().len() })
     }
 
-    /// Makes the feeds' entries of a list agree with what these list, for networks of which one of
-    /// them has said something new. What stays is not looked at.
+    /// Makes a list's feed entries match the feeds, for the changed networks only.
     fn list_changed(&mut self, list: List, networks: Vec<Network>) -> Result<(), String> {
         if networks.is_empty() || (list == List::Admit && self.config.policy == Policy::Open) {
             return Ok(());
@@ -172,7 +168,7 @@ impl Daemon {
                         ..Entry::manual(network, NEVER, &names)
                     });
                 }
-                // Another feed that listed it before this daemon started has not spoken yet.
+                // Another feed that listed it before this daemon started has no list yet.
                 (None, Some(known))
                     if known.split(',').any(|name| self.feeds.is_unsettled(name)) => {}
                 (None, Some(_)) => {
@@ -189,11 +185,11 @@ impl Daemon {
         }
     }
 
-    /// Makes the entries of the trust and admit lists whose owners are feeds agree with what these
-    /// list. What feeds of an earlier daemon put there stays until each of them has had a list.
+    /// Makes the feed entries of the trust and admit lists match the feeds. Entries of an earlier
+    /// daemon's feeds stay until each feed has a list.
     fn list_allowed(&mut self) -> Result<(), String> {
         for list in [List::Trust, List::Admit] {
-            // Where everybody may talk, nobody needs to be admitted.
+            // Under the policy `open` nothing needs to be admitted.
             let is_idle = list == List::Admit && self.config.policy == Policy::Open;
             let mut wanted = if is_idle { Default::default() } else { self.feeds.allowed(list) };
             let Self { lists, feeds, .. } = self;
@@ -223,7 +219,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Lets go of what feeds of an earlier daemon listed, as soon as all have spoken.
+    /// Removes entries of an earlier daemon's feeds, once all feeds have a list.
     fn settle_feeds(&mut self) {
         if let Err(reason) = self.list_allowed() {
             log::error!("what feeds trusted or admitted before stays in force: {reason}");
@@ -237,13 +233,13 @@ impl Daemon {
         }
     }
 
-    /// What must stay reachable now: what feeds list of it is taken out, and not taken in.
+    /// Updates the protected addresses, and removes them from the feeds' entries.
     pub(super) fn protect_from_feeds(&mut self) {
         if !self.protect() {
             return;
         }
-        // The kernel asks the trust list first; here only the host itself matters, and what it
-        // needs.
+        // The trust list has precedence in the kernel; here only the host itself matters, with its
+        // gateways and resolvers.
         let own = ProtectedSet::new(self.never_ban.networks().collect());
         let guards = Guards { min_prefix: 0, min_prefix6: 0, ..Guards::default() };
         let names: Vec<String> =
@@ -265,8 +261,8 @@ impl Daemon {
         }
     }
 
-    /// Says what no feed may block: this host, what it needs, and whom operators trust; and what
-    /// none may trust or admit: whom operators block. Whether the first has changed.
+    /// Updates what feeds must not block (this host, what it needs, trusted networks) and must not
+    /// trust or admit (networks that operators block). Returns whether the former has changed.
     fn protect(&self) -> bool {
         let trusted = self.lists.entries(List::Trust).map(|entry| entry.network);
         let anybody_allows = self.config.feeds.iter().any(|feed| feed.action != FeedAction::Block);
@@ -284,7 +280,8 @@ impl Daemon {
         self.feeds.rows()
     }
 
-    /// `feed sync`: starts it. Who waits asks for the list until it says these rounds.
+    /// `feed sync`: starts a fetch. The response has the rounds that a waiting client polls the
+    /// list for.
     pub(super) fn feed_sync(&mut self, name: Option<&str>, accept: bool) -> Result<Rounds> {
         self.protect();
         match self.feeds.sync(name, accept) {
@@ -293,8 +290,7 @@ impl Daemon {
         }
     }
 
-    /// Why an address stays blocked although nobody else blocks it: the feeds that list it, and
-    /// what helps.
+    /// Why an address stays blocked by feeds alone: the feeds that list it, and the remedy.
     pub(super) fn feed_listing(&self, network: &Network) -> Option<String> {
         let names = self.lists.feeds().covering(network);
         let name = |name: &&str| {
@@ -310,7 +306,7 @@ impl Daemon {
         })
     }
 
-    /// What an operator should know of the feeds.
+    /// Warnings about feeds.
     pub(super) fn feeds_warnings(&self) -> Vec<String> {
         let mut warnings = self.feeds.warnings();
         if let Some(listed) = self.lists.feeds().get(EARLIER) {

@@ -1,4 +1,4 @@
-//! Host names in the daemon: what DNS says becomes entries of the lists.
+//! Host names in the daemon: DNS results become list entries.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -18,20 +18,20 @@ use crate::sys::clock;
 use crate::text::Quoted;
 
 impl Daemon {
-    /// Takes what DNS says of a name.
+    /// Processes the DNS result of a name.
     pub(super) fn host_answered(&mut self, update: HostsUpdate) {
         let name = update.name.clone();
         self.hosts.take(update);
         let addresses = self.hosts.addresses(&name).into_iter().collect();
         for purpose in [Purpose::Trust, Purpose::Admit] {
-            // It may have been taken out while it was asked about.
+            // It may have been removed during the query.
             if self.host_names(purpose).contains(&name) {
                 self.apply_hosts(purpose, &name, &addresses);
             }
         }
     }
 
-    /// Brings into force which names there are now, with the addresses that each had last.
+    /// Applies the current set of names, with the last known addresses of each.
     pub(super) fn prepare_hosts(&mut self) {
         let mut all = BTreeSet::new();
         for purpose in [Purpose::Trust, Purpose::Admit] {
@@ -42,16 +42,15 @@ impl Daemon {
                 let addresses = self.hosts.addresses(name);
                 self.note_hosts(purpose, name, &addresses);
             }
-            // All at once: what an earlier daemon listed and is still wanted stays all the time.
+            // All at once, so that wanted entries of an earlier daemon stay throughout.
             self.list_hosts(purpose);
             all.extend(names);
         }
-        // The configuration and commands may be too much together; `status` says so.
+        // Configuration and commands may exceed the limit together; `status` warns.
         self.hosts.follow(all.into_iter().take(MAX_NAMES).collect());
     }
 
-    /// Puts the addresses of a name into force for a purpose, in place of those that it had. None
-    /// take the name out.
+    /// Replaces the addresses of a name for a purpose; none removes the name.
     pub(super) fn apply_hosts(
         &mut self,
         purpose: Purpose,
@@ -59,13 +58,13 @@ impl Daemon {
         addresses: &BTreeSet<IpAddr>,
     ) {
         let is_new = self.note_hosts(purpose, name, addresses);
-        // What found no room before may find some now.
+        // Entries that found no room before may find some now.
         if is_new || self.hosts_error.is_some() {
             self.list_hosts(purpose);
         }
     }
 
-    /// Remembers the addresses of a name. Says whether they are others than before.
+    /// Stores the addresses of a name. Returns whether they changed.
     fn note_hosts(
         &mut self,
         purpose: Purpose,
@@ -98,14 +97,14 @@ impl Daemon {
         }
     }
 
-    /// Makes the entries of a list whose owner is a host name agree with the addresses of the
-    /// names. What finds no room is said in the log, and in `status` until there is room.
+    /// Makes a list's host name entries match the addresses of the names. Entries without room are
+    /// logged, and in `status` until there is room.
     fn list_hosts(&mut self, purpose: Purpose) {
         let (list, by_name) = match purpose {
             Purpose::Trust => (List::Trust, &self.trusted_hosts),
             Purpose::Admit => (List::Admit, &self.admitted_hosts),
         };
-        // Where everybody may talk, nobody needs to be admitted.
+        // Under the policy `open` nothing needs to be admitted.
         let nobody = dns::ByName::new();
         let is_open = self.config.policy == Policy::Open;
         let by_name = if list == List::Admit && is_open { &nobody } else { by_name };
@@ -152,7 +151,7 @@ impl Daemon {
         self.hosts_error = failed;
     }
 
-    /// Trusts a host name from now on. Its addresses come when DNS answers, which nobody waits for.
+    /// Trusts a host name. Its addresses follow asynchronously, when DNS responds.
     pub(super) fn trust_host(
         &mut self,
         name: HostName,
@@ -180,7 +179,7 @@ impl Daemon {
         Ok(HostTrusted { host: name, expires: clock::to_wall(expires), addresses })
     }
 
-    /// Takes a host name out that was given by command, with its addresses.
+    /// Removes a host name that was given by command, with its addresses.
     pub(super) fn distrust_host(&mut self, name: &HostName) -> Result<HostRemoved> {
         let by_file = self.config.trust.hosts.contains(name);
         if self.hosts.withdraw(name).is_none() {
@@ -207,13 +206,13 @@ impl Daemon {
         Ok(HostRemoved { host: name.clone(), removed, still_trusted_by_config: by_file })
     }
 
-    /// The host name because of which exactly `network` is trusted, if so.
+    /// The host name because of which exactly `network` is trusted, if any.
     pub(super) fn trusting_host(&self, network: &Network) -> Option<&str> {
         let owners = self.lists.owners(List::Trust, network).into_iter();
         owners.filter(|entry| entry.owner == Owner::Host).map(|entry| entry.reason.as_str()).next()
     }
 
-    /// Why a network that is an address of a trusted host cannot be taken out by itself.
+    /// Why an address of a trusted host name cannot be removed by itself.
     pub(super) fn belongs_to_host(&self, network: &Network, name: &str) -> String {
         let way = if self.config.trust.hosts.iter().any(|known| known.as_str() == name) {
             format!(
@@ -226,7 +225,7 @@ impl Daemon {
         format!("{network} is trusted as an address of {name}; {way}")
     }
 
-    /// Takes out the names whose time has ended.
+    /// Removes expired names.
     pub(super) fn expire_hosts(&mut self, now: u64) {
         let over = self.hosts.expire(now);
         if over.is_empty() {
@@ -238,8 +237,7 @@ impl Daemon {
         self.prepare_hosts();
     }
 
-    /// Writes the names to disk if something has changed. A failure is said once, and again in
-    /// `status`.
+    /// Saves the names if they have changed. A failure is logged once, and in `status`.
     pub(super) fn save_hosts(&mut self, all: bool) {
         let failed = self.hosts.save(all).err();
         let failed = failed
@@ -250,7 +248,7 @@ impl Daemon {
         self.hosts_save_error = failed;
     }
 
-    /// What `status` shows of the names.
+    /// The names in `status`.
     pub(super) fn hosts_status(&self) -> Vec<HostRow> {
         let row = |purpose: Purpose, name: HostName| {
             let given = self.hosts.given().get(&name).filter(|_| purpose == Purpose::Trust);
@@ -275,7 +273,7 @@ impl Daemon {
             .collect()
     }
 
-    /// What an operator should know of the names.
+    /// Warnings about names.
     pub(super) fn hosts_warnings(&self) -> Vec<String> {
         let names: BTreeSet<_> = [Purpose::Trust, Purpose::Admit]
             .into_iter()

@@ -1,4 +1,4 @@
-//! Many entries at once: lists of networks by command, and what another instance has exported.
+//! Bulk changes: imported lists of networks, and state dumps of another instance.
 
 use anyhow::{Result, bail};
 use log::Level;
@@ -19,17 +19,17 @@ use crate::net::network::{Network, source_of};
 use crate::store::state_dump::{self, Accepted, DumpedEntry, Host, Part, PastBan, Whose};
 use crate::store::{Ban, Change, End};
 
-/// The longest registration that is believed, in nanoseconds.
+/// Maximum registration lifetime accepted from a dump, in nanoseconds.
 const LONGEST: u64 = 24 * 3_600_000_000_000;
 
-/// Two times that were converted one after the other may differ by so much and be the same, in
-/// nanoseconds: both clocks are read, one after the other.
+/// Tolerance between two converted times, in nanoseconds, since the two clocks are not read at the
+/// same instant.
 const ALIKE: u64 = 1_000_000_000;
 
-/// The longest name of a user that is believed, in bytes.
+/// Maximum length of a user name accepted from a dump, in bytes.
 const MAX_USER: usize = 256;
 
-/// Whether somebody insists on networks that are refused otherwise, and who it is.
+/// Overrides for networks that are otherwise refused.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Insists {
     /// `--force`.
@@ -45,8 +45,7 @@ impl Imported {
 }
 
 impl Daemon {
-    /// Enters networks in a list: all but those that must not be. Without room the rest is not
-    /// entered.
+    /// Adds networks to a list, except for refused ones. Stops when there is no room.
     pub(super) fn import(
         &mut self,
         list: ListName,
@@ -95,7 +94,7 @@ impl Daemon {
         }
     }
 
-    /// Takes up a part of what another instance has exported. What is here and lasts longer stays.
+    /// Imports a part of another instance's dump. Local state that lasts longer stays.
     pub(super) fn restore(&mut self, part: Part) -> Result<Imported> {
         let mut tally = Imported::default();
         let name = part.name();
@@ -140,7 +139,7 @@ impl Daemon {
         Ok(tally)
     }
 
-    /// Enters rows of a list: all but those that must not be. What finds no room is refused.
+    /// Adds rows to a list, except for refused ones. Rows without room are refused.
     fn restore_entries(&mut self, list: List, rows: Vec<DumpedEntry>, tally: &mut Imported) {
         let mut entries: Vec<Entry> =
             rows.into_iter().filter_map(|row| self.restored(list, row, tally)).collect();
@@ -155,7 +154,7 @@ impl Daemon {
         }
     }
 
-    /// The entry that a row is to be here, if it is to be one.
+    /// The local entry for a row, if it is to be imported.
     fn restored(&self, list: List, row: DumpedEntry, tally: &mut Imported) -> Option<Entry> {
         let now = clock::now();
         let DumpedEntry { network, port, .. } = row;

@@ -1,9 +1,10 @@
-//! Interfaces come and go: a PPP line is redialled, a VLAN made anew, an adapter pulled out, a name
-//! changed. Whatever happens to them, the daemon goes on, and filters what is configured as soon as
-//! it is there.
+//! Dynamic interfaces: PPP lines are redialled, VLANs recreated, adapters unplugged, names changed.
+//! The daemon continues in every case, and filters configured interfaces as soon as they exist.
 //!
-//! Which interfaces are meant is found out in [`resolve`]. The programs of an interface that went
-//! are kept loaded, so that its successor need not wait for the verifier.
+//! [`resolve`] maps configured names to interfaces. The programs of a vanished interface stay
+//! loaded, so that its successor need not wait for the verifier.
+//!
+//! More than 400 lines: attachment and detachment share the state of all interfaces.
 
 mod links;
 mod resolve;
@@ -41,33 +42,33 @@ use links::Watched;
 pub(super) use resolve::Resolved;
 use resolve::{Wanted, resolve, with_default_route};
 
-/// An interface that is being filtered.
+/// A filtered interface.
 pub(super) struct Served {
-    /// Its configured name.
+    /// Configured name.
     pub(super) name: String,
-    /// How the program is attached.
+    /// Attach mode.
     pub(super) mode: Mode,
     index: u32,
-    /// Its name at the moment.
+    /// Current name.
     current_name: String,
-    /// The ingress program's id.
+    /// Id of the ingress program.
     program: u32,
     loaded: Loaded,
     watched: Watched,
 }
 
 impl Served {
-    /// Its slot in the tables.
+    /// Slot in the tables.
     pub(super) fn slot(&self) -> u32 {
         self.loaded.slot
     }
 
-    /// The kernel's index.
+    /// Interface index.
     pub(super) fn index(&self) -> u32 {
         self.index
     }
 
-    /// How its frames start.
+    /// Link type.
     pub(super) fn link(&self) -> Link {
         self.loaded.link
     }
@@ -81,7 +82,7 @@ pub(super) struct Loaded {
     _trace: Option<Trace>,
 }
 
-/// Forwards the trace of a kernel program that was compiled with it to the log, until it is dropped.
+/// Forwards a kernel program's trace to the log, until dropped; only for programs compiled with it.
 struct Trace(JoinHandle<()>);
 
 impl Drop for Trace {
@@ -90,7 +91,7 @@ impl Drop for Trace {
     }
 }
 
-/// The maps that say what is filtered and count it.
+/// The maps of interface records and counters.
 struct InterfaceMaps {
     records: Array<MapData, InterfaceRecord>,
     counters: PerCpuArray<MapData, Counters>,
@@ -113,7 +114,7 @@ impl InterfaceMaps {
             .collect::<Result<_, _>>()?)
     }
 
-    /// Begins to count anew.
+    /// Resets the counters of a slot.
     fn clear(&mut self, slot: u32) -> Result<()> {
         let cpus = nr_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))?;
         Ok(self.counters.set(slot, PerCpuValues::try_from(vec![Counters::zeroed(); cpus])?, 0)?)
@@ -121,7 +122,7 @@ impl InterfaceMaps {
 }
 
 impl Daemon {
-    /// Puts the program on the interfaces that are wanted, and takes it off all others.
+    /// Attaches to the wanted interfaces, and detaches from all others.
     pub(super) fn reconcile(&mut self, resolved: &Resolved, maps: &std::path::Path) -> Result<()> {
         if self.confirmation.is_missed() {
             let there = resolved.wanted.iter().map(|wanted| wanted.name.clone());
@@ -131,7 +132,7 @@ impl Daemon {
         let mut interface_maps = InterfaceMaps::open(maps)?;
         let known = interface_maps.read()?;
         let slots = slots(&known, resolved)?;
-        // All programs are loaded before the first is attached: what the verifier refuses changes
+        // All programs are loaded before the first is attached, so that a verifier refusal changes
         // nothing.
         let mut loaded = Vec::new();
         for (wanted, (slot, is_new)) in resolved.wanted.iter().zip(slots) {
@@ -140,7 +141,7 @@ impl Daemon {
         let (mut served, mut attached_anew, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (wanted, is_new, loaded) in loaded {
             let adopts = self.pins.link(wanted.interface.index).exists();
-            let (one, said) =
+            let (one, new_warnings) =
                 match self.put_on(wanted, loaded, is_new, self.config.mode, &mut interface_maps) {
                     Ok(put) => put,
                     Err(error) => {
@@ -153,8 +154,8 @@ impl Daemon {
             }
             let how = if adopts { ", adopting what was there" } else { "" };
             log::info!("attached to {} in {} mode{how}", one.name, one.mode);
-            warnings.extend(said);
-            served.push(one);
+            warnings.extend(new_warnings);
+            served.push(self.with_reserve(one, &wanted.interface, maps));
         }
         let is_wanted =
             |index: u32| resolved.wanted.iter().any(|wanted| wanted.interface.index == index);
@@ -178,13 +179,14 @@ impl Daemon {
             .chain(resolved.missing.clone())
             .collect();
         self.served = served;
+        self.recall_blind();
         self.cached_programs.clear();
         self.unserved.clear();
         Ok(())
     }
 
-    /// Loads the programs of an interface. What the verifier says if it refuses one is kept in the
-    /// state directory.
+    /// Loads the programs of an interface. The verifier log of a refusal is kept in the state
+    /// directory.
     fn load(&self, interface: &Interface, slot: u32, maps: &std::path::Path) -> Result<Loaded> {
         let link = interface.link.with_context(|| unreadable(interface))?;
         let settings = self.config.program_settings(link, slot);
@@ -195,7 +197,7 @@ impl Daemon {
         Ok(Loaded { slot, link, object, _trace: trace })
     }
 
-    /// Puts programs on an interface. Returns what one would wish to be otherwise, too.
+    /// Attaches programs to an interface. Also returns warnings.
     fn put_on(
         &self,
         wanted: &Wanted,
@@ -233,7 +235,7 @@ impl Daemon {
         ))
     }
 
-    /// Takes programs off again that were attached in vain.
+    /// Detaches programs after a failed change.
     fn detach_all(&self, indices: &[u32]) {
         for index in indices {
             if let Err(error) = self.pins.detach(*index) {
@@ -242,7 +244,7 @@ impl Daemon {
         }
     }
 
-    /// Brings what is filtered up to date with the interfaces that there are now.
+    /// Updates the filtered interfaces to the present ones.
     pub(super) async fn follow_interfaces(&mut self) {
         if self.confirmation.is_missed() {
             return;
@@ -270,13 +272,13 @@ impl Daemon {
                 attached_some |= self.attach_wanted(wanted);
             }
         }
-        // With an interface come addresses of our own, and routes.
-        if attached_some && let Err(error) = self.look_around().await {
+        // A new interface brings local addresses and routes.
+        if attached_some && let Err(error) = self.refresh_surroundings().await {
             log::warn!("the host's addresses and routes: {error:#}");
         }
     }
 
-    /// Filters on interfaces that have got a default route, if that is what is configured.
+    /// Filters interfaces that have gained a default route, if so configured.
     pub(super) async fn follow_default_routes(&mut self, around: &Surroundings) -> Result<()> {
         if !self.config.interfaces.is_empty() {
             return Ok(());
@@ -287,7 +289,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Filters an interface that came, or came back. Returns whether it does.
+    /// Attaches to an interface that has appeared or reappeared. Returns whether it succeeded.
     fn attach_wanted(&mut self, wanted: &Wanted) -> bool {
         let name = &wanted.name;
         match self.try_to_take_on(wanted) {
@@ -296,14 +298,15 @@ impl Daemon {
                 self.attach_warnings.retain(|warning| !warning.starts_with(&format!("{name}: ")));
                 self.attach_warnings.extend(warnings);
                 let (mode, index) = (served.mode, served.index);
-                self.say_of_interface(name, "attached", &format!("mode={mode} index={index}"));
+                self.announce_interface(name, "attached", &format!("mode={mode} index={index}"));
+                let served = self.with_reserve(served, &wanted.interface, &self.pins.maps());
                 self.served.push(served);
                 true
             }
             Err(error) => {
                 let error = format!("{error:#}");
                 if self.unserved.get(name) != Some(&error) {
-                    self.say_of_interface(name, "failed", &format!("reason={}", Quoted(&error)));
+                    self.announce_interface(name, "failed", &format!("reason={}", Quoted(&error)));
                     self.unserved.insert(name.clone(), error);
                 }
                 false
@@ -315,7 +318,7 @@ impl Daemon {
         let maps = self.pins.maps();
         let mut interface_maps = InterfaceMaps::open(&maps)?;
         let link = wanted.interface.link.with_context(|| unreadable(&wanted.interface))?;
-        // The interface may have come back as another kind of link, which takes another program.
+        // The interface may have another link type now, which needs another program.
         let cached_programs =
             self.cached_programs.remove(&wanted.name).filter(|loaded| loaded.link == link);
         let (loaded, is_new) = match cached_programs {
@@ -328,7 +331,7 @@ impl Daemon {
         self.put_on(wanted, loaded, is_new, self.config.mode, &mut interface_maps)
     }
 
-    /// The slot of an interface that is taken on: the one that it had, or else a free one.
+    /// The slot of a newly attached interface: its earlier one, or a free one.
     fn slot_for(&self, name: &str, known: &[InterfaceRecord]) -> Result<(u32, bool)> {
         if let Some(slot) =
             known.iter().position(|record| record.index != 0 && name_of(record) == name)
@@ -339,8 +342,8 @@ impl Daemon {
         Ok((free.context("too many interfaces")? as u32, true))
     }
 
-    /// An interface is not filtered any more: it is gone, or another one has its name, or somebody
-    /// took the program off.
+    /// Stops filtering an interface: it is gone, another one has its name, or the program was
+    /// removed by somebody else.
     fn detach_interface(&mut self, served: Served, is_there: bool) {
         let Served { name, index, loaded, .. } = served;
         if let Err(error) = self.pins.detach(index) {
@@ -348,11 +351,11 @@ impl Daemon {
         }
         self.blind.remove(&name);
         let kind = if is_there { "detached" } else { "gone" };
-        self.say_of_interface(&name, kind, &format!("index={index}"));
+        self.announce_interface(&name, kind, &format!("index={index}"));
         self.cached_programs.insert(name, loaded);
     }
 
-    /// Says which interfaces are called otherwise than before.
+    /// Logs changed interface names.
     fn note_names(&mut self, resolved: &Resolved) {
         let mut renamed = Vec::new();
         for served in &mut self.served {
@@ -365,11 +368,11 @@ impl Daemon {
             }
         }
         for (name, now, index) in renamed {
-            self.say_of_interface(&name, "renamed", &format!("name={now} index={index}"));
+            self.announce_interface(&name, "renamed", &format!("name={now} index={index}"));
         }
     }
 
-    /// Does not filter an interface any more, by command.
+    /// Detaches an interface by command.
     pub(super) fn disable(&mut self, name: &str) -> Result<Vec<Offload>> {
         let offloads = forget_interface(&self.pins, name)?;
         self.wanted.retain(|wanted| wanted != name);
@@ -380,7 +383,7 @@ impl Daemon {
         Ok(offloads)
     }
 
-    /// The configured interfaces that are not there.
+    /// Configured interfaces that do not exist.
     pub(super) fn missing(&self) -> Vec<&str> {
         if self.confirmation.is_missed() {
             return Vec::new();
@@ -390,9 +393,9 @@ impl Daemon {
         names.filter(|name| !is_served(name) && !self.unserved.contains_key(*name)).collect()
     }
 
-    /// What `status` warns of.
+    /// Warnings in `status`.
     pub(super) fn interface_warnings(&self) -> Vec<String> {
-        // Those that were filtered before have a record, of which `status` itself speaks.
+        // Interfaces that were filtered before have a record, which `status` reports itself.
         let was_there = |name: &str| self.cached_programs.contains_key(name);
         let missing = self.missing().into_iter().filter(|name| !was_there(name));
         let missing = missing.map(|name| {
@@ -413,7 +416,7 @@ impl fmt::Debug for Served {
     }
 }
 
-/// Whether an interface is still the one that is filtered, and by our program.
+/// Whether an interface is still the filtered one, with our program attached.
 fn is_still_served(served: &Served, resolved: &Resolved) -> bool {
     resolved.wanted.iter().any(|wanted| {
         wanted.name == served.name
@@ -423,15 +426,14 @@ fn is_still_served(served: &Served, resolved: &Resolved) -> bool {
     })
 }
 
-/// The counters of each wanted interface, and whether they are new: those of its name, or of its
-/// index, or free ones.
+/// The slot of each wanted interface, and whether it is new: by name, by index, or free.
 fn slots(known: &[InterfaceRecord], resolved: &Resolved) -> Result<Vec<(u32, bool)>> {
     let used = |slot: &usize| known[*slot].index != 0;
     let mut free: BTreeSet<usize> = (0..known.len()).collect();
     let mut chosen: Vec<Option<usize>> = vec![None; resolved.wanted.len()];
     let by_name = |wanted: &Wanted, slot: &usize| name_of(&known[*slot]) == wanted.name;
     let by_index = |wanted: &Wanted, slot: &usize| known[*slot].index == wanted.interface.index;
-    // An interface that is not there keeps its counters.
+    // A missing interface keeps its counters.
     free.retain(|slot| !used(slot) || !resolved.missing.contains(&name_of(&known[*slot])));
     for fits in [&by_name as &dyn Fn(&Wanted, &usize) -> bool, &by_index] {
         for (wanted, chosen) in
@@ -482,8 +484,8 @@ fn forward_trace(object: &mut Ebpf) -> Result<Option<Trace>> {
     }
     let logger: EbpfLogger<&'static dyn Log> =
         EbpfLogger::init(object).context("the trace of the kernel program")?;
-    // SAFETY: the logger owns its map's descriptor for as long as it lives, and always returns that
-    // one.
+    // SAFETY: the logger owns its map's descriptor for its whole lifetime, and always returns the
+    // same one.
     let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
     Ok(Some(Trace(tokio::spawn(async move {
         while let Ok(mut guard) = logger.readable_mut().await {
@@ -530,11 +532,11 @@ mod tests {
             slots(&known, &Resolved { wanted: all.to_vec(), missing }).unwrap()
         };
         assert_eq!(slots(&[wanted("lan", 6), wanted("wan", 9)], &[]), [(2, false), (0, false)]);
-        // Renamed in the configuration, too.
+        // Renamed in the configuration as well.
         assert_eq!(slots(&[wanted("wan0", 5)], &["lan"]), [(0, false)]);
-        // The old one under a new name, and a new one under the old name.
+        // The old interface under a new name, and a new one under the old name.
         assert_eq!(slots(&[wanted("old", 5), wanted("wan", 9)], &["lan"]), [(1, true), (0, false)]);
-        // One that is missing keeps its own.
+        // A missing interface keeps its slot.
         assert_eq!(
             slots(&[wanted("ppp0", 7), wanted("ppp1", 8)], &["wan", "lan"]),
             [(1, true), (3, true)]

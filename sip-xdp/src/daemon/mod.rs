@@ -1,5 +1,5 @@
-//! The daemon: reads events from the kernel, bans, expires, answers commands. It can die at any
-//! moment; the filter goes on without it, and the next one adopts it.
+//! The daemon: reads kernel events, bans, expires entries, and executes commands. If it dies, the
+//! filter continues without it, and the next daemon adopts it.
 
 mod bounds;
 mod commands;
@@ -38,7 +38,7 @@ use crate::dataplane::attach::trial::Trial;
 use crate::dataplane::attach::xdp::ModeChoice;
 use crate::dataplane::netlink::Netlink;
 use crate::dataplane::pins::{Lock, Pins};
-use crate::dataplane::tables::drop_samples::Tap;
+use crate::dataplane::tables::drop_samples::DropSampleBudget;
 use crate::dataplane::tables::meters::Sources;
 use crate::detect::Detector;
 use crate::dns::{ByName, Hosts};
@@ -56,22 +56,22 @@ use confirm::Confirmation;
 pub use event_loop::run;
 use interfaces::{Blindness, Loaded, Served};
 
-/// How long an answer waits for the disk.
+/// How long a response waits for the disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many ticks lie between two looks at the host's addresses and routes.
+/// Ticks between two reads of the host's addresses and routes.
 const SURROUNDINGS_TICKS: u64 = 30;
 
-/// How many ticks lie between two rounds of forgetting.
+/// Ticks between two rounds of cleanup.
 const MINUTE_TICKS: u64 = 60;
 
-/// How many ticks lie between two looks at the meters of sources that are silent for long.
+/// Ticks between two refreshes of the meters.
 const HOUR_TICKS: u64 = 3_600;
 
-/// How many events are read before anything else has its turn.
+/// Events read before other work gets its turn.
 const EVENTS_AT_ONCE: usize = 1_024;
 
-/// What the command line asks of the daemon, over the configuration file.
+/// Command-line settings, which override the configuration file.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     /// `--config` was given: the file must exist.
@@ -82,12 +82,11 @@ pub struct Overrides {
     pub mode: Option<ModeChoice>,
     /// `--dry-run`.
     pub dry_run: bool,
-    /// `--confirm`: detach after so long, unless somebody confirms.
+    /// `--confirm`: detach after this time without confirmation.
     pub confirm: Option<Duration>,
-    /// For tests: native programs count as having seen nothing.
+    /// For tests: native programs count as blind.
     pub blind: bool,
-    /// The ways to try to read our responses, if not all: for tests, on a kernel that has all of
-    /// them.
+    /// Egress attachments to try; `None` for all. For tests on kernels that have all of them.
     pub egress_ways: Option<Vec<EgressWay>>,
 }
 
@@ -127,50 +126,50 @@ struct Daemon {
     confirmation: Confirmation,
     trial: Trial,
     step_back_failed: bool,
-    /// The interfaces that are to be filtered, by their configured names.
+    /// Configured names of the interfaces to be filtered.
     wanted: Vec<String>,
-    /// Those that are.
+    /// Filtered interfaces.
     served: Vec<Served>,
-    /// The programs of interfaces that are not there at the moment.
+    /// Loaded programs of interfaces that do not exist now.
     cached_programs: HashMap<String, Loaded>,
-    /// Why an interface that is there is not filtered.
+    /// Existing interfaces that are not filtered, with the error.
     unserved: BTreeMap<String, String>,
-    /// Interfaces whose native program sees, or saw, nothing.
+    /// Interfaces whose native program sees, or saw, no packets.
     blind: BTreeMap<String, Blindness>,
-    /// What an operator should know, said in `status`.
+    /// Warnings for `status`.
     warnings: Vec<String>,
-    /// The same about how the programs are attached.
+    /// Warnings about attachments.
     attach_warnings: Vec<String>,
     store: Store,
-    /// Who watches is told of events here.
+    /// The event stream.
     hub: Hub,
-    /// Copies of what is dropped, for whoever watches.
-    tap: Tap,
-    /// Metrics and the web page.
+    /// The budget of drop samples.
+    drop_samples: DropSampleBudget,
+    /// Metrics and web page.
     metrics: Metrics,
-    /// Who else is told.
+    /// Notifications and CrowdSec.
     integrations: Integrations,
     /// What SIP servers tell.
     hep: hep::Hep,
-    /// Volume does not ban before this time.
+    /// End of the learning period, in which volume does not ban.
     learning_until: u64,
     repeats: Repeats,
     notes: Notes,
-    /// What was said of tables that are nearly full.
+    /// Reported fill levels.
     nearly_full: tables::NearlyFull,
-    /// Whether somebody sets the wall clock, by which the store keeps its times.
+    /// Detector of wall-clock changes, since the store keeps wall-clock times.
     wall: WallWatch,
-    /// How often each network was banned, and when it last was, for bans that grow.
+    /// Offences by network, which lengthen bans.
     offences: BTreeMap<Network, Offence>,
-    /// Everything was unloaded: end.
+    /// Everything was unloaded: exit.
     ended: bool,
 }
 
-// Futures and results hold it by value, in several copies where nothing is optimized: what is large
-// in it is on the heap.
+// Futures and results hold it by value, in several copies in debug builds: large members are on the
+// heap.
 const _: () = assert!(size_of::<Daemon>() <= 8 * 1024);
 
-/// Has the store write what has changed in the lists.
+/// Passes changes of the lists to the store.
 fn save(store: &Store, lists: &mut Lists) {
     if store.wants_entries() {
         store.record(Change::Entries(lists.all_entries()));
@@ -181,7 +180,7 @@ fn save(store: &Store, lists: &mut Lists) {
 }
 
 impl Daemon {
-    /// The `ready` line: where, how, and for which ports.
+    /// The `ready` line: interfaces, modes, ports.
     fn summary(&self) -> String {
         let mut interfaces: Vec<_> =
             self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
@@ -205,8 +204,8 @@ impl Daemon {
         )
     }
 
-    /// Reads the events that are there, but not so many at once that commands have to wait. Returns
-    /// whether none is left.
+    /// Reads pending events, up to a limit that keeps commands responsive. Returns whether none is
+    /// left.
     fn drain(&mut self, events: &mut RingBuf<MapData>) -> bool {
         for _ in 0..EVENTS_AT_ONCE {
             let Some(item) = events.next() else {
@@ -226,11 +225,11 @@ impl Daemon {
     }
 
     async fn tick(&mut self, ticks: u64) {
-        self.tap.fill(self.hub.wants_packets());
+        self.drop_samples.fill(self.hub.wants_packets());
         let now = clock::now();
         self.follow_the_wall_clock();
         self.check_confirmation(now);
-        // The kernel says nothing when somebody takes a program off.
+        // The kernel sends no notification when somebody else detaches a program.
         if self.served.len() < self.wanted.len() || ticks.is_multiple_of(SURROUNDINGS_TICKS) {
             self.follow_interfaces().await;
         }
@@ -243,7 +242,7 @@ impl Daemon {
                 "known hosts that are over stay in the tables, where they no longer count: {error}"
             );
         }
-        // At the first tick, too: whatever time there was without a daemon.
+        // At the first tick as well, after any time without a daemon.
         if ticks % HOUR_TICKS == 1
             && let Err(error) = self.sources.refresh(now)
         {
@@ -258,7 +257,7 @@ impl Daemon {
             self.remember_evidence();
         }
         if ticks.is_multiple_of(SURROUNDINGS_TICKS)
-            && let Err(error) = self.look_around().await
+            && let Err(error) = self.refresh_surroundings().await
         {
             log::warn!("the host's addresses and routes: {error:#}");
         }
@@ -270,9 +269,9 @@ impl Daemon {
         self.save_hosts(false);
     }
 
-    /// Bans end by the filter's clock, whatever the wall clock says; but the store has their ends
-    /// by the wall clock. When that was set, it is told all of them again, so that they neither
-    /// vanish with a reboot nor last longer.
+    /// Entries expire by the filter's clock, but the store keeps wall-clock times. When the wall
+    /// clock was set, the store gets all entries again, so that bans neither vanish with a reboot
+    /// nor last longer.
     fn follow_the_wall_clock(&mut self) {
         let Some(jump) = self.wall.jump() else {
             return;
@@ -284,14 +283,14 @@ impl Daemon {
         self.remember_evidence();
     }
 
-    /// Has the store write what has changed in the lists.
+    /// Passes changes of the lists to the store.
     fn save(&mut self) {
         save(&self.store, &mut self.lists);
     }
 
-    /// Answers a command: one that changes what is to last, when that would survive a power cut.
-    /// For a slow disk the daemon does not wait, nor does the answer for long; `status` says what
-    /// is wrong with a disk.
+    /// Sends a response; for lasting changes, only once they would survive a power cut. A slow disk
+    /// does not block the daemon, and delays the response only briefly; `status` reports disk
+    /// errors.
     fn answer(
         &mut self,
         to: oneshot::Sender<Result<Reply>>,
@@ -299,7 +298,7 @@ impl Daemon {
         is_lasting: bool,
     ) {
         if !is_lasting {
-            // Who asked may be gone.
+            // The client may have disconnected.
             let _ = to.send(answer);
             return;
         }
@@ -311,7 +310,7 @@ impl Daemon {
         });
     }
 
-    /// Has the store write what has changed in the lists, and waits until it is on disk.
+    /// Passes changes of the lists to the store, and waits until they are on disk.
     fn save_now(&mut self) {
         self.save();
         if let Err(error) = self.store.flush() {
@@ -319,9 +318,9 @@ impl Daemon {
         }
     }
 
-    /// Leaves the filter as it is, unless it waits in vain to be confirmed, and lets go of the
-    /// instance. A trial that ends in an orderly way is over; after one that ended in an error the
-    /// next daemon stays detached until somebody confirms.
+    /// Exits: leaves the filter attached, unless it is an unconfirmed trial, and releases the
+    /// instance. An orderly exit ends a trial; after an error the next daemon stays detached until
+    /// confirmation.
     async fn leave(mut self, is_orderly: bool) {
         let (ended, dry_run) = (self.ended, self.config.dry_run);
         if !ended {
@@ -340,7 +339,7 @@ impl Daemon {
         self.save_hosts(true);
         let _ = std::fs::remove_file(self.paths.socket());
         drop(self.lock.take());
-        // Answers that are still on their way.
+        // Time for pending responses.
         sleep(Duration::from_millis(50)).await;
         match (ended, is_detached) {
             (true, _) => {}
@@ -352,7 +351,7 @@ impl Daemon {
         }
     }
 
-    /// What `status` shows of the daemon.
+    /// The daemon's part of `status`.
     fn status(&self) -> DaemonStatus {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.attach_warnings.iter().cloned());

@@ -1,4 +1,4 @@
-//! Samples of what is dropped, for whoever watches.
+//! Drop samples for watchers.
 
 use std::fmt::Write as _;
 
@@ -13,10 +13,10 @@ use crate::api::event_stream::{LinkKind, PacketSample};
 use crate::dataplane::counters;
 use crate::net::network::Network;
 
-/// How much of a start line is shown, in bytes.
+/// Maximum length of a shown start line, in bytes.
 const START_LINE: usize = 120;
 
-/// What a frame says of itself.
+/// The parsed headers of a frame.
 #[derive(Debug, PartialEq, Eq)]
 struct Frame {
     source: Network,
@@ -25,7 +25,7 @@ struct Frame {
 }
 
 impl Daemon {
-    /// Tells a packet to whoever watches.
+    /// Publishes a drop sample to watchers.
     pub(super) fn show_packet(&self, event: &KernelEvent) {
         let served = self.served.iter().find(|served| served.slot() == event.slot);
         let data = &event.head[..usize::from(event.head_length).min(HEAD)];
@@ -72,7 +72,7 @@ impl Frame {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string does not fail.
+        // Writing to a string is infallible.
         let _ = write!(text, "{byte:02x}");
         text
     })
@@ -97,7 +97,7 @@ mod tests {
             Frame { source: "192.0.2.7".parse().unwrap(), port: Some(5060), start_line }
         );
         for length in 0..frame.len() {
-            // Whatever is cut off.
+            // Any truncation.
             let _ = Frame::read(&frame[..length], Link::Ethernet);
         }
         assert_eq!(hex(&[0, 171, 255]), "00abff");

@@ -1,5 +1,4 @@
-//! What the daemon remembers over restarts and reboots beside the lists: who is real, who offended,
-//! and the evidence.
+//! State restored after restarts and reboots besides the lists: reputations, offences, evidence.
 
 use std::time::Duration;
 
@@ -14,14 +13,14 @@ use crate::lists::HostReputation;
 use crate::net::network::{address_of, source_of};
 use crate::store::{self, Change, Peer, State};
 
-/// Under which name the detector's evidence is kept.
+/// Name of the stored evidence.
 const EVIDENCE: &str = "evidence";
 
-/// Under which name it is kept until when volume does not ban.
+/// Name of the stored end of the learning period.
 const LEARNING: &str = "learning";
 
 impl Daemon {
-    /// Begins to learn, if the configuration says so: this is a first start.
+    /// Starts the learning period, if configured: this is a first start.
     pub(super) fn begin_to_learn(&mut self) {
         let learn = self.config.learn.0;
         if !learn.is_zero() {
@@ -31,8 +30,8 @@ impl Daemon {
         }
     }
 
-    /// Takes up what a store held that was locked when the daemon started: entries that nobody has
-    /// made anew meanwhile, and who is real. Evidence is as old as the start, and begins anew.
+    /// Restores the contents of a store that was locked at the start: entries that have not been
+    /// added again meanwhile, and reputations. Evidence restarts empty.
     pub(super) fn recall_late(&mut self) {
         let Some(mut state) = self.store.take_late() else {
             return;
@@ -64,7 +63,7 @@ impl Daemon {
         );
     }
 
-    /// Takes up what was known, before the first packet is judged.
+    /// Restores the state, before the first packet is judged.
     pub(super) fn recall(&mut self, state: State) {
         let now = clock::now();
         let State { accepted, peers, offences, notes, .. } = state;
@@ -74,7 +73,7 @@ impl Daemon {
             port: row.port,
             transport: row.transport,
             at: from_wall_ms(row.last_ms),
-            // A registration never lasts longer than it was made for, whatever the clock says.
+            // A registration never lasts longer than its original lifetime, whatever the clock.
             until: from_wall_ms(row.until_ms)
                 .min(clock::after(Some(between(row.last_ms, row.until_ms)))),
         });
@@ -122,12 +121,12 @@ impl Daemon {
             });
         }
         let until = note(LEARNING).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-        // It never lasts longer than it may now, whatever the clock says.
+        // Never longer than the configured period, whatever the clock.
         self.learning_until = until
             .map_or(0, |until| from_wall_ms(until).min(clock::after(Some(self.config.learn.0))));
     }
 
-    /// Has the store remember the evidence.
+    /// Saves the evidence.
     pub(super) fn remember_evidence(&self) {
         match self.detector.evidence(clock::now(), clock::wall_ms()) {
             Ok(value) => self.store.record(Change::Note { name: EVIDENCE.to_owned(), value }),
@@ -136,7 +135,7 @@ impl Daemon {
     }
 }
 
-/// An acceptance as the store remembers it.
+/// An acceptance as a store change.
 pub(super) fn accepted(acceptance: &Acceptance) -> Change {
     let Acceptance { source, user, port, transport, at, until } = acceptance;
     let last_ms = to_wall_ms(*at);
@@ -151,7 +150,7 @@ pub(super) fn accepted(acceptance: &Acceptance) -> Change {
     })
 }
 
-/// A peer as the store remembers it.
+/// A peer as a store change.
 pub(super) fn peer(source: IpKey, until: u64) -> Change {
     Change::Peer(Peer { address: address_of(source), until_ms: to_wall_ms(until) })
 }
@@ -177,7 +176,7 @@ pub(super) fn from_wall_ms(ms: u64) -> u64 {
     if ms >= wall { now.saturating_add(apart) } else { now.saturating_sub(apart) }
 }
 
-/// The time between two times of the wall clock; none if the second one is earlier.
+/// The time between two wall-clock times; zero if the second is earlier.
 fn between(from_ms: u64, to_ms: u64) -> Duration {
     Duration::from_millis(to_ms.saturating_sub(from_ms))
 }

@@ -1,7 +1,7 @@
-//! Bringing the filter up, adopting what is there, and changing it while it runs.
+//! Startup, adoption of a running filter, and reload.
 //!
-//! The order matters: the tables are complete before the first program that reads them is on an
-//! interface, and the new program is on an interface before anything of the old one goes.
+//! The order matters: tables are complete before the first program that reads them is attached, and
+//! new programs are attached before old ones are removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -28,7 +28,7 @@ use crate::dataplane::netlink::Netlink;
 use crate::dataplane::pins;
 use crate::dataplane::pins::{Lock, Pins};
 use crate::dataplane::probe::Platform;
-use crate::dataplane::tables::drop_samples::Tap;
+use crate::dataplane::tables::drop_samples::DropSampleBudget;
 use crate::dataplane::tables::ledger::Entry;
 use crate::dataplane::tables::ledger::Ledger;
 use crate::dataplane::tables::meters::Sources;
@@ -41,12 +41,12 @@ use crate::store::{Change, Found, Opened, State, Store};
 use crate::sys::clock;
 use crate::sys::paths::Paths;
 
-/// Where the resolvers are listed.
+/// Path of the resolver configuration.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Daemon {
-    /// Starts: adopts what is pinned, or begins anew with what is on disk. A start that fails
-    /// leaves what was there.
+    /// Starts: adopts pinned objects, or begins with the stored state. A failed start leaves
+    /// everything as it was.
     pub(super) async fn start(
         paths: Paths,
         overrides: Overrides,
@@ -84,14 +84,13 @@ impl Daemon {
     ) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
         let mut warnings = Vec::new();
         if let Err(error) = fs::create_dir_all(&paths.state_dir) {
-            // Protection goes on without a state; saving will say what is lost.
+            // Protection continues without stored state; saving will report the error.
             log::error!("{} cannot be made: {error}", paths.state_dir.display());
         }
         let netlink = Netlink::connect()?;
         let surroundings = netlink.surroundings().await?;
 
-        // Before anything else can fail: a trial whose daemon died may have broken this host's
-        // traffic.
+        // Before any other failure: a trial whose daemon died may have cut off this host.
         let earlier = trial::pinned_deadline(&pins);
         let confirmation = Confirmation::at_start(earlier, overrides.confirm, clock::now());
         if confirmation.is_missed() {
@@ -101,7 +100,7 @@ impl Daemon {
             trial::detach_all(&pins);
         }
 
-        // The tables: those that are pinned, or new ones beside them.
+        // The tables: pinned ones, or new ones beside them.
         pins::remove_directory(&pins.new_maps())?;
         let misfit = if pins.is_loaded() {
             loader::misfit(&pins.maps(), &config.table_capacity())
@@ -111,7 +110,7 @@ impl Daemon {
         let adopts = pins.is_loaded() && misfit.is_none();
         let maps = if adopts { pins.maps() } else { pins.new_maps() };
         fs::create_dir_all(&maps).with_context(|| format!("{} cannot be made", maps.display()))?;
-        // Pins the maps that are missing; the rest of this object is of no use yet.
+        // Pins missing maps; the rest of this object is not needed yet.
         drop(loader::make_maps(&config.program_settings(Link::Ethernet, 0), Some(&maps))?);
         let open = |name: &str| -> Result<Map> {
             Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?)
@@ -123,7 +122,7 @@ impl Daemon {
         let mut state = match found {
             Found::Nothing => State::default(),
             Found::State(state) => state,
-            // The warning is the store's, for as long as it holds.
+            // The store reports this warning while it applies.
             Found::Locked(message) => {
                 log::error!("{message}");
                 State::default()
@@ -181,7 +180,7 @@ impl Daemon {
             blind: BTreeMap::new(),
             store,
             hub: Default::default(),
-            tap: Tap::open(open)?,
+            drop_samples: DropSampleBudget::open(open)?,
             metrics: Default::default(),
             integrations: Default::default(),
             hep: Default::default(),
@@ -208,29 +207,28 @@ impl Daemon {
         daemon.recall(state);
         if !daemon.config.dry_run {
             // It may stem from a dry run, which enforces nothing.
-            daemon.lists.end_suspicion(clock::now())?;
+            daemon.lists.unmeter_all()?;
         }
         if first_start {
             daemon.begin_to_learn();
         }
         daemon.prepare_lists()?;
-        // Before anything is attached: a daemon that nobody can talk to must not leave a filter
-        // behind.
+        // Before anything is attached: an unreachable daemon must not leave a filter behind.
         let listener = control::listen(&daemon.paths.socket())?;
         if let Err(error) = daemon.put_in_force(&interfaces, &maps, adopts) {
             daemon.step_back();
             return Err(error);
         }
-        // What the kernel has is the truth; from here on the store is told what changes.
+        // The kernel's tables are authoritative; from here on the store gets the changes.
         daemon.store.record(Change::Entries(daemon.lists.all_entries()));
         daemon.integrations.configure(&daemon.config, &daemon.hub);
         daemon.hep.input.configure(&daemon.config.hep);
         Ok((daemon, events, listener))
     }
 
-    /// Attaches the programs to tables that are complete, and lets the tables before them go.
+    /// Attaches the programs to complete tables, and removes earlier tables.
     fn put_in_force(&mut self, interfaces: &Resolved, maps: &Path, adopts: bool) -> Result<()> {
-        // The programs must find it: nobody may come to think that what they see is for good.
+        // Before the programs, so that they never enforce without a deadline.
         self.trial.set(self.confirmation.deadline())?;
         self.reconcile(interfaces, maps)?;
         if adopts {
@@ -238,7 +236,7 @@ impl Daemon {
         } else {
             self.pins.promote_new_maps()?;
         }
-        // Who waits for a new trial has all of the time from now on.
+        // A new trial starts its full time now.
         if let Confirmation::Awaited { within, .. } = self.confirmation {
             self.confirmation = Confirmation::new(Some(within));
             self.trial.set(self.confirmation.deadline())?;
@@ -246,7 +244,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Reads the configuration again and applies it. On an error the running one stays in force.
+    /// Reloads and applies the configuration. On an error the current one stays.
     pub(super) async fn reload(&mut self) -> Result<Applied> {
         let config = self.overrides.read(&self.paths)?;
         if config.capacity != self.config.capacity {
@@ -257,7 +255,7 @@ impl Daemon {
         }
         let before = std::mem::replace(&mut self.config, config);
         if before.dry_run && !self.config.dry_run {
-            self.lists.end_suspicion(clock::now())?;
+            self.lists.unmeter_all()?;
         }
         if let Err(error) = self.apply().await {
             self.config = before;
@@ -274,7 +272,7 @@ impl Daemon {
         Ok(Applied { applied: self.summary() })
     }
 
-    /// Applies the configuration to what is loaded.
+    /// Applies the configuration to the loaded filter.
     pub(super) async fn apply(&mut self) -> Result<()> {
         let surroundings = self.netlink.surroundings().await?;
         let interfaces = self.resolve(&surroundings).await?;
@@ -283,7 +281,7 @@ impl Daemon {
         self.reconcile(&interfaces, &self.pins.maps())
     }
 
-    /// Brings what the lists owe to the configuration and to the host up to date.
+    /// Updates the list entries that derive from configuration and host.
     fn prepare_lists(&mut self) -> Result<()> {
         if !self.config.dry_run {
             for (_, entry) in self.lists.retain(|_, entry| entry.dry_run)? {
@@ -297,7 +295,7 @@ impl Daemon {
                 );
             }
         }
-        // Where everybody may talk, nobody needs to be admitted, and the tables need not hold it.
+        // Under the policy `open` nothing needs to be admitted, and the tables stay smaller.
         let admitted = if self.config.policy == Policy::Closed {
             self.config.admit.networks.clone()
         } else {
@@ -339,8 +337,8 @@ impl Daemon {
         self.ban_engine().judge_by_address()
     }
 
-    /// Looks again at the host's addresses, gateways and resolvers.
-    pub(super) async fn look_around(&mut self) -> Result<()> {
+    /// Reads the host's addresses, gateways and resolvers again.
+    pub(super) async fn refresh_surroundings(&mut self) -> Result<()> {
         let surroundings = self.netlink.surroundings().await?;
         self.never_ban = NeverBan::new(&surroundings, &resolv_conf());
         self.follow_default_routes(&surroundings).await?;
@@ -348,8 +346,7 @@ impl Daemon {
     }
 }
 
-/// The entries of tables that are about to be replaced, if there are such tables and their ledger
-/// can be read.
+/// The entries of tables to be replaced, if they exist and their ledger is readable.
 fn carried_over(pins: &Pins, misfit: Option<&str>) -> Option<Vec<(List, Entry)>> {
     let misfit = misfit?;
     log::info!("the tables are replaced, their entries carried over: {misfit}");
@@ -364,10 +361,10 @@ fn carried_over(pins: &Pins, misfit: Option<&str>) -> Option<Vec<(List, Entry)>>
     }
 }
 
-/// Takes a trial off whose daemon died and whose time is over, though this start comes to nothing.
+/// Detaches an expired trial of a dead daemon, although this start fails.
 fn end_lapsed_trial(pins: &Pins) {
     let is_over = trial::pinned_deadline(pins).is_some_and(|deadline| deadline <= clock::now());
-    // Without the lock there is a daemon, which sees to it.
+    // If the lock is taken, a running daemon handles it.
     if is_over && let Ok(_lock) = pins.lock() {
         trial::detach_all(pins);
     }

@@ -1,4 +1,4 @@
-//! How full the tables are, said before they are; and who made room for others.
+//! Warnings about nearly full tables, and about evicted entries.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -10,13 +10,13 @@ use crate::bans::event::Event;
 use crate::lists::Fill;
 use crate::text::Quoted;
 
-/// What was said of the tables: those that are nearly full.
+/// The bounds that were reported as nearly full.
 #[derive(Debug, Default)]
 pub(super) struct NearlyFull(BTreeSet<Cow<'static, str>>);
 
 impl NearlyFull {
-    /// The bounds that have become nearly full since this was last asked. One counts again when it
-    /// was below three quarters.
+    /// Bounds that have become nearly full since the last call. Hysteresis: a bound is reported
+    /// again only after it was below three quarters.
     fn new_ones(&mut self, fill: &[Fill]) -> Vec<Fill> {
         self.0.retain(|table| {
             fill.iter().any(|one| one.table == *table && one.used * 4 >= one.limit * 3)
@@ -29,7 +29,7 @@ impl NearlyFull {
 }
 
 impl Daemon {
-    /// Says what has become nearly full, and who made room.
+    /// Reports nearly full tables and evictions.
     pub(super) fn watch_tables(&mut self) {
         for fill in self.nearly_full.new_ones(&self.lists.fill()) {
             let warning = fill.warning();
@@ -55,12 +55,12 @@ impl Daemon {
         }
     }
 
-    /// What `status` shows of the tables.
+    /// The fill levels in `status`.
     pub(super) fn tables_status(&self) -> Vec<Fill> {
         self.lists.fill().into()
     }
 
-    /// What an operator should know of the tables.
+    /// Warnings about tables.
     pub(super) fn tables_warnings(&self) -> Vec<String> {
         self.lists.fill().iter().filter(|fill| fill.is_nearly_full()).map(Fill::warning).collect()
     }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_nearly_full_is_said_once_until_there_is_room_again() {
+    fn a_nearly_full_table_is_reported_once_until_there_is_room_again() {
         let mut said = NearlyFull::default();
         for (used, is_new) in [
             (79, false),

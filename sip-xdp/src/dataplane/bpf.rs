@@ -1,6 +1,6 @@
-//! The commands of bpf(2) that the BPF library has no call for, as small as they are needed here:
-//! what [`probe`](super::probe) tries, the map of maps of [`rcu`](super::rcu), and links that
-//! [`pins`](super::pins) takes off at once.
+//! Commands of bpf(2) that aya does not offer: program and map creation for
+//! [`probe`](super::probe), the map of maps of [`rcu`](super::rcu), and link detachment for
+//! [`pins`](super::pins).
 
 use std::ffi::CString;
 use std::io;
@@ -25,10 +25,10 @@ pub(crate) const MAP_TYPE_ARRAY: u32 = 2;
 pub(crate) const MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 pub(crate) const MAP_TYPE_RINGBUF: u32 = 27;
 
-/// `BPF_F_MMAPABLE`: user space maps the memory of an array.
+/// `BPF_F_MMAPABLE`: user space can map the array.
 pub(crate) const MMAPABLE: u32 = 1 << 10;
 
-/// `BPF_F_XDP_HAS_FRAGS`: the program knows that a packet may go on behind its linear part.
+/// `BPF_F_XDP_HAS_FRAGS`: the program supports multi-buffer packets.
 pub(crate) const XDP_HAS_FRAGS: u32 = 1 << 5;
 
 /// Attach types (`enum bpf_attach_type`).
@@ -38,10 +38,10 @@ pub(crate) const ATTACH_TCX_EGRESS: u32 = 47;
 /// `XDP_FLAGS_SKB_MODE` (`include/uapi/linux/if_link.h`): generic mode.
 pub(crate) const SKB_MODE: u32 = 1 << 1;
 
-/// The smallest program: `r0 = 2` (`XDP_PASS`), `exit`.
+/// The minimal program: `r0 = 2` (`XDP_PASS`), `exit`.
 const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
 
-/// The beginning of `union bpf_attr` for `BPF_PROG_LOAD`.
+/// The start of `union bpf_attr` for `BPF_PROG_LOAD`.
 #[repr(C)]
 #[derive(Default)]
 struct LoadAttributes {
@@ -89,7 +89,7 @@ struct LinkAttributes {
     flags: u32,
 }
 
-/// Loads the smallest program of a type.
+/// Loads the minimal program of a type.
 pub(crate) fn load_pass(kind: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     descriptor(
         PROG_LOAD,
@@ -105,7 +105,7 @@ pub(crate) fn load_pass(kind: u32, attach_type: u32, flags: u32) -> io::Result<O
     )
 }
 
-/// Makes a map; `inner` is the pattern for the maps in a map of maps.
+/// Creates a map; `inner` is the template of a map of maps.
 pub(crate) fn create_map(
     kind: u32,
     [key_size, value_size]: [u32; 2],
@@ -117,7 +117,7 @@ pub(crate) fn create_map(
     descriptor(MAP_CREATE, &MapAttributes { kind, key_size, value_size, entries, flags, inner })
 }
 
-/// Puts a map into the first place of a map of maps.
+/// Stores a map at index 0 of a map of maps.
 pub(crate) fn put_map(outer: BorrowedFd<'_>, inner: BorrowedFd<'_>) -> io::Result<()> {
     let (key, value) = (0_u32, inner.as_raw_fd() as u32);
     let attributes = ElementAttributes {
@@ -143,11 +143,11 @@ pub(crate) fn create_link(
 
 fn descriptor<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
     let fd = call(command, attributes)?;
-    // SAFETY: a successful call of these kinds returns a descriptor that nobody else owns.
+    // SAFETY: a successful call of these kinds returns a new descriptor without another owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The beginning of `union bpf_attr` for `BPF_OBJ_GET`.
+/// The start of `union bpf_attr` for `BPF_OBJ_GET`.
 #[repr(C)]
 struct ObjectAttributes {
     path: u64,
@@ -155,20 +155,20 @@ struct ObjectAttributes {
     flags: u32,
 }
 
-/// Takes the program behind a pinned link off its interface, before this returns. The link stays,
-/// and holds on to nothing.
+/// Detaches the program behind a pinned link, synchronously. The pin stays, without an interface.
 pub(crate) fn detach_link(pin: &Path) -> io::Result<()> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let attributes = ObjectAttributes { path: path.as_ptr() as u64, descriptor: 0, flags: 0 };
     let link = call(OBJ_GET, &attributes)?;
-    // SAFETY: the kernel has just opened it for us, and nobody else has it.
+    // SAFETY: the kernel has just opened it for this process, and it has no other owner.
     let link = unsafe { OwnedFd::from_raw_fd(link) };
     call(LINK_DETACH, &(link.as_raw_fd() as u32)).map(drop)
 }
 
 fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<RawFd> {
     // SAFETY: the kernel reads `size` bytes of the attributes, which are all initialised and
-    // without padding, and what their pointers lead to, which outlives the call; it writes nothing.
+    // without padding, and what their pointers refer to, which outlives the call; it writes
+    // nothing.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     RawFd::try_from(result).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)
 }

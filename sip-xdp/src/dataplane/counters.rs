@@ -1,5 +1,6 @@
-//! Everything that is read from the pinned maps, with or without a daemon: counters, lists,
-//! interfaces.
+//! Reads the pinned maps, with or without a daemon: counters, lists, interfaces.
+//!
+//! More than 400 lines: the documented fields of the JSON objects, with the code that fills them.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
@@ -34,20 +35,20 @@ use crate::dataplane::tables::networks::Table;
 use crate::net::network::Network;
 use crate::sys::clock;
 
-/// The version of the JSON objects.
+/// Version of the JSON objects.
 pub const SCHEMA: u32 = 1;
 
-/// Numbers by name.
+/// Counts by name.
 pub type Named = BTreeMap<&'static str, u64>;
 
-/// Packets, or bytes, by verdict and reason.
+/// Packets or bytes, by verdict and reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ByVerdict {
     /// Passed.
     pub pass: Named,
     /// Dropped.
     pub drop: Named,
-    /// Passed by a dry run that would otherwise be dropped.
+    /// Passed by a dry run, dropped when enforcing.
     pub would_drop: Named,
 }
 
@@ -56,31 +57,31 @@ pub struct ByVerdict {
 pub struct InterfaceStats {
     /// Its name.
     pub interface: String,
-    /// How the program is attached.
+    /// Attach mode.
     pub mode: Option<Mode>,
     /// Packets.
     pub packets: ByVerdict,
     /// Bytes, link header included.
     pub bytes: ByVerdict,
-    /// What reached the start-line parser, by kind.
+    /// UDP payloads to SIP ports, by message kind.
     pub methods: Named,
 }
 
-/// How full the block list is.
+/// Fill level of the block list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Occupancy {
     /// IPv4 networks.
     pub ipv4: usize,
     /// IPv6 networks.
     pub ipv6: usize,
-    /// How many networks it holds.
+    /// Capacity in networks.
     pub capacity: u32,
 }
 
-/// The sources that the kernel remembers.
+/// Numbers of sources with state in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceStats {
-    /// Metered.
+    /// Unknown sources with a meter.
     pub tracked: usize,
     /// Known good.
     pub good: usize,
@@ -88,7 +89,7 @@ pub struct SourceStats {
     pub peers: usize,
 }
 
-/// Our own responses that left through a watched interface.
+/// The server's responses on filtered interfaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ResponseStats {
     /// 2xx.
@@ -99,22 +100,22 @@ pub struct ResponseStats {
     pub refused: u64,
 }
 
-/// What `stats` shows.
+/// The output of `stats`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Stats {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// When this was read.
+    /// Time of reading.
     pub time: Timestamp,
-    /// Since when the filter has been counting.
+    /// Start of counting.
     pub since: Option<Timestamp>,
     /// By interface.
     pub interfaces: Vec<InterfaceStats>,
-    /// Our responses.
+    /// The server's responses.
     pub responses: ResponseStats,
-    /// Events that found no room on their way to the daemon.
+    /// Events lost on their way to the daemon.
     pub lost_events: u64,
-    /// Packets that were not sampled for the detector, because so many of their kind had been.
+    /// Packets that were not sampled for the detector because their budget was spent.
     pub lost_samples: u64,
     /// The block list.
     pub blocklist: Occupancy,
@@ -127,53 +128,52 @@ pub struct Stats {
 pub struct Row {
     /// The network.
     pub network: Network,
-    /// The port of a flow; none for a whole address.
+    /// The port of a flow; `None` for a whole network.
     pub port: Option<u16>,
-    /// Whose entry it is.
+    /// The owner's name.
     pub owner: String,
-    /// The name of the feed (`feed:NAME`), tool (`tool:NAME`) or host name (`dns:NAME`) whose claim
-    /// it is; none for others.
+    /// The claimant: `feed:NAME`, `tool:NAME` or `dns:NAME`; `None` for other owners.
     pub claimant: Option<String>,
-    /// Why.
+    /// Reason.
     pub reason: String,
-    /// How sure the evidence is.
+    /// Evidence tier.
     pub tier: Option<Tier>,
-    /// Since when.
+    /// Creation time.
     pub added: Timestamp,
-    /// Until when; none for good.
+    /// Expiry; `None` for permanent.
     pub expires: Option<Timestamp>,
-    /// Packets dropped for it.
+    /// Packets dropped by this entry.
     pub hits: u64,
     /// Made in a dry run: not enforced.
     pub dry_run: bool,
 }
 
-/// An interface that the filter has a record of.
+/// An interface with a record in the filter.
 #[derive(Debug, Clone, Serialize)]
 pub struct FilteredInterface {
-    /// Its configured name.
+    /// Configured name.
     pub interface: String,
-    /// The kernel's index.
+    /// Interface index.
     pub index: u32,
-    /// Its name now; none if it is gone.
+    /// Current name; `None` if it is gone.
     pub current_name: Option<String>,
-    /// How the program is attached.
+    /// Attach mode.
     pub mode: Option<Mode>,
-    /// Since when.
+    /// Time of attachment.
     pub since: Timestamp,
-    /// Whether it counts without dropping.
+    /// Whether it is in a dry run.
     pub dry_run: bool,
-    /// Whether our program is on it right now.
+    /// Whether our program is attached now.
     pub attached: bool,
-    /// Whether it drops nothing, since nobody confirmed in time (`run --confirm`) and the daemon
-    /// that should have detached it died.
+    /// Whether its trial (`run --confirm`) ended unconfirmed while the daemon was dead: the program
+    /// is attached but drops nothing.
     pub trial_over: bool,
-    /// How our responses are read there, if they are.
+    /// Egress attachment, if any.
     pub egress: Option<EgressWay>,
 }
 
 impl FilteredInterface {
-    /// What an operator should know of it, if anything.
+    /// A problem that the operator should know, if any.
     pub fn trouble(&self) -> Option<String> {
         let name = &self.interface;
         match &self.current_name {
@@ -217,7 +217,7 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
     })
 }
 
-/// Reads the counters of all interfaces, and nothing that takes longer.
+/// Reads the packet counters of all interfaces: the cheap part of [`stats`].
 pub fn packets(pins: &Pins) -> Result<Vec<InterfaceStats>> {
     let counters: PerCpuArray<MapData, Counters> = pins.open(names::COUNTERS)?.try_into()?;
     let mut interfaces = Vec::new();
@@ -238,7 +238,7 @@ pub fn packets(pins: &Pins) -> Result<Vec<InterfaceStats>> {
     Ok(interfaces)
 }
 
-/// How many packets the program in a slot has seen since it counts.
+/// Packets that the program in a slot has counted.
 pub(crate) fn seen(pins: &Pins, slot: u32) -> Result<u64> {
     let counters: PerCpuArray<MapData, Counters> = pins.open(names::COUNTERS)?.try_into()?;
     let per_cpu = counters.get(&slot, 0).context("the counters cannot be read")?;
@@ -246,16 +246,16 @@ pub(crate) fn seen(pins: &Pins, slot: u32) -> Result<u64> {
     Ok(counted.fold(0_u64, |sum, packets| sum.wrapping_add(*packets)))
 }
 
-/// What found no room on its way to the daemon.
+/// Losses on the way to the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Losses {
     /// Events.
     pub events: u64,
-    /// Packets that were not sampled for the detector, because so many of their kind had been.
+    /// Packets that were not sampled for the detector because their budget was spent.
     pub samples: u64,
 }
 
-/// Counts what found no room on its way to the daemon.
+/// Reads the losses on the way to the daemon.
 pub fn losses(pins: &Pins) -> Result<Losses> {
     let states: PerCpuArray<MapData, CpuState> = pins.open(names::CPU_STATE)?.try_into()?;
     let states = states.get(&0, 0).context("the states of the CPUs cannot be read")?;
@@ -265,7 +265,7 @@ pub fn losses(pins: &Pins) -> Result<Losses> {
     })
 }
 
-/// Counts the hosts that are known good, and the peers.
+/// Counts known-good hosts and peers.
 fn known(pins: &Pins) -> Result<(usize, usize)> {
     let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &table_header)?;
@@ -280,15 +280,15 @@ fn known(pins: &Pins) -> Result<(usize, usize)> {
     }))
 }
 
-/// Counts the block list.
+/// Reads the fill level of the block list.
 pub fn occupancy(pins: &Pins) -> Result<Occupancy> {
     let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
     let capacity = Ledger::new(pins.open(names::LEDGER)?)?.capacity();
     Ok(Occupancy { ipv4: table_header.ipv4 as usize, ipv6: table_header.ipv6 as usize, capacity })
 }
 
-/// Kernel memory that the pinned tables take, in bytes. It is fixed when they are made, but for the
-/// ledger, which grows with what operators and the detector list.
+/// Kernel memory of the pinned maps, in bytes. Fixed at creation, except for the ledger, which
+/// grows with its entries.
 pub fn memory(pins: &Pins) -> Result<u64> {
     let mut bytes = 0;
     for name in names::PINNED_MAPS {
@@ -303,18 +303,18 @@ pub fn memory(pins: &Pins) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Whether there is a storm right now.
+/// Whether there is a storm now.
 pub fn is_storm(pins: &Pins) -> Result<bool> {
     Ok(storm_state(pins)?.is_storm(clock::now()))
 }
 
-/// The weather.
+/// Reads the storm state.
 pub fn storm_state(pins: &Pins) -> Result<StormState> {
     let storm_state: Array<MapData, StormState> = pins.open(names::STORM_STATE)?.try_into()?;
     Ok(storm_state.get(&0, 0)?)
 }
 
-/// Reads a list; what has ended is left out.
+/// Reads a list without expired entries.
 pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
     let ledger = Ledger::new(pins.open(names::LEDGER)?)?;
     let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
@@ -350,7 +350,7 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
     Ok(entries.map(|(_, entry)| row(entry)).collect())
 }
 
-/// The interfaces that the filter has a record of, held against those that there are.
+/// Interfaces with a record, compared with the present ones.
 pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInterface>> {
     let trial_over = trial::pinned_deadline(pins).is_some_and(|deadline| deadline <= clock::now());
     let filtered = |record: &InterfaceRecord| {
@@ -373,8 +373,8 @@ pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInte
     Ok(records(pins)?.iter().map(|(_, record)| filtered(record)).collect())
 }
 
-/// Detaches from one interface and forgets it. Returns the offloads that had been switched off for
-/// it.
+/// Detaches from one interface and removes its record. Returns the offloads that were restored, or
+/// could not be.
 pub fn forget_interface(pins: &Pins, name: &str) -> Result<Vec<Offload>> {
     let ours = records(pins)?.into_iter().filter(|(_, record)| name_of(record) == name);
     let (mut slots, mut offloads) = (Vec::new(), Vec::new());
@@ -389,7 +389,7 @@ pub fn forget_interface(pins: &Pins, name: &str) -> Result<Vec<Offload>> {
     Ok(offloads)
 }
 
-/// Sums our responses over the CPUs.
+/// The server's responses, summed over CPUs.
 fn responses(pins: &Pins) -> Result<ResponseStats> {
     let map: PerCpuArray<MapData, Responses> = pins.open(names::RESPONSES)?.try_into()?;
     let per_cpu = map.get(&0, 0).context("the responses cannot be read")?;
@@ -401,7 +401,7 @@ fn responses(pins: &Pins) -> Result<ResponseStats> {
     })
 }
 
-/// The slots in use.
+/// Slots in use.
 fn records(pins: &Pins) -> Result<Vec<(u32, InterfaceRecord)>> {
     let map: Array<MapData, InterfaceRecord> = pins.open(names::INTERFACES)?.try_into()?;
     let mut found = Vec::new();
@@ -414,13 +414,13 @@ fn records(pins: &Pins) -> Result<Vec<(u32, InterfaceRecord)>> {
     Ok(found)
 }
 
-/// The configured name in an interface's record.
+/// The configured name in a record.
 pub fn name_of(record: &InterfaceRecord) -> String {
     String::from_utf8_lossy(&record.name[..usize::from(record.name_length).min(record.name.len())])
         .into_owned()
 }
 
-/// Now, to the millisecond.
+/// The current time in milliseconds.
 pub fn now() -> Timestamp {
     clock::from_ms(clock::wall_ms())
 }

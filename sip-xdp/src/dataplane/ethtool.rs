@@ -1,5 +1,5 @@
-//! What drivers say of their devices by the ioctl of ethtool: names, queues, and offloads, which
-//! can also be switched.
+//! Driver queries by the ethtool ioctl: driver names, queues, and features, which can also be
+//! switched.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
@@ -16,10 +16,10 @@ const GFEATURES: u32 = 0x3a;
 const SFEATURES: u32 = 0x3b;
 const GCHANNELS: u32 = 0x3c;
 
-/// The set of strings with the names of features (`ETH_SS_FEATURES`).
+/// The string set of feature names (`ETH_SS_FEATURES`).
 const SS_FEATURES: u32 = 4;
 
-/// The length of a name in bytes (`ETH_GSTRING_LEN`).
+/// Length of a name in bytes (`ETH_GSTRING_LEN`).
 const NAME: usize = 32;
 
 /// `SIOCETHTOOL` (`include/uapi/linux/sockios.h`).
@@ -28,50 +28,48 @@ const SIOCETHTOOL: libc::Ioctl = 0x8946;
 /// Large receive offload: the driver merges packets.
 pub(crate) const LRO: &str = "rx-lro";
 
-/// The same by the device, which can be undone.
+/// Hardware GRO: the device merges packets, reversibly.
 pub(crate) const GRO_HW: &str = "rx-gro-hw";
 
-/// How packets are spread over CPUs.
+/// Receive queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Channels {
-    /// How many queues are in use.
+    /// Queues in use.
     pub(crate) used: u32,
-    /// How many there could be.
+    /// Maximum number of queues.
     pub(crate) most: u32,
 }
 
 /// The features of a device, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Features {
-    /// Those that are on.
+    /// Enabled ones.
     pub(crate) on: BTreeSet<String>,
-    /// Those that may be switched.
+    /// Changeable ones.
     pub(crate) changeable: BTreeSet<String>,
 }
 
 /// The driver's name.
 pub(crate) fn driver(interface: &str) -> io::Result<String> {
-    // The command, and five texts of 32 bytes, of which the driver is the first.
+    // `cmd`, then five strings of 32 bytes, of which the driver's name is the first.
     let mut words = [0_u32; 49];
     words[0] = GDRVINFO;
     ethtool(interface, &mut words)?;
     Ok(text(&words[1..9]))
 }
 
-/// The queues for packets that arrive.
+/// Receive queues, combined ones included.
 pub(crate) fn channels(interface: &str) -> io::Result<Channels> {
-    // The command; the most of receiving, sending, other and combined ones; how many of each are
-    // used.
+    // `cmd`; maxima of rx, tx, other and combined; then the current counts.
     let mut words = [0_u32; 9];
     words[0] = GCHANNELS;
     ethtool(interface, &mut words)?;
     Ok(Channels { used: words[5] + words[8], most: words[1] + words[4] })
 }
 
-/// The names of all features, in the order of their bits. They are the kernel's, the same for all
-/// devices.
+/// The names of all features, in bit order. They are the kernel's, the same for all devices.
 pub(crate) fn feature_names(interface: &str) -> io::Result<Vec<String>> {
-    // The command, a gap, the mask of sets that are asked for, and the length of the one set.
+    // `cmd`, reserved, the mask of string sets, and the length of the one set.
     let mut info = [GSSET_INFO, 0, 1 << SS_FEATURES, 0, 0];
     ethtool(interface, &mut info)?;
     let count = info[4] as usize;
@@ -81,11 +79,10 @@ pub(crate) fn feature_names(interface: &str) -> io::Result<Vec<String>> {
     Ok(words[3..].chunks_exact(NAME / 4).map(text).collect())
 }
 
-/// The features of a device.
+/// The features of a device; `names` are the [`feature_names`].
 pub(crate) fn features(interface: &str, names: &[String]) -> io::Result<Features> {
     let blocks = names.len().div_ceil(32);
-    // The command, the number of blocks, and for each which may be switched, are wanted, are on,
-    // and which can never be switched.
+    // `cmd`, number of blocks; per block: available, requested, active, never changed.
     let mut words = vec![0_u32; 2 + blocks * 4];
     words[..2].copy_from_slice(&[GFEATURES, blocks as u32]);
     ethtool(interface, &mut words)?;
@@ -96,19 +93,18 @@ pub(crate) fn features(interface: &str, names: &[String]) -> io::Result<Features
     Ok(Features { on: chosen(2), changeable: chosen(0) })
 }
 
-/// The features of a device whose names are not known yet.
+/// The features of a device, including the query of their names.
 pub(crate) fn features_of(interface: &str) -> io::Result<Features> {
     features(interface, &feature_names(interface)?)
 }
 
-/// Switches a feature on. It is an error if it is off afterwards.
+/// Switches a feature on. Fails if it is off afterwards.
 pub(crate) fn switch_on(interface: &str, feature: &str) -> io::Result<()> {
     let names = feature_names(interface)?;
     let bit = names.iter().position(|name| name == feature);
     let bit = bit.ok_or_else(|| io::Error::other("this kernel knows no such offload"))?;
     let blocks = names.len().div_ceil(32);
-    // The command, the number of blocks, and for each which are meant, and which of these are
-    // wanted.
+    // `cmd`, number of blocks; per block: valid mask, requested.
     let mut words = vec![0_u32; 2 + blocks * 2];
     words[..2].copy_from_slice(&[SFEATURES, blocks as u32]);
     words[2 + bit / 32 * 2] = 1 << (bit % 32);
@@ -124,7 +120,7 @@ fn text(words: &[u32]) -> String {
         .map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
 }
 
-/// The ioctl. All its structures are made of words of which the first is the command.
+/// The ioctl. All its structures consist of 32-bit words, of which the first is the command.
 fn ethtool(interface: &str, words: &mut [u32]) -> io::Result<()> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: all zeroes is a valid `ifreq`.
@@ -134,10 +130,10 @@ fn ethtool(interface: &str, words: &mut [u32]) -> io::Result<()> {
     }
     request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
     // SAFETY: the kernel reads the name, and reads and writes as many words as the command's
-    // structure has, which the caller gave.
+    // structure has, which the caller provided.
     match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &mut request) } {
         -1 => Err(io::Error::last_os_error()),
-        // Some commands answer with more than success.
+        // Some commands return a positive number.
         _ => Ok(()),
     }
 }
@@ -148,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_loopback_interface_says_what_it_can() {
-        // It has no driver and no queues to speak of, but answers.
+        // `lo` has no driver and no queues, but responds.
         assert!(channels("lo").is_err());
         assert!(driver("no-such-thing").is_err() && feature_names("no-such-thing").is_err());
         let features = features_of("lo").unwrap();

@@ -1,4 +1,6 @@
-//! The embedded kernel object: loading it with its globals set, and opening its maps.
+//! The embedded kernel object: loading it with its globals, and opening its maps.
+//!
+//! More than 400 lines: settings, globals and maps have to agree, and are read side by side.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,13 +12,14 @@ use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{
     CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, ENFORCE, ENFORCE_UNTIL,
-    EVENTS_BYTES, FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, PENDING_REQUESTS,
-    Responses, SPARE_ALL,
+    EVENTS_BYTES, FLOWS, InterfaceRecord, LADDERS, LedgerKey, LedgerRow, MAX_INTERFACES,
+    OWN_NONCES, PENDING_REQUESTS, Responses, SPARE_ALL,
 };
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::{IpKey, mask};
 use sip_xdp_common::limits::flow::{Flow, FlowKey, PendingRequest};
 use sip_xdp_common::limits::gcra::{Limits, Pace};
+use sip_xdp_common::limits::ladder::Ladder;
 use sip_xdp_common::limits::meters::{MeterSet, Records, sets};
 use sip_xdp_common::limits::storm::{MARKS, Mark, StormLimits, StormState};
 use sip_xdp_common::lookup::host_rows;
@@ -28,13 +31,13 @@ use crate::dataplane::probe::{Platform, takes_frags};
 use crate::dataplane::refusal::Refusal;
 use crate::dataplane::tables::header;
 
-/// The object as the build script compiled it.
+/// The object as the build script compiled it, aligned.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-ebpf.o"));
 
-/// How many entries the tables hold.
+/// Table capacities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// Networks in the block table, in the trust table, and rows in the ledger.
+    /// Networks in the table of networks, and rows in the ledger.
     pub networks: u32,
     /// Unknown sources with a meter.
     pub sources: u32,
@@ -46,10 +49,10 @@ impl Default for Capacity {
     }
 }
 
-/// The tables of a [`trial`]: the verifier does not care how large they are.
+/// Capacity of a [`trial`]: the verifier's work does not depend on it.
 const TRIAL_CAPACITY: Capacity = Capacity { networks: 1_024, sources: 4_096 };
 
-/// What a program is told at load time. The verifier prunes what is switched off.
+/// Settings of a program, which become its globals. The verifier prunes disabled code.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The SIP ports, as a bitmap.
@@ -58,31 +61,31 @@ pub struct Settings {
     pub limits: Limits,
     /// The limit of known-good addresses and peers.
     pub good: Pace,
-    /// What a storm is.
+    /// Storm thresholds.
     pub storm: StormLimits,
-    /// The length under which IPv6 sources are metered.
+    /// Prefix length under which IPv6 sources are metered.
     pub ipv6_prefix: u8,
-    /// Blocked sources lose everything but ICMP.
+    /// Drop everything but ICMP from blocked sources (`block_scope = "all"`).
     pub scope_all: bool,
-    /// Only those may talk who are trusted, admitted, known good, or peers.
+    /// Policy `closed`: only trusted, admitted, known-good and peer sources pass.
     pub closed: bool,
-    /// Count, but drop nothing.
+    /// Count without dropping.
     pub dry_run: bool,
     /// Drop until the deadline in the `CLOCK` map only (`run --confirm`); not in a dry run.
     pub trial: bool,
-    /// Which headers are looked behind.
+    /// Optional headers to inspect.
     pub inspects: Inspects,
-    /// How frames start on the interface.
+    /// Link type of the interface.
     pub link: Link,
     /// The interface's slot in the counters.
     pub slot: u32,
-    /// Take the time from the `CLOCK` map, for tests and replays.
+    /// Read the time from the `CLOCK` map, for tests and replays.
     pub clock_from_map: bool,
     /// Table sizes.
     pub capacity: Capacity,
 }
 
-/// A set of ports as the kernel reads it.
+/// A set of ports, as the bitmap that the kernel reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ports(Box<[u64; 1024]>);
 
@@ -104,7 +107,7 @@ impl Ports {
     }
 }
 
-/// The pinned maps and how each must look: type, key size, value size and number of entries.
+/// The pinned maps and their required shape: type, key size, value size, number of entries.
 pub fn shapes(
     capacity: &Capacity,
 ) -> [(&'static str, MapType, usize, usize, u32); names::PINNED_MAPS.len()] {
@@ -140,6 +143,8 @@ pub fn shapes(
         (names::SOURCES, MapType::Array, index, size_of::<MeterSet>(), sets(capacity.sources)),
         (names::RECORDS, MapType::Array, index, size_of::<Records>(), sets(capacity.sources)),
         (names::FLOWS, MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS as u32),
+        (names::LADDERS, MapType::Hash, size_of::<FlowKey>(), size_of::<Ladder>(), LADDERS as u32),
+        (names::OWN_NONCES, MapType::LruHash, word, word, OWN_NONCES as u32),
         (
             names::PENDING_REQUESTS,
             MapType::LruHash,
@@ -159,8 +164,8 @@ pub fn shapes(
     ]
 }
 
-/// Why the maps pinned in `directory` cannot be used, if they cannot: aya re-uses a pinned map by
-/// name, whatever it is.
+/// Why the maps pinned in `directory` cannot be adopted, if so. Checked here because aya re-uses a
+/// pinned map by name, whatever its shape.
 pub fn misfit(directory: &Path, capacity: &Capacity) -> Option<String> {
     shapes(capacity).into_iter().find_map(|(name, kind, key, value, entries)| {
         let info = match MapInfo::from_pin(directory.join(name)) {
@@ -178,11 +183,11 @@ pub fn misfit(directory: &Path, capacity: &Capacity) -> Option<String> {
     })
 }
 
-/// Loads the programs, with their maps as [`make_maps`] makes them.
+/// Loads the programs, with the maps of [`make_maps`].
 ///
 /// # Errors
 ///
-/// If the maps cannot be made, or with a [`Refusal`] if the kernel does not take a program.
+/// If the maps cannot be created, or with a [`Refusal`] if the kernel refuses a program.
 pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     load_programs(make_maps(settings, maps)?)
 }
@@ -200,26 +205,26 @@ fn load_programs(mut object: Ebpf) -> Result<Ebpf> {
     Ok(object)
 }
 
-/// What the verifier did for a program.
+/// Verifier figures of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Figures {
-    /// Instructions that it processed, of at most a million; `None` where the kernel does not say
+    /// Instructions processed, of at most a million; `None` where the kernel does not report it
     /// (before 5.16).
     pub instructions: Option<u32>,
-    /// How long loading took, in milliseconds.
+    /// Load time in milliseconds.
     pub load_ms: u64,
 }
 
-/// A load of both programs with small tables of their own, which are gone when it is done.
+/// The result of a trial load of both programs, with private tables that are freed afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Trial {
-    /// What arrives.
+    /// The ingress program.
     pub ingress: Figures,
-    /// What leaves.
+    /// The egress program.
     pub egress: Figures,
 }
 
-/// Loads both programs as they would be loaded for these settings, and attaches them to nothing.
+/// Loads both programs with these settings, without attaching them.
 ///
 /// # Errors
 ///
@@ -244,7 +249,7 @@ pub fn trial(settings: &Settings) -> Result<Trial> {
     })
 }
 
-/// What the program's globals are to be, by name.
+/// The values of the program's globals, by name.
 pub fn globals(
     settings: &Settings,
     hashing: &Hashing,
@@ -274,8 +279,8 @@ pub fn globals(
     ]
 }
 
-/// Makes the maps, but loads no program yet. With `maps`, the shared maps are those pinned in that
-/// directory, and are pinned there if they are not yet; without, they are private to the returned
+/// Creates the maps, without loading a program. With `maps`, the shared maps are those pinned in
+/// that directory, and are pinned there if missing; without, they are private to the returned
 /// object.
 pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     make_maps_of(OBJECT, settings, maps)
@@ -327,9 +332,9 @@ pub fn egress(object: &mut Ebpf) -> Result<&mut SchedClassifier> {
     Ok(program.try_into()?)
 }
 
-/// The object with the ingress program in a section that does not ask for packets of several
-/// buffers (`BPF_F_XDP_HAS_FRAGS`), for kernels that do not know the flag: the name of the section
-/// is what asks. In words, so that it is aligned as the object is.
+/// The object with the ingress program in a section that does not request multi-buffer packets
+/// (`BPF_F_XDP_HAS_FRAGS`), for kernels without that flag: aya derives the flag from the section
+/// name. As words, so that it stays aligned.
 fn without_frags(object: &[u8]) -> Vec<u64> {
     const FRAGS: &[u8] = b"xdp.frags\0";
     let mut words = vec![0_u64; object.len().div_ceil(size_of::<u64>())];
@@ -343,7 +348,7 @@ fn without_frags(object: &[u8]) -> Vec<u64> {
     words
 }
 
-/// Puts an error of the library on one line: its own messages leave the cause to the chain.
+/// Formats an error of aya on one line: its own messages leave the cause to the error chain.
 fn explain(error: anyhow::Error) -> anyhow::Error {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain() {

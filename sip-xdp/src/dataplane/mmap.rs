@@ -1,8 +1,8 @@
-//! The memory of array maps, mapped into this process: what makes loading a million entries a
-//! matter of milliseconds, and lets one word of an entry change without touching the others.
+//! Memory-mapped array maps: they make loading a million entries a matter of milliseconds, and
+//! allow a single word of an entry to change.
 //!
-//! Mapped pages count as this process's memory, so a map is mapped only while it is used, and only
-//! where, unless it is to be kept mapped.
+//! Mapped pages count as this process's memory, so that only the needed part is mapped, while it is
+//! used, unless the map is to be kept mapped.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,26 +13,26 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{Map, MapData};
 use memmap2::{MmapOptions, MmapRaw};
 
-/// An array map made with `BPF_F_MMAPABLE`, whose elements are whole 64-bit words.
+/// An array map with `BPF_F_MMAPABLE`, whose elements are whole 64-bit words.
 pub struct Mapped {
     data: MapData,
     elements: u32,
-    /// Bytes of an element.
+    /// Element size in bytes.
     size: usize,
-    /// All of it, if it is kept mapped.
+    /// The whole mapping, if it is kept.
     kept: Option<Arc<MmapRaw>>,
 }
 
 /// Mapped elements.
 pub struct View {
     mapping: Arc<MmapRaw>,
-    /// Where it begins in the mapping, in bytes.
+    /// Offset in the mapping, in bytes.
     start: usize,
     words: usize,
 }
 
 impl Mapped {
-    /// Takes the map.
+    /// Takes over the map.
     pub fn new(map: Map) -> Result<Self> {
         let Map::Array(data) = map else {
             bail!("this is not an array map");
@@ -45,18 +45,18 @@ impl Mapped {
         Ok(Self { data, elements, size, kept: None })
     }
 
-    /// How many elements there are.
+    /// Number of elements.
     pub fn elements(&self) -> u32 {
         self.elements
     }
 
-    /// How many words an element has.
+    /// Words per element.
     pub fn words(&self) -> usize {
         self.size / size_of::<u64>()
     }
 
-    /// Keeps it mapped from now on: for a process that changes so much that its memory matters less
-    /// than mapping and unmapping.
+    /// Keeps the map mapped from now on, for processes whose many changes make mapping and
+    /// unmapping more expensive than the memory.
     pub fn keep(&mut self) -> Result<()> {
         self.kept = Some(self.all()?.mapping);
         Ok(())
@@ -92,11 +92,11 @@ impl Mapped {
 }
 
 impl View {
-    /// The words, first element first. The kernel reads and writes them at the same time.
+    /// The words, first element first. The kernel reads and writes them concurrently.
     pub fn words(&self) -> &[AtomicU64] {
         // SAFETY: the mapping has this many words from there on, lives as long as `self`, and
-        // elements lie at multiples of 8 bytes from the start of a page. The kernel's programs
-        // change single aligned words of it.
+        // elements start at multiples of 8 bytes from a page boundary. The kernel's programs change
+        // single aligned words of it.
         unsafe {
             std::slice::from_raw_parts(
                 self.mapping.as_mut_ptr().add(self.start).cast::<AtomicU64>(),

@@ -1,14 +1,13 @@
-//! Everything that touches kernel objects: programs, links, maps and counters. Nothing here decides
-//! about a source.
+//! Kernel objects: programs, links, maps and counters. Nothing here decides about a source.
 //!
-//! - [`loader`] loads the embedded object, [`attach`] puts it on interfaces, [`pins`] keeps it
+//! - [`loader`] loads the embedded object, [`attach`] attaches it to interfaces, [`pins`] keeps it
 //!   there.
-//! - [`probe`] finds out what this kernel can do; [`refusal`] says why it did not take a program;
-//!   [`rcu`] waits for running programs.
+//! - [`probe`] detects kernel features; [`refusal`] explains why a program was refused; [`rcu`]
+//!   waits for running programs.
 //! - [`tables`] are the maps that the programs read, in memory that [`mmap`] shares with the
 //!   kernel.
-//! - [`ethtool`] asks and switches drivers, [`sight`] judges whether a program sees its packets.
-//! - [`counters`] reads what the programs counted; [`netlink`] asks the kernel about interfaces.
+//! - [`ethtool`] queries and configures drivers, [`sight`] detects programs that see no packets.
+//! - [`counters`] reads the programs' counters; [`netlink`] queries interfaces.
 
 pub mod attach;
 mod bpf;
@@ -23,3 +22,4 @@ pub mod rcu;
 pub mod refusal;
 pub(crate) mod sight;
 pub mod tables;
+pub(crate) mod virtio;

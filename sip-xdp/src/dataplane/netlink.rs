@@ -1,6 +1,6 @@
-//! What the kernel says of interfaces, addresses and routes, in this process's network namespace.
+//! Interfaces, addresses and routes of this process's network namespace.
 //!
-//! Asked through netlink, not through `/sys`: that shows the namespace of whoever mounted it.
+//! By netlink, because `/sys` shows the namespace in which it was mounted.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -24,32 +24,31 @@ use tokio::io::unix::AsyncFd;
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// The kernel's index.
+    /// Interface index (ifindex).
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// How its frames start; `None` if this filter does not know its link type.
+    /// Link type; `None` if this filter does not support it.
     pub link: Option<Link>,
-    /// The link type's number (`ARPHRD_*` in `include/uapi/linux/if_arp.h`).
+    /// Link type number (`ARPHRD_*` in `include/uapi/linux/if_arp.h`).
     pub link_type: u16,
-    /// What kind of virtual interface it is, as `ip -d link` says it: "vlan", "veth"; none for
-    /// hardware.
+    /// Kind of a virtual interface, as `ip -d link` shows it ("vlan", "veth"); `None` for hardware.
     pub kind: Option<String>,
     /// Whether it is up.
     pub up: bool,
-    /// The longest packet, in bytes.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// How many queues packets arrive in.
+    /// Number of receive queues.
     pub rx_queues: u32,
-    /// The XDP program on it.
+    /// The attached XDP program.
     pub xdp: Option<AttachedXdp>,
-    /// The index of the bond or bridge that it is a member of.
+    /// Index of its controller: a bond or bridge.
     pub controller: Option<u32>,
-    /// The index of the interface beneath it, as a VLAN has one.
+    /// Index of its lower interface, such as the parent of a VLAN.
     pub beneath: Option<u32>,
-    /// How often its carrier came or went.
+    /// Number of carrier changes.
     pub carrier_changes: u32,
-    /// How many packets it has taken in.
+    /// Number of received packets.
     pub rx_packets: u64,
 }
 
@@ -58,11 +57,11 @@ pub struct Interface {
 pub struct AttachedXdp {
     /// The program's id.
     pub id: u32,
-    /// Whether it runs in the driver.
+    /// Whether it runs in native mode.
     pub native: bool,
 }
 
-/// Routes and addresses, as far as they say who must never be banned.
+/// Own addresses, gateways and default interfaces, which must never be banned.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// The host's own addresses.
@@ -80,7 +79,7 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Connects. Must be called on a tokio runtime, whose task it becomes.
+    /// Connects. Requires a tokio runtime, on which the connection's task runs.
     pub fn connect() -> Result<Self> {
         let (connection, handle, _) =
             rtnetlink::new_connection().context("no netlink connection")?;
@@ -101,7 +100,7 @@ impl Netlink {
         Ok(links.iter().map(interface).collect())
     }
 
-    /// One interface; `None` if it is gone.
+    /// One interface; `None` if it does not exist.
     pub async fn interface(&self, index: u32) -> Result<Option<Interface>> {
         match self.handle.link().get().match_index(index).execute().try_next().await {
             Ok(link) => Ok(link.as_ref().map(interface)),
@@ -114,7 +113,7 @@ impl Netlink {
         }
     }
 
-    /// The host's addresses, each with the index of its interface.
+    /// The host's addresses, each with its interface index.
     pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>> {
         let all: Vec<_> = self
             .handle
@@ -163,7 +162,7 @@ impl Netlink {
     }
 }
 
-/// Our end of an address: on point-to-point links `Address` is the other end and `Local` is ours;
+/// The local address: on point-to-point links `Address` is the remote end and `Local` is ours;
 /// elsewhere `Local` may be missing, and `Address` is ours.
 fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
@@ -213,36 +212,35 @@ fn note_gateways(found: &mut Surroundings, attributes: &[RouteAttribute]) {
     }
 }
 
-/// Says that something has changed about interfaces: one came, went, was renamed, or got another
-/// program. What it is has to be asked for, so that nothing depends on having read every
-/// notification.
+/// Notifications about interfaces that came, went, were renamed or changed their program. The state
+/// itself must be queried, so that lost notifications do not matter.
 #[derive(Debug)]
 pub struct LinkChanges {
     socket: AsyncFd<Socket>,
 }
 
 impl LinkChanges {
-    /// Listens from now on. Must be called on a tokio runtime.
+    /// Subscribes. Must be called on a tokio runtime.
     pub fn listen() -> Result<Self> {
         let what = "the kernel's notifications about interfaces cannot be heard";
         let mut socket = Socket::new(NETLINK_ROUTE).context(what)?;
         socket.set_non_blocking(true).context(what)?;
         socket.bind(&SocketAddr::new(0, libc::RTMGRP_LINK as u32)).context(what)?;
-        // SAFETY: the socket owns its descriptor for as long as it lives, and always returns that
-        // one.
+        // SAFETY: the socket owns its descriptor for its whole lifetime, and always returns the
+        // same one.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
         Ok(Self { socket: socket.context(what)? })
     }
 
-    /// Waits until something has changed. Whatever came meanwhile is one change.
+    /// Waits for a change. Pending notifications are merged into one.
     pub async fn changed(&mut self) -> Result<()> {
         let mut guard = self.socket.readable().await?;
         loop {
-            // What does not fit is cut off: nobody reads it.
+            // The contents are not read, so that truncation is fine.
             match guard.get_inner().recv(&mut Vec::with_capacity(64), libc::MSG_TRUNC) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // Some were lost, which is a change as well.
+                // Lost notifications are a change as well.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -274,7 +272,7 @@ fn interface(message: &LinkMessage) -> Interface {
     }
     let link = match message.header.link_layer_type {
         LinkLayerType::Ether | LinkLayerType::Loopback => Some(Link::Ethernet),
-        // tun and WireGuard have the type "none"; RawIp is what modems and their drivers use.
+        // tun and WireGuard have the type "none"; cellular modems have RawIp.
         LinkLayerType::None | LinkLayerType::Ppp | LinkLayerType::Rawip => Some(Link::Ip),
         _ => None,
     };

@@ -1,19 +1,20 @@
-//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the
-//! daemon.
+//! Pinned objects and their paths: the shared maps, and per interface a program and links. Pins
+//! outlive the daemon.
 //!
 //! ```text
 //! PIN_DIR/v4/MAP            the shared maps, in the layout of version 4
-//! PIN_DIR/v4-new/MAP        the same while they are being replaced; left over only by a crash
-//! PIN_DIR/links/INDEX       the link that holds the ingress program on the interface with that index
-//! PIN_DIR/egress/INDEX      the link that holds the egress program there
-//! PIN_DIR/clsact/INDEX      a directory: our filter is on that interface's clsact qdisc, where there are no such links
-//! PIN_DIR/clsact/INDEX/qdisc   the same: that qdisc is ours, too
-//! PIN_DIR/programs/INDEX    the ingress program itself, for people with bpftool
-//! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to the first interface switched that
-//!                                      offload of the second one (the same, or one beneath) off
+//! PIN_DIR/v4-new/MAP        their replacement under construction; left over only by a crash
+//! PIN_DIR/links/INDEX       the link of the ingress program on the interface with that index
+//! PIN_DIR/egress/INDEX      the link of the egress program there
+//! PIN_DIR/clsact/INDEX      a directory: on kernels without tcx, our filter is on that
+//!                           interface's clsact qdisc
+//! PIN_DIR/clsact/INDEX/qdisc   a directory: we created that qdisc
+//! PIN_DIR/programs/INDEX    the ingress program itself, for use with bpftool
+//! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to interface INDEX switched this
+//!                                      offload of DEVICE (the same, or one beneath) off
 //! ```
 //!
-//! Names are interface indices, since bpffs takes no dots and VLAN interfaces have them.
+//! Names are interface indices, because bpffs does not allow dots, which VLAN interfaces have.
 
 use std::fs::{self, File};
 use std::io;
@@ -34,10 +35,10 @@ use crate::dataplane::attach::xdp::innermost;
 /// The magic number of the BPF file system (`BPF_FS_MAGIC` in `include/uapi/linux/magic.h`).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// Where the BPF file system is by convention.
+/// Conventional mount point of the BPF file system.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The note that a qdisc is ours.
+/// Name of the directory that records our qdisc.
 const QDISC: &str = "qdisc";
 
 /// The pins of one instance.
@@ -46,24 +47,24 @@ pub struct Pins {
     root: PathBuf,
 }
 
-/// Holds the instance: while it lives, no other daemon uses these pins.
+/// Lock of an instance: while it lives, no other daemon uses these pins.
 #[derive(Debug)]
 pub struct Lock {
     _directory: Flock<File>,
 }
 
 impl Pins {
-    /// The pins under `root`. Nothing is touched yet.
+    /// The pins under `root`. Creates nothing.
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned() }
     }
 
-    /// The directory of the shared maps.
+    /// Directory of the shared maps.
     pub fn maps(&self) -> PathBuf {
         self.root.join(format!("v{LAYOUT_VERSION}"))
     }
 
-    /// The directory of the shared maps that are to replace the present ones.
+    /// Directory of the shared maps that will replace the current ones.
     pub fn new_maps(&self) -> PathBuf {
         self.root.join(format!("v{LAYOUT_VERSION}-new"))
     }
@@ -78,7 +79,7 @@ impl Pins {
         self.root.join("egress").join(index.to_string())
     }
 
-    /// The note that our filter is on the clsact qdisc of an interface.
+    /// Record of our filter on the clsact qdisc of an interface.
     pub fn clsact(&self, index: u32) -> PathBuf {
         self.root.join("clsact").join(index.to_string())
     }
@@ -88,7 +89,7 @@ impl Pins {
         self.root.join("programs").join(index.to_string())
     }
 
-    /// The indices of the interfaces that have a link.
+    /// Indices of the interfaces with a link.
     pub fn linked(&self) -> Vec<u32> {
         self.indices("links")
     }
@@ -105,12 +106,12 @@ impl Pins {
         indices
     }
 
-    /// Whether anything is loaded: the shared maps are there.
+    /// Whether the filter is loaded: the shared maps exist.
     pub fn is_loaded(&self) -> bool {
         self.maps().is_dir()
     }
 
-    /// Makes sure that this process may see what is pinned.
+    /// Checks that this process may read the pins.
     pub fn check_access(&self) -> Result<()> {
         match fs::metadata(self.maps()) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -136,7 +137,7 @@ impl Pins {
         Ok(Map::from_map_data(data)?)
     }
 
-    /// Makes the directories, on a BPF file system, and takes the instance for this process.
+    /// Creates the directories, on a BPF file system, and locks the instance.
     pub fn prepare(&self) -> Result<Lock> {
         self.check_bpffs()?;
         let inside = ["links", "egress", "clsact", "programs"].map(|name| self.root.join(name));
@@ -148,7 +149,7 @@ impl Pins {
         self.lock()
     }
 
-    /// Takes the instance for this process.
+    /// Locks the instance.
     pub fn lock(&self) -> Result<Lock> {
         let directory = File::open(&self.root)
             .with_context(|| format!("{} cannot be opened", self.root.display()))?;
@@ -163,8 +164,8 @@ impl Pins {
         }
     }
 
-    /// Makes sure that the pin directory is on a BPF file system, mounting it where it belongs if
-    /// need be.
+    /// Checks that the pin directory is on a BPF file system; mounts one at its conventional place
+    /// if needed.
     fn check_bpffs(&self) -> Result<()> {
         if is_bpffs(&self.root) {
             return Ok(());
@@ -186,15 +187,14 @@ impl Pins {
         )
     }
 
-    /// Replaces the shared maps by those in [`Pins::new_maps`], and removes the layouts of other
-    /// versions.
+    /// Replaces the shared maps by those in [`Pins::new_maps`], and removes other layout versions.
     pub fn promote_new_maps(&self) -> Result<()> {
         remove_directory(&self.maps())?;
         fs::rename(self.new_maps(), self.maps()).context("the new maps cannot be put in place")?;
         self.remove_other_versions()
     }
 
-    /// Removes the layouts of other versions.
+    /// Removes other layout versions.
     pub fn remove_other_versions(&self) -> Result<()> {
         let keep = self.maps();
         for entry in fs::read_dir(&self.root)?.flatten() {
@@ -206,31 +206,31 @@ impl Pins {
         Ok(())
     }
 
-    /// Notes that our filter is on an interface, and whether the qdisc under it is ours; that stays
-    /// noted.
+    /// Records our filter on an interface, and whether we created its qdisc; an existing record of
+    /// that stays.
     pub(crate) fn note_clsact(&self, index: u32, owns_qdisc: bool) -> Result<()> {
         let note = self.clsact(index);
         let note = if owns_qdisc { note.join(QDISC) } else { note };
         fs::create_dir_all(&note).with_context(|| format!("{} cannot be made", note.display()))
     }
 
-    /// Whether the qdisc of an interface is noted as ours.
+    /// Whether the qdisc of an interface is recorded as ours.
     pub(crate) fn owns_qdisc(&self, index: u32) -> bool {
         self.clsact(index).join(QDISC).exists()
     }
 
-    /// Forgets what is noted of an interface.
+    /// Removes the record of an interface.
     pub(crate) fn forget_clsact(&self, index: u32) -> Result<()> {
         remove_directory(&self.clsact(index))
     }
 
-    /// Notes that attaching to an interface has switched an offload of a device off.
+    /// Records an offload of a device that attaching to an interface switched off.
     pub(crate) fn note_offload(&self, index: u32, device: u32, name: &str) -> Result<()> {
         let note = self.offloads(index).join(device.to_string()).join(name);
         fs::create_dir_all(&note).with_context(|| format!("{} cannot be made", note.display()))
     }
 
-    /// The offloads that attaching to an interface has switched off, by device.
+    /// Recorded offloads of an interface, by device.
     pub(crate) fn noted_offloads(&self, index: u32) -> Vec<(u32, String)> {
         let entries =
             |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
@@ -249,32 +249,59 @@ impl Pins {
         noted
     }
 
-    /// Forgets the offloads that are noted of an interface.
+    /// Removes the offload records of an interface.
     pub(crate) fn forget_offloads(&self, index: u32) -> Result<()> {
         remove_directory(&self.offloads(index))
+    }
+
+    /// Notes that generic mode took over on an interface from a program that saw none of its
+    /// packets.
+    pub(crate) fn note_blind(&self, index: u32, since: i64, packets: u64) -> Result<()> {
+        self.forget_blind(index)?;
+        let note = self.blind(index).join(since.to_string()).join(packets.to_string());
+        fs::create_dir_all(&note).with_context(|| format!("{} cannot be made", note.display()))
+    }
+
+    /// When generic mode took over on an interface for that reason, in seconds since 1970, and
+    /// after how many packets.
+    pub(crate) fn noted_blind(&self, index: u32) -> Option<(i64, u64)> {
+        let only =
+            |path: &Path| fs::read_dir(path).ok()?.flatten().next()?.file_name().into_string().ok();
+        let since = only(&self.blind(index))?;
+        let packets = only(&self.blind(index).join(&since))?;
+        Some((since.parse().ok()?, packets.parse().ok()?))
+    }
+
+    /// Forgets that.
+    pub(crate) fn forget_blind(&self, index: u32) -> Result<()> {
+        remove_directory(&self.blind(index))
+    }
+
+    fn blind(&self, index: u32) -> PathBuf {
+        self.root.join("blind").join(index.to_string())
     }
 
     fn offloads(&self, index: u32) -> PathBuf {
         self.root.join("offloads").join(index.to_string())
     }
 
-    /// Takes the egress link of an interface away, which detaches its program.
+    /// Removes the egress link of an interface, which detaches its program.
     pub(crate) fn remove_egress_link(&self, index: u32) -> Result<()> {
         remove_link(&self.egress_link(index))
     }
 
-    /// Takes the links and the program of an interface away, which detaches the programs, and the
-    /// egress filter. Returns the offloads that had been switched off for it.
+    /// Removes links, program pin and egress filter of an interface, which detaches its programs.
+    /// Returns the offloads that were restored, or could not be.
     pub fn detach(&self, index: u32) -> Result<Vec<Offload>> {
         remove_link(&self.link(index))?;
         self.remove_egress_link(index)?;
         detach_filter(index, self)?;
         remove_file(&self.program(index))?;
+        self.forget_blind(index)?;
         offloads::put_back(self, index)
     }
 
-    /// Takes away what a start that failed has left: new tables, and the directories if nothing
-    /// else is in them.
+    /// Cleans up after a failed start: new tables, and directories if empty.
     pub fn clean_up_start(&self) -> Result<()> {
         if self.linked().is_empty() && !self.is_loaded() {
             return self.remove_all().map(drop);
@@ -282,7 +309,7 @@ impl Pins {
         remove_directory(&self.new_maps())
     }
 
-    /// Takes everything away. Returns the offloads that had been switched off.
+    /// Removes all pins. Returns the offloads that were restored, or could not be.
     pub fn remove_all(&self) -> Result<Vec<Offload>> {
         for index in self.linked() {
             remove_link(&self.link(index))?;
@@ -300,7 +327,7 @@ impl Pins {
     }
 }
 
-/// Whether `path`, or the nearest directory above it that exists, is on a BPF file system.
+/// Whether `path`, or its nearest existing ancestor, is on a BPF file system.
 pub(crate) fn is_bpffs(path: &Path) -> bool {
     path.ancestors()
         .find(|path| path.exists())
@@ -308,8 +335,8 @@ pub(crate) fn is_bpffs(path: &Path) -> bool {
         .is_some_and(|stat| stat.filesystem_type() == FsType(BPF_FS_MAGIC))
 }
 
-/// Detaches what a pinned link attaches, and removes the pin. Removing it alone does that too, but
-/// later: the kernel frees it after a grace period, and until then nobody else can attach.
+/// Detaches a pinned link, and removes the pin. Removal alone detaches too, but only after a grace
+/// period, during which nothing else can attach.
 fn remove_link(path: &Path) -> Result<()> {
     if path.exists()
         && let Err(error) = bpf::detach_link(path)
@@ -328,7 +355,7 @@ fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a directory with all that is in it.
+/// Removes a directory recursively.
 pub fn remove_directory(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

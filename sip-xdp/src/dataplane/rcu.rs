@@ -1,10 +1,10 @@
-//! Waiting for the kernel's programs: memory that a packet may still be looking at is overwritten
-//! only when every program run that had begun is over. Programs run inside RCU read sections, so
-//! that is an RCU grace period; user space gets one from either of two calls.
+//! RCU grace periods: memory that a packet may still be reading is overwritten only after all
+//! program runs that had begun are over. Programs run inside RCU read-side critical sections. User
+//! space gets a grace period from either of two calls.
 //!
 //! - An update of a map of maps. The kernel waits before it returns, so that all running programs
 //!   use the new map (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`, since Linux 4.19). It
-//!   takes what loading programs takes anyway, so it is there wherever the filter is.
+//!   needs the same privileges as loading programs, so it works wherever the filter does.
 //! - `membarrier` with `MEMBARRIER_CMD_GLOBAL` (`kernel/sched/membarrier.c`). Kernels booted with
 //!   `nohz_full` refuse it, and so do some seccomp profiles.
 
@@ -27,7 +27,7 @@ pub enum GraceWait {
 }
 
 impl GraceWait {
-    /// Both, in the order in which they are tried.
+    /// Both, in order of preference.
     pub const ALL: [Self; 2] = [Self::MapOfMaps, Self::Membarrier];
 }
 
@@ -40,11 +40,11 @@ impl fmt::Display for GraceWait {
     }
 }
 
-/// Waits until every program run that has begun is over.
+/// Waits for an RCU grace period.
 ///
 /// # Errors
 ///
-/// If the kernel refuses both ways. [`find`] asks before anything depends on it.
+/// If the kernel refuses both ways. [`find`] checks that beforehand.
 pub fn grace_period() -> Result<()> {
     static FOUND: OnceLock<GraceWait> = OnceLock::new();
     if let Some(way) = FOUND.get() {
@@ -55,11 +55,11 @@ pub fn grace_period() -> Result<()> {
     Ok(())
 }
 
-/// Waits by the first way that works, and says which that is.
+/// Waits by the first way that works, and returns it.
 ///
 /// # Errors
 ///
-/// If the kernel refuses both, with its word for each.
+/// If the kernel refuses both, with both errors.
 pub fn find() -> Result<GraceWait> {
     let mut refused = Vec::new();
     for way in GraceWait::ALL {
@@ -82,7 +82,7 @@ fn wait(way: GraceWait) -> io::Result<()> {
     }
 }
 
-/// The maps are made once, and used for as long as the process lives.
+/// The maps are created once per process.
 fn map_of_maps() -> io::Result<()> {
     static MAPS: OnceLock<(OwnedFd, OwnedFd)> = OnceLock::new();
     let (outer, inner) = match MAPS.get() {

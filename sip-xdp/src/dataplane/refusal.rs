@@ -1,5 +1,5 @@
-//! What the kernel says when it does not take a program, on one line: the reason, which is the last
-//! line of the verifier's log, and where the whole log was put.
+//! Program refusals on one line: the reason, which is the last line of the verifier's log, and the
+//! file with the whole log.
 
 use std::error::Error;
 use std::fmt;
@@ -8,11 +8,10 @@ use std::path::Path;
 
 use aya::programs::ProgramError;
 
-/// The file in the state directory that holds the log of the last refusal.
+/// File in the state directory with the verifier log of the last refusal.
 pub const LOG_FILE: &str = "verifier.log";
 
-/// Beginnings of lines that the verifier writes after the reason, or between it and the end:
-/// figures, source lines, and how it went back to find out which numbers matter
+/// Prefixes of verifier lines after the reason: figures, source lines, and backtracking
 /// (`print_verification_stats`, `mark_chain_precision` and others in `kernel/bpf/verifier.c`).
 const NO_REASON: [&str; 13] = [
     "processed ",
@@ -30,23 +29,23 @@ const NO_REASON: [&str; 13] = [
     ";",
 ];
 
-/// The kernel did not take a program.
+/// A program that the kernel refused.
 #[derive(Debug)]
 pub struct Refusal {
-    /// Which one.
+    /// The program's name.
     program: &'static str,
-    /// The system's word.
+    /// The system's error.
     error: String,
-    /// The verifier's, if it said anything.
+    /// The verifier's log, possibly empty.
     log: String,
-    /// What this kernel lacks, if the verifier said nothing.
+    /// A missing kernel feature, if the log is empty.
     missing: Option<String>,
-    /// Where the log is, or why it is nowhere.
+    /// Path of the log, or why it was not written.
     kept: Option<String>,
 }
 
 impl Refusal {
-    /// What loading `program` failed with. `missing` is asked only where the verifier says nothing.
+    /// The refusal of `program`. `missing` is called only if the log is empty.
     pub(crate) fn new(
         program: &'static str,
         error: &ProgramError,
@@ -62,12 +61,12 @@ impl Refusal {
         Self { program, error, log, missing, kept: None }
     }
 
-    /// The verifier's log, as it is.
+    /// The verifier's log, unchanged.
     pub fn log(&self) -> &str {
         &self.log
     }
 
-    /// Writes the log into a directory, and notes where it is.
+    /// Writes the log into a directory, and remembers the path.
     pub fn keep_log(&mut self, directory: &Path) {
         if self.log.trim().is_empty() {
             return;
@@ -107,7 +106,8 @@ impl fmt::Display for Refusal {
 
 impl Error for Refusal {}
 
-/// Writes the verifier's log into a directory, if there is one in this error, and says where it is.
+/// Writes the verifier's log into a directory, if this error has one, and adds the path to the
+/// error.
 pub fn keep_log(error: anyhow::Error, directory: &Path) -> anyhow::Error {
     match error.downcast::<Refusal>() {
         Ok(mut refusal) => {
@@ -118,8 +118,8 @@ pub fn keep_log(error: anyhow::Error, directory: &Path) -> anyhow::Error {
     }
 }
 
-/// The last line of a verifier's log that is a reason. Lines of the program and of its registers
-/// begin with a number, and those that are cut off in the middle of a log end it.
+/// The reason in a verifier's log: the last line that is none of [`NO_REASON`], and no instruction,
+/// register state or truncated line.
 fn reason(log: &str) -> Option<&str> {
     let is_reason = |line: &&str| {
         let numbered =
@@ -137,7 +137,7 @@ mod tests {
 
     use super::*;
 
-    /// The end of what Linux 6.1 says of a helper's size that may be 0.
+    /// The end of Linux 6.1's log for a helper's size that may be 0.
     const LOG: &str = "func#0 @0\n0: R1=ctx(off=0,imm=0) R10=fp0\n; let left = TAP.get_ptr_mut(0)\n\
         4510: (85) call bpf_xdp_load_bytes#189\n\
         R4 invalid zero-sized read: u64=[0,1472]\n\
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_cannot_be_kept_is_said() {
+    fn a_log_that_cannot_be_written_is_reported() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
@@ -226,7 +226,7 @@ mod tests {
         }
     }
 
-    /// The library makes logs only from what the kernel wrote.
+    /// The library builds logs only from kernel output.
     fn log_of(text: &str) -> VerifierLog {
         VerifierLog::new(text.to_owned())
     }

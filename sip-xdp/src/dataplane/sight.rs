@@ -1,65 +1,63 @@
-//! Whether a native program sees what its interface takes in. Drivers exist that accept a program
-//! and never call it (virtio_net without mergeable buffers), or lose it when their rings are made
-//! anew (vmxnet3): the filter then looks well and filters nothing.
+//! Detection of native programs that see no packets. Some drivers accept a program and never call
+//! it (virtio_net without mergeable buffers), or lose it when their rings are reallocated
+//! (vmxnet3): the filter then looks healthy and filters nothing.
 //!
-//! The interface's own counter of packets taken in is held against what the program has counted. It
-//! is judged in native mode only, and only on "none at all", since interfaces count what no program
-//! on them ever sees: bonds what their members take in, PPP and WireGuard their keep-alives. In
-//! generic mode the network stack itself calls the program. Drivers that refresh their counters
-//! from time to time may hand in packets from before the program: so they have to arrive in two
-//! looks at least.
+//! The interface's receive counter is compared with the program's. Only in native mode, and only
+//! for "none at all", because interfaces also count packets that no program of theirs sees: bonds
+//! those of their members, PPP and WireGuard keepalives. In generic mode the network stack calls
+//! the program. Drivers that refresh their counters periodically may report packets from before the
+//! attachment; so packets must arrive in at least two polls.
 
 use std::time::Duration;
 
-/// How many packets have to arrive unseen.
+/// Minimum number of unseen packets.
 pub(crate) const UNSEEN: u64 = 20;
 
-/// In how many looks they have to arrive.
+/// Minimum number of polls in which they arrived.
 const LOOKS: u32 = 2;
 
-/// For how long nothing is judged after a program was attached or a link changed: drivers that
-/// refresh their counters do so within two seconds.
+/// Time without judgement after an attachment or link change. Drivers refresh their counters within
+/// two seconds.
 pub(crate) const SETTLING: Duration = Duration::from_millis(900);
 
-/// What is known of one interface since the program last saw something.
+/// Observation of one interface since its program last saw a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sight {
-    /// What the interface had taken in, and what the program had counted.
+    /// Receive counter and program counter at the start.
     since: Option<(u64, u64)>,
-    /// What it had taken in at the last look.
+    /// Receive counter at the last poll.
     last: u64,
-    /// In how many looks it had taken in more.
+    /// Polls in which the receive counter grew.
     looks: u32,
-    /// Whether the program has counted anything since it was attached.
+    /// Whether the program has counted a packet since it was attached.
     has_seen: bool,
-    /// Nothing is judged before this time, in nanoseconds of the filter's clock.
+    /// Start of judgement, in nanoseconds of the filter's clock.
     settled: u64,
 }
 
-/// A program sees nothing.
+/// A program that sees no packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Blind {
-    /// Packets that arrived unseen.
+    /// Number of unseen packets.
     pub(crate) packets: u64,
-    /// Whether the same program saw packets before, so that a fresh one may help.
+    /// Whether it saw packets before, so that attaching it again may help.
     pub(crate) has_seen: bool,
 }
 
 impl Sight {
-    /// Of a program that was attached at `now`, or whose interface has changed then.
+    /// A new observation of a program that was attached at `now`, or whose interface changed then.
     pub(crate) fn new(now: u64, has_seen: bool) -> Self {
         let settling = u64::try_from(SETTLING.as_nanos()).unwrap_or(u64::MAX);
         Self { since: None, last: 0, looks: 0, has_seen, settled: now.saturating_add(settling) }
     }
 
-    /// Whether the program has counted anything since it was attached.
+    /// Whether the program has counted a packet since it was attached.
     pub(crate) fn has_seen(&self) -> bool {
         self.has_seen
     }
 
-    /// Takes a look: `taken` are the packets that the interface took in, read before `counted`,
-    /// which the program has counted, both since whenever. Returns that it is blind, as long as it
-    /// is.
+    /// One poll: `taken` is the interface's receive counter, read before the program's counter,
+    /// `counted`. Returns whether the program is blind.
     pub(crate) fn look(&mut self, now: u64, taken: u64, counted: u64) -> Option<Blind> {
         let Some((taken_then, counted_then)) = self.since else {
             if now >= self.settled {
@@ -67,7 +65,7 @@ impl Sight {
             }
             return None;
         };
-        // Counters that go back were reset, with the interface or by a reload.
+        // A counter that decreased was reset, by the interface or a reload.
         if counted != counted_then || taken < self.last {
             self.has_seen |= counted > counted_then;
             *self = Self { since: Some((taken, counted)), last: taken, looks: 0, ..*self };
@@ -87,7 +85,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// Looks once a second, after the time to settle.
+    /// Polls once a second, after the settling time.
     fn looks(counters: &[(u64, u64)]) -> Vec<Option<u64>> {
         let mut sight = Sight::new(0, false);
         let looks = counters.iter().zip(1..);
@@ -102,7 +100,7 @@ mod tests {
             looks(&[(1_000, 5), (1_010, 5), (1_030, 5), (1_030, 5)]),
             [None, None, Some(30), Some(30)]
         );
-        // A slow trickle, too.
+        // A slow trickle as well.
         let trickle: Vec<_> = (0..30).map(|n| (n, 0)).collect();
         assert_eq!(looks(&trickle).iter().position(Option::is_some), Some(20));
     }
@@ -110,7 +108,7 @@ mod tests {
     #[test]
     fn nothing_is_said_for_too_little() {
         assert_eq!(looks(&[(0, 0), (10, 0), (19, 0), (19, 0)]), [None; 4]);
-        // All at once may be from before: a driver that refreshes its counters.
+        // A single jump may be from before the attachment: a periodically refreshed counter.
         assert_eq!(looks(&[(0, 0), (500, 0), (500, 0), (500, 0)]), [None; 4]);
         assert_eq!(looks(&[(0, 0), (500, 0), (501, 0)]), [None, None, Some(501)]);
     }
@@ -118,7 +116,7 @@ mod tests {
     #[test]
     fn one_packet_that_is_seen_is_enough() {
         assert_eq!(looks(&[(0, 0), (15, 0), (30, 1), (45, 1), (49, 1)]), [None; 5]);
-        // And from there on it is looked at anew.
+        // The observation then starts again.
         assert_eq!(looks(&[(0, 0), (15, 1), (30, 1), (45, 1)]), [None, None, None, Some(30)]);
     }
 

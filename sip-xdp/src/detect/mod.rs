@@ -31,8 +31,9 @@ pub(crate) use rules::kinds::KINDS;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use sip_xdp_common::abi::layout::{EventKind, IN_STORM, KernelEvent, SUSPECTED};
-use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::abi::layout::{EventKind, IN_STORM, KernelEvent, LADDERS, SUSPECTED};
+use sip_xdp_common::ip_key::{IpKey, mask};
+use sip_xdp_common::limits::ladder::WIDTHS;
 
 use crate::config::{Config, Detect};
 use crate::dataplane::tables::ledger::Tier;
@@ -120,12 +121,43 @@ pub enum Action {
     Served(IpKey, u64),
     /// Strangers try passwords for this accepted user.
     Sprayed(Spray),
-    /// Limit it until then, a step more than before: anybody can have sent this.
-    Limit(IpKey, u64, String),
+    /// Put a source on the ladder: anybody can have sent this.
+    Meter(Metering),
+    /// A nonce, by its digest for the kernel, was given to this source on the ladder and to nobody
+    /// else; or, if false, it was given to others, too.
+    OwnNonce(IpKey, u64, bool),
     /// Something about this source and port that is no evidence against it.
     Rejected(IpKey, u16, String),
     /// Something that an operator should know, of this kind.
     Note(&'static str, String),
+}
+
+/// A source that goes on the ladder ([`sip_xdp_common::limits::ladder`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metering {
+    /// Whose: an address of the source.
+    pub source: IpKey,
+    /// The width of it: 128 is the host, 64, 56 or 48 an IPv6 network around it.
+    pub bits: u8,
+    /// Where to.
+    pub step: Step,
+    /// Whether its ports without a standing are metered with nonces of their own, too.
+    pub strict: bool,
+    /// Until when, on the filter's clock in nanoseconds.
+    pub until: u64,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Where a source goes on the ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The first step, unless it is lower already.
+    First,
+    /// A step down.
+    Down,
+    /// The last one.
+    Last,
 }
 
 /// Until when an address and one of its flows are known good, and how many users it has.
@@ -158,6 +190,8 @@ pub struct Detector {
     offenders: Recent<IpKey, u32>,
     /// Places where nobody earns standing while a ban lasts, and until when.
     offending: Recent<(IpKey, Option<u16>), u64>,
+    /// Sources on the ladder, by width, and until when.
+    metered: Recent<(u8, IpKey), u64>,
     /// Sources of which something becomes certain at a time.
     due: VecDeque<(u64, IpKey)>,
     /// Users that were never accepted, and who has tried them.
@@ -197,6 +231,7 @@ impl Detector {
             networks: Recent::new(networks::MAX_NETWORKS, networks::LIFETIME_NS),
             offenders: Recent::new(MAX_OFFENDERS, rules::MEMORY_NS),
             offending: Recent::new(MAX_OFFENDERS, FIRST_DAY_NS),
+            metered: Recent::new(LADDERS, rules::MEMORY_NS),
             due: VecDeque::new(),
             tried: decoy::Tried::default(),
             decoys_from: u64::MAX,
@@ -284,6 +319,24 @@ impl Detector {
         self.offending.insert((source, port), now, until);
     }
 
+    /// Notes that a source of this width is on the ladder until then: the kernel is to be told of its
+    /// nonces. Returns those that it was given before, by their digests for the kernel.
+    pub fn metered(&mut self, source: IpKey, bits: u8, until: u64, now: u64) -> Vec<u64> {
+        let is_new = !self.is_metered(&source, now);
+        self.metered.insert((bits, source.masked(mask(bits))), now, until);
+        let given = self.sources.get(&source).filter(|_| is_new).map(|state| &state.nonces);
+        let is_own = |nonce: u64| self.nonces.echo(nonce, source, now) == Echo::Own;
+        let given = given.into_iter().flatten();
+        given.filter(|(nonce, _)| is_own(*nonce)).map(|(_, key)| *key).collect()
+    }
+
+    /// Whether a source is on the ladder, by itself or with a network around it.
+    fn is_metered(&self, source: &IpKey, now: u64) -> bool {
+        let widths = if source.is_v4() { &WIDTHS[..1] } else { &WIDTHS[..] };
+        let is_there = |bits: &u8| self.metered.get(&(*bits, source.masked(mask(*bits))), now);
+        widths.iter().any(|bits| is_there(bits).is_some_and(|until| *until > now))
+    }
+
     /// Notes that a source has offended before, in an earlier run.
     pub fn restore_offender(&mut self, source: IpKey, count: u32, at: u64) {
         self.offenders.insert(source, at, count);
@@ -305,8 +358,9 @@ impl Detector {
         self.sources.remove(source);
         self.offenders.remove(source);
         self.offending.remove(&(*source, None));
+        self.metered.remove(&(128, *source));
         for (bits, _, _) in networks::WIDTHS {
-            self.networks.remove(&(bits, source.masked(sip_xdp_common::ip_key::mask(bits))));
+            self.networks.remove(&(bits, source.masked(mask(bits))));
         }
         self.volume.forget(source);
     }
@@ -319,7 +373,7 @@ impl Detector {
         self.served.tidy(now);
         self.sources.retain(|_, state| now.saturating_sub(state.last) < QUIET_NS);
         self.tried.tidy(now, self.rules.decoy.per.nanos());
-        self.sprayed.tidy(now, self.rules.sprayed.per.nanos());
+        self.sprayed.tidy(now, self.rules.sprayed.per.nanos(), self.rules.slow.per.nanos());
         self.registrar.tidy(now);
     }
 

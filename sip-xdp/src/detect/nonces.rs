@@ -16,11 +16,11 @@ const LIFETIME_NS: u64 = 3_600_000_000_000;
 /// How many challenges of one call are remembered.
 const MAX_CHALLENGES: usize = 8;
 
-/// To whom a nonce was given: digests of an address, and of the IPv6 /64 around it.
+/// To whom a nonce was given: an address, and a digest of the IPv6 /64 around it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Given {
     /// To one address.
-    Alone { to: u64, around: Option<u64> },
+    Alone { to: IpKey, around: Option<u64> },
     /// To several addresses of one IPv6 /64.
     Within(u64),
     /// To several.
@@ -67,13 +67,18 @@ impl Default for Nonces {
 }
 
 impl Nonces {
-    /// Notes that a nonce is on its way to an address.
-    pub(super) fn give(&mut self, nonce: u64, to: IpKey, now: u64) {
-        let given = Given::Alone { to: digest(&to), around: around(&to) };
+    /// Notes that a nonce is on its way to an address. Returns the one to which alone it was given
+    /// before, if it is not its own any more.
+    pub(super) fn give(&mut self, nonce: u64, to: IpKey, now: u64) -> Option<IpKey> {
+        let given = Given::Alone { to, around: around(&to) };
         let before = self.given.touch(nonce, now, || given);
         if *before == given {
-            return;
+            return None;
         }
+        let lost = match *before {
+            Given::Alone { to, .. } => Some(to),
+            _ => None,
+        };
         let network = match *before {
             Given::Alone { around, .. } => around,
             Given::Within(network) => Some(network),
@@ -83,6 +88,7 @@ impl Nonces {
             Some(network) => Given::Within(network),
             None => Given::Shared,
         };
+        lost
     }
 
     /// Notes which request of that address a nonce was the answer to.
@@ -118,7 +124,7 @@ impl Nonces {
     pub(super) fn echo(&self, nonce: u64, by: IpKey, now: u64) -> Echo {
         let is_near = |network: &Option<u64>| network.is_some() && *network == around(&by);
         match self.given.get(&nonce, now) {
-            Some(Given::Alone { to, .. }) if *to == digest(&by) => Echo::Own,
+            Some(Given::Alone { to, .. }) if *to == by => Echo::Own,
             Some(Given::Alone { around, .. }) if is_near(around) => Echo::Network,
             Some(Given::Within(network)) if is_near(&Some(*network)) => Echo::Network,
             // To whom else it was given is not remembered.

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use sip_xdp_common::abi::layout::{FROM_GOOD, RESPONSES_UNSEEN};
+use sip_xdp_common::abi::layout::RESPONSES_UNSEEN;
 use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::ladder::Digest;
 
 use super::claim::{Level, Rejection};
 use super::digest::digest;
@@ -14,7 +15,7 @@ use super::registrations::Acceptance;
 use super::source_state::{Challenged, Waiting};
 use super::transactions::{Answered, Match, Method, Request};
 use super::windows::Window;
-use super::{Action, Detector, GRACE_NS};
+use super::{Action, Detector, GRACE_NS, Metering, Step};
 use crate::sip::message::{Head, StartLine, user_name};
 use crate::sip::transport::Transport;
 
@@ -73,7 +74,7 @@ impl Detector {
         let transport = event.transport;
         let answer = Answer { to, port, status, head, now, is_foreign, transport };
         if !is_foreign {
-            head.challenges.iter().for_each(|one| self.nonces.give(digest(one.nonce), to, now));
+            head.challenges.iter().for_each(|one| self.give_nonce(one.nonce, to, now, actions));
         }
         match self.transactions.answer(to, head, now) {
             Match::Of(answered) => {
@@ -113,14 +114,28 @@ impl Detector {
                         self.nonces.challenge_registration(digest(one.nonce), to, &user, now);
                     }
                 }
-                if event.flags & FROM_GOOD == 0 {
-                    self.orphan(&answer, actions);
-                }
+                self.orphan(&answer, actions);
             }
-            Match::Unknown if event.flags & FROM_GOOD == 0 && status >= 180 => {
-                self.orphan(&answer, actions)
-            }
+            Match::Unknown if status >= 180 => self.orphan(&answer, actions),
             Match::Unknown => {}
+        }
+    }
+
+    /// A nonce is on its way to an address. The kernel hears of it if that is on the ladder.
+    fn give_nonce(&mut self, nonce: &[u8], to: IpKey, now: u64, actions: &mut Vec<Action>) {
+        let lost = self.nonces.give(digest(nonce), to, now);
+        if let Some(state) = self.sources.get_mut(&to) {
+            state.note_nonce((digest(nonce), Digest::of(nonce).0));
+        }
+        let mut tell = |source: IpKey, is_own: bool| {
+            if self.is_metered(&source, now) {
+                actions.push(Action::OwnNonce(source, Digest::of(nonce).0, is_own));
+            }
+        };
+        match lost {
+            Some(before) => tell(before, false),
+            None if self.nonces.echo(digest(nonce), to, now) == Echo::Own => tell(to, true),
+            None => {}
         }
     }
 
@@ -343,16 +358,20 @@ impl Detector {
 
     /// Passwords are rejected at an address with standing, with nonces that it was not given: tries
     /// that echo none of their own go slower.
-    fn limit_hidden(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
-        let rule = self.rules.rejected;
+    pub(super) fn limit_hidden(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
+        let (rule, slow) = (self.rules.rejected, self.rules.slow);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
         state.hidden.note(now, (), rule.per.nanos());
-        if rule.enabled && state.hidden.len() >= rule.count as usize {
+        let filled = state.hidden_slow.pour(now, slow.per.nanos());
+        let by_count = rule.enabled && state.hidden.len() >= rule.count as usize;
+        let by_level = slow.enabled && filled >= f64::from(slow.count) - 0.5;
+        if by_count || by_level {
             state.hidden = Window::default();
-            let what = "passwords are rejected that echo no nonce of ours".to_owned();
-            actions.push(Action::Limit(source, now + DAY_NS, what));
+            let reason = "passwords are rejected that echo no nonce of ours".to_owned();
+            let (bits, step, strict, until) = (128, Step::Down, false, now + DAY_NS);
+            actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));
         }
     }
 
@@ -393,11 +412,13 @@ impl Detector {
     /// is gained by hiding.
     fn orphan(&mut self, answer: &Answer<'_>, actions: &mut Vec<Action>) {
         let Answer { to, port, status, head, now, .. } = *answer;
-        if head.call_id.is_none() || self.has_standing(&to, now) {
+        if head.call_id.is_none() {
             return;
         }
         let call = digest(&head.call_id);
         match status {
+            // Who is asked for nothing has tried nothing.
+            401 | 407 if head.challenges.is_empty() && self.has_standing(&to, now) => return,
             401 | 403 | 407 if !head.is_stale() => {}
             180..=189 | 200..=299 | 486 => {
                 if let Some(state) = self.sources.get_mut(&to) {
@@ -450,6 +471,10 @@ impl Detector {
         let late = |one: &mut Challenged| now.saturating_sub(one.at) >= GRACE_NS;
         let over: Vec<_> = state.challenged.extract_if(.., late).collect();
         let limited = state.limited;
+        // Nor are those that the ladder has held up, where others live.
+        if self.is_metered(&source, now) && self.has_standing(&source, now) {
+            return;
+        }
         // Credentials that the kernel's own limit has held up are not missing.
         let was_free = |at: u64| limited == 0 || limited.saturating_add(GRACE_NS) < at;
         for one in over.into_iter().filter(|one| was_free(one.at)) {

@@ -1,6 +1,6 @@
 //! What is held against one source, and what it has done lately.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use sip_xdp_common::ip_key::IpKey;
 
@@ -9,6 +9,9 @@ use super::rules::enumeration::Refused;
 use super::rules::invites;
 use super::windows::{LeakyBucket, Window};
 use crate::sip::transport::Transport;
+
+/// Nonces of one source that the kernel hears of when it goes on the ladder.
+const MAX_NONCES: usize = 64;
 
 /// Ports of one source that have a bucket of their own.
 const MAX_PORTS: usize = 64;
@@ -55,6 +58,14 @@ pub(super) struct SourceState {
     pub(super) slow_ports: BTreeMap<u16, LeakyBucket>,
     /// Rejections that anybody could have caused, at an address with standing.
     pub(super) hidden: Window<()>,
+    /// The same, slowly.
+    pub(super) hidden_slow: LeakyBucket,
+    /// Rejections of an address with accepted users, for users that were rejected at other ports as
+    /// well, slowly; and these users, by digest, with ports without a standing, of a day.
+    pub(super) roaming: LeakyBucket,
+    pub(super) ports: Window<(u64, u16)>,
+    /// Nonces that it was given, the latest last: our digest of each, and the kernel's.
+    pub(super) nonces: VecDeque<(u64, u64)>,
     /// Rejections for users that are sprayed, of a day.
     pub(super) sprayed: Window<Level>,
     /// Rejections for decoys, of a day.
@@ -95,6 +106,10 @@ impl SourceState {
             slow_seen: LeakyBucket::default(),
             slow_ports: BTreeMap::new(),
             hidden: Window::default(),
+            hidden_slow: LeakyBucket::default(),
+            roaming: LeakyBucket::default(),
+            ports: Window::default(),
+            nonces: VecDeque::new(),
             sprayed: Window::default(),
             decoys: Window::default(),
             convicted: Window::default(),
@@ -124,6 +139,14 @@ impl SourceState {
         self.tool_calls.clear();
     }
 
+    /// Notes a nonce that it was given.
+    pub(super) fn note_nonce(&mut self, nonce: (u64, u64)) {
+        if self.nonces.len() >= MAX_NONCES {
+            self.nonces.pop_front();
+        }
+        self.nonces.push_back(nonce);
+    }
+
     /// The users of some rejections.
     pub(super) fn users_of<'a>(
         rejections: impl Iterator<Item = &'a Rejection>,
@@ -145,13 +168,14 @@ impl SourceState {
             Some(port) => {
                 self.rejected.retain(|rejection| rejection.port != port);
                 self.waiting.retain(|waiting| waiting.rejection.port != port);
+                // What is in its bucket stays: it leaks out in hours, whatever follows.
                 self.decoys.retain(|(_, at)| *at != port);
-                self.slow_ports.remove(&port);
             }
             None => {
                 self.rejected = Window::default();
+                // Those for sprayed users stay: the third of a day leads to a ban, and so does each
+                // after it.
                 self.refused = Window::default();
-                self.sprayed = Window::default();
                 self.decoys = Window::default();
                 self.waiting.clear();
                 self.challenged.clear();

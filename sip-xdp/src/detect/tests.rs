@@ -463,7 +463,7 @@ fn tools_are_limited_and_then_banned() {
     let tool = Who { agent: "friendly-scanner", ..who("192.0.2.66", 5060, "100") };
     fixture.ask(&tool, "OPTIONS", "100", "", "200 OK");
     assert!(
-        matches!(fixture.actions.as_slice(), [Action::Limit(source, ..)] if *source == tool.source)
+        matches!(fixture.actions.as_slice(), [Action::Meter(one)] if one.source == tool.source)
     );
     fixture.ask(&tool, "OPTIONS", "100", "", "200 OK");
     assert!(fixture.bans.is_empty());

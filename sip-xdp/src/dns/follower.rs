@@ -1,6 +1,6 @@
-//! The one task that asks DNS about all names, each again when its answer ends.
+//! The task that resolves all names, each again when its TTL ends.
 //!
-//! It never writes a list: what it finds goes to the daemon, as [`HostsUpdate`].
+//! It never writes lists: results go to the daemon as [`HostsUpdate`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,55 +12,55 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::resolver::{Dns, Found, Kinds, Origin, look_up};
+use super::resolver::{Dns, Found, Kinds, Origin, resolve};
 use crate::config::HostName;
 
-/// An answer is asked for again after this time at the earliest, whatever its time to live,
+/// Minimum interval between queries of a name, whatever the TTL.
 const SHORTEST: Duration = Duration::from_secs(30);
 
-/// and after this time at the latest.
+/// Maximum interval between queries of a name.
 const LONGEST: Duration = Duration::from_secs(3_600);
 
-/// After failures the pause doubles, up to this.
+/// Maximum of the interval that doubles after failures.
 const LONGEST_AFTER_FAILURES: Duration = Duration::from_secs(600);
 
-/// How many names are asked about at the same time.
+/// Maximum number of names queried at the same time.
 const AT_ONCE: usize = 8;
 
-/// What DNS says of a name.
+/// The DNS result of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostsUpdate {
     /// The name.
     pub name: HostName,
-    /// Its addresses, and which kinds of records each is from.
+    /// Its addresses, with the record kinds that led to each.
     pub addresses: BTreeMap<IpAddr, Origin>,
-    /// The kinds of records that were not answered. What they said last holds for a while.
+    /// Record kinds without a response. Their last result is kept for a while.
     pub unanswered: Kinds,
-    /// Why these may not be all, or why there are none.
+    /// Why the result may be incomplete or empty.
     pub error: Option<String>,
 }
 
-/// The names that are to be followed.
+/// The names to be followed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     /// All of them.
     pub names: BTreeSet<HostName>,
-    /// When this changes, all are asked about at once.
+    /// A change triggers queries of all names at once.
     pub round: u64,
 }
 
-/// When a name's turn is.
+/// Query schedule of a name.
 #[derive(Debug)]
 struct Turn {
     due: Instant,
     is_asked: bool,
     failures: u32,
-    /// What was said of it already.
-    said: BTreeSet<String>,
+    /// Messages already logged about it.
+    logged: BTreeSet<String>,
 }
 
-/// Follows names until nobody wants any or hears of them. `dns` is called for each question, so
-/// that it can look at the system's configuration as it is then.
+/// Follows names until the other side is dropped. `dns` is called for each query, so that it uses
+/// the current system configuration.
 pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
     dns: impl Fn() -> Result<D, String> + Send,
     mut wanted: watch::Receiver<Wanted>,
@@ -92,7 +92,8 @@ pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
                 let all_again = round != wanted.round;
                 round = wanted.round;
                 for name in &wanted.names {
-                    let new = || Turn { due: now, is_asked: false, failures: 0, said: BTreeSet::new() };
+                    let logged = BTreeSet::new();
+                    let new = || Turn { due: now, is_asked: false, failures: 0, logged };
                     let turn = turns.entry(name.clone()).or_insert_with(new);
                     if all_again {
                         turn.due = now;
@@ -104,10 +105,13 @@ pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
                     continue;
                 };
                 turn.is_asked = false;
-                turn.failures = if found.error.is_some() { turn.failures.saturating_add(1) } else { 0 };
+                turn.failures = match found.error {
+                    Some(_) => turn.failures.saturating_add(1),
+                    None => 0,
+                };
                 turn.due = Instant::now() + pause(&found, turn.failures);
                 for what in &found.left_out {
-                    if turn.said.insert(what.clone()) {
+                    if turn.logged.insert(what.clone()) {
                         log::warn!("host {name}: {what}; that is left out");
                     }
                 }
@@ -126,13 +130,13 @@ async fn ask<D: Dns + Send + Sync + 'static>(
     name: HostName,
 ) -> (HostName, Found) {
     let found = match dns {
-        Ok(dns) => look_up(&dns, &name).await,
+        Ok(dns) => resolve(&dns, &name).await,
         Err(error) => Found { error: Some(error), unanswered: Kinds::ALL, ..Found::default() },
     };
     (name, found)
 }
 
-/// How long to wait until a name is asked about again.
+/// The interval until the next query of a name.
 fn pause(found: &Found, failures: u32) -> Duration {
     if failures > 0 {
         let doubled = SHORTEST.saturating_mul(1 << (failures - 1).min(10));

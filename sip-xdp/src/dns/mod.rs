@@ -1,10 +1,10 @@
-//! Host names that are trusted or admitted: which there are, what DNS last said of them, and which
-//! entries follow.
+//! Host names that are trusted or admitted: the set of names, their last DNS results, and the
+//! resulting entries.
 //!
-//! Trusting a name is trusting whoever answers for it. What can be done is done: each kind of
-//! record counts by itself, so what an answer does not name any more goes, whatever other questions
-//! fail; an answer that fails or is empty takes nothing away for [`Seen::patience`], and after that
-//! it does; and no answer can name an address that belongs to nobody or to everybody.
+//! Trusting a name means trusting its DNS servers. The damage is limited: each record kind counts
+//! by itself, so that an address which a response no longer names is removed, whatever other
+//! queries fail; a failed or empty response removes nothing for [`Seen::hold`], and everything
+//! after that; and no response can name a special-purpose address.
 
 mod follower;
 mod resolver;
@@ -32,18 +32,18 @@ use follower::Wanted;
 use resolver::{Kinds, Origin};
 use store::Kept;
 
-/// How many addresses a name may have.
+/// Maximum number of addresses per name.
 pub const MAX_ADDRESSES: usize = 64;
 
-/// Addresses by the name that has them.
+/// Addresses by name.
 pub type ByName = BTreeMap<HostName, BTreeSet<IpAddr>>;
 
-/// What a name is followed for.
+/// The purpose of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
-    /// Its addresses are never dropped and never banned.
+    /// Trust: its addresses are never dropped and never banned.
     Trust,
-    /// Its addresses may talk under the policy `closed`.
+    /// Admit: its addresses may send under the policy `closed`.
     Admit,
 }
 
@@ -57,62 +57,61 @@ impl Purpose {
     }
 }
 
-/// A name that an operator gave by command, to be trusted.
+/// A name that an operator trusted by command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Given {
-    /// When, in milliseconds since 1970.
+    /// Creation time in milliseconds since 1970.
     pub added_ms: u64,
-    /// When that ends, on the filter's clock.
+    /// Expiry, on the filter's clock.
     pub expires: u64,
-    /// Why.
+    /// Reason.
     pub reason: String,
 }
 
-/// What DNS last said of a name.
+/// The last DNS result of a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answer {
     /// The addresses.
     pub addresses: BTreeMap<IpAddr, Seen>,
-    /// When all of that was answered, in milliseconds since 1970.
+    /// Time of the last complete result, in milliseconds since 1970.
     pub at_ms: u64,
 }
 
-/// When DNS last named an address, and how.
+/// When and how DNS last named an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
-    /// When, in milliseconds since 1970.
+    /// Time in milliseconds since 1970.
     pub at_ms: u64,
-    /// How long that was to hold, in milliseconds.
+    /// TTL in milliseconds.
     pub ttl_ms: u64,
-    /// By which kinds of records.
+    /// The record kinds that named it.
     pub(crate) kinds: Kinds,
 }
 
-/// How long an address stays at least that DNS does not name because it does not answer, in
-/// milliseconds: an hour.
+/// Minimum time that an unconfirmed address is kept, in milliseconds: an hour.
 const MIN_HOLD_MS: u64 = 3_600_000;
 
-/// How long it stays at most, in milliseconds: a day.
+/// Maximum of that time, in milliseconds: a day.
 const MAX_HOLD_MS: u64 = 24 * MIN_HOLD_MS;
 
 impl Seen {
-    /// An address of which nothing else is known, seen at `at_ms`.
+    /// An address without further information, seen at `at_ms`.
     fn at(address: IpAddr, at_ms: u64) -> Self {
         Self { at_ms, ttl_ms: 0, kinds: Kinds::of_address(address) }
     }
 
-    /// How long the address stays without being named, in milliseconds: three times its time to
-    /// live, between an hour and a day.
-    pub fn patience(&self) -> u64 {
+    /// The time that an address is kept unconfirmed, in milliseconds: three TTLs, between an hour
+    /// and a day.
+    pub fn hold(&self) -> u64 {
         self.ttl_ms.saturating_mul(3).clamp(MIN_HOLD_MS, MAX_HOLD_MS)
     }
 
     fn is_over(&self, now_ms: u64) -> bool {
-        now_ms.saturating_sub(self.at_ms) > self.patience()
+        now_ms.saturating_sub(self.at_ms) > self.hold()
     }
 }
 
-/// What the daemon knows of host names.
+/// The state of host names.
 #[derive(Debug)]
 pub struct Hosts {
     path: PathBuf,
@@ -123,15 +122,14 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// Reads what is on disk. The text says what is wrong with it.
+    /// Reads the saved state. The text describes an unreadable file.
     pub fn open(path: PathBuf) -> (Self, Option<String>) {
         let (kept, trouble) = store::load(&path);
         let wanted = watch::Sender::default();
         (Self { path, kept, errors: BTreeMap::new(), wanted, is_dirty: false }, trouble)
     }
 
-    /// Takes the entries of hosts that an earlier daemon has listed for answers, where there are
-    /// none on disk.
+    /// Takes an earlier daemon's host entries as results, for names without saved ones.
     pub fn recall<'a>(&mut self, listed: impl Iterator<Item = &'a Entry>) {
         let now_ms = clock::wall_ms();
         let mut recalled: BTreeMap<HostName, Answer> = BTreeMap::new();
@@ -150,15 +148,14 @@ impl Hosts {
         }
     }
 
-    /// Starts the task that asks DNS, which ends with this object. What it finds comes out of the
-    /// receiver.
+    /// Starts the DNS task, which ends with this object. Results come out of the receiver.
     pub fn start(&self) -> mpsc::Receiver<HostsUpdate> {
         let (sender, receiver) = mpsc::channel(MAX_NAMES);
         tokio::spawn(follower::follow(resolver::System::new, self.wanted.subscribe(), sender));
         receiver
     }
 
-    /// The names that are to be followed from now on.
+    /// Sets the names to be followed.
     pub fn follow(&self, names: BTreeSet<HostName>) {
         self.wanted.send_if_modified(|wanted| {
             let is_new = wanted.names != names;
@@ -167,7 +164,7 @@ impl Hosts {
         });
     }
 
-    /// Has all names asked about now.
+    /// Triggers queries of all names.
     pub fn ask_again(&self) {
         self.wanted.send_modify(|wanted| wanted.round += 1);
     }
@@ -177,20 +174,19 @@ impl Hosts {
         self.wanted.borrow().names.contains(name)
     }
 
-    /// How many names are followed.
+    /// Number of followed names.
     pub fn followed(&self) -> usize {
         self.wanted.borrow().names.len()
     }
 
-    /// Takes what DNS says of a name, at the present time.
+    /// Processes the DNS result of a name, at the current time.
     pub fn take(&mut self, update: HostsUpdate) {
         self.take_at(update, clock::wall_ms());
     }
 
-    /// Takes what DNS says of a name. What a kind of record named and does not name any more goes;
-    /// where it was not answered, or where DNS knows nothing of the name at all, that stays for
-    /// [`Seen::patience`]. When there are more than [`MAX_ADDRESSES`], those stay that were named
-    /// last.
+    /// Processes the DNS result of a name. An address that a record kind named and no longer names
+    /// is removed; without a response, or if DNS knows nothing of the name at all, it stays for
+    /// [`Seen::hold`]. Beyond [`MAX_ADDRESSES`] the most recently named stay.
     fn take_at(&mut self, update: HostsUpdate, now_ms: u64) {
         let HostsUpdate { name, addresses, unanswered, error } = update;
         let last = self.kept.answers.get(&name);
@@ -239,7 +235,7 @@ impl Hosts {
         }
     }
 
-    /// The addresses that a name had last.
+    /// The last known addresses of a name.
     pub fn addresses(&self, name: &HostName) -> BTreeSet<IpAddr> {
         self.kept
             .answers
@@ -248,36 +244,36 @@ impl Hosts {
             .unwrap_or_default()
     }
 
-    /// The seconds since all of a name's addresses were last answered.
+    /// Seconds since the last complete result of a name.
     pub fn age(&self, name: &HostName) -> Option<u64> {
         let at = self.kept.answers.get(name).map(|answer| answer.at_ms).filter(|at| *at != 0)?;
         Some(clock::wall_ms().saturating_sub(at) / 1_000)
     }
 
-    /// Why the last answer was none, or not complete.
+    /// Why the last result was empty or incomplete.
     pub fn error(&self, name: &HostName) -> Option<&str> {
         self.errors.get(name).map(String::as_str)
     }
 
-    /// The names that were given by command.
+    /// Names given by command.
     pub fn given(&self) -> &BTreeMap<HostName, Given> {
         &self.kept.given
     }
 
-    /// Adds a name by command, or replaces what was said of it.
+    /// Adds or replaces a name by command.
     pub fn give(&mut self, name: HostName, given: Given) {
         self.kept.given.insert(name, given);
         self.is_dirty = true;
     }
 
-    /// Takes a name back that was given by command.
+    /// Removes a name that was given by command.
     pub fn withdraw(&mut self, name: &HostName) -> Option<Given> {
         let given = self.kept.given.remove(name);
         self.is_dirty |= given.is_some();
         given
     }
 
-    /// Takes the names back whose time has ended at `now`, and returns them.
+    /// Removes the names that have expired at `now`, and returns them.
     pub fn expire(&mut self, now: u64) -> Vec<HostName> {
         let over = self.kept.given.iter().filter(|(_, given)| given.expires <= now);
         let over: Vec<_> = over.map(|(name, _)| name.clone()).collect();
@@ -287,8 +283,8 @@ impl Hosts {
         over
     }
 
-    /// Writes what has changed to disk; with `all` also since when answers hold. Names that are not
-    /// followed any more are forgotten.
+    /// Saves changes; with `all` also new times of unchanged results. Names that are no longer
+    /// followed are left out.
     pub fn save(&mut self, all: bool) -> Result<()> {
         let before = self.kept.answers.len();
         {
@@ -305,9 +301,9 @@ impl Hosts {
     }
 }
 
-/// What must change so that the entries of a list whose owner is [`Owner::Host`] are the addresses
-/// of its names: the networks that go, and the entries that come or change. An address of two names
-/// has one entry, which names one of them as its reason and ends with the later of the two.
+/// The changes that make the entries of [`Owner::Host`] match the addresses of its names: networks
+/// to remove, and entries to add or change. An address of two names has one entry, with one of them
+/// as reason and the later expiry.
 pub fn changes<'a>(
     by_name: &ByName,
     ends: impl Fn(&HostName) -> u64,

@@ -1,9 +1,7 @@
-//! Which addresses a SIP client would send to that was given a host name: RFC 3263, as far as
-//! addresses go.
+//! Resolution of a SIP host name to all addresses that a client may use (RFC 3263).
 //!
-//! That is the targets of the name's SRV records, with their addresses, and the name's own
-//! addresses. A client would choose among them; whoever wants to recognise the other end needs them
-//! all.
+//! These are the targets of the name's SRV records, with their addresses, and the name's own
+//! addresses. A client chooses among them; recognising a partner needs all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -22,16 +20,16 @@ use super::MAX_ADDRESSES;
 use crate::config::HostName;
 use crate::net::network::Network;
 
-/// The services that SIP is found under (RFC 3263, 4.1; RFC 5922 for TLS).
+/// The services of SIP (RFC 3263, 4.1; RFC 5922 for TLS).
 const SERVICES: [&str; 3] = ["_sip._udp", "_sip._tcp", "_sips._tcp"];
 
-/// How many targets of SRV records are looked at.
+/// Maximum number of SRV targets.
 const MAX_TARGETS: usize = 32;
 
-/// How long one question may take, with all its repetitions.
+/// Timeout of one query, retries included.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What is asked for.
+/// The record type of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// Targets of a service.
@@ -42,26 +40,26 @@ pub(super) enum Kind {
     Aaaa,
 }
 
-/// The answer to one question. Without anything in it: there is no such record.
+/// The response to one query; empty if there is no such record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Records {
     /// Targets of SRV records.
     pub targets: Vec<String>,
     /// Addresses.
     pub addresses: Vec<IpAddr>,
-    /// How long this holds, if anything was found.
+    /// TTL, if anything was found.
     pub ttl: Option<Duration>,
 }
 
-/// Somebody who knows DNS.
+/// A DNS resolver.
 pub(super) trait Dns {
-    /// Asks one question about a name, which is absolute. An error is no answer at all.
+    /// Queries an absolute name. An error means no response at all.
     fn ask(&self, name: String, kind: Kind)
     -> impl Future<Output = Result<Records, String>> + Send;
 }
 
-/// A set of kinds of records that lead to addresses of a name, each of which is answered or not by
-/// itself: the name's own addresses and those of the targets of each service, IPv4 and IPv6.
+/// A set of record kinds that lead to addresses, each answered independently: the name's own
+/// addresses and those of the targets of each service, IPv4 and IPv6.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Kinds(u8);
@@ -73,12 +71,12 @@ impl Kinds {
     /// All.
     pub(super) const ALL: Self = Self(u8::MAX);
 
-    /// The name's own addresses of one kind.
+    /// The name's own addresses of one family.
     fn own(kind: Kind) -> Self {
         Self(1 << usize::from(kind == Kind::Aaaa))
     }
 
-    /// The addresses of the targets of a service, by its place in [`SERVICES`].
+    /// The addresses of the targets of a service, by index in [`SERVICES`].
     fn of_service(service: usize) -> Self {
         Self(0b11 << (2 * (service + 1)))
     }
@@ -88,17 +86,17 @@ impl Kinds {
         Self(0b0101_0101 << usize::from(kind == Kind::Aaaa))
     }
 
-    /// All that may lead to an address.
+    /// All kinds that may lead to an address.
     pub(super) fn of_address(address: IpAddr) -> Self {
         Self::family(if address.is_ipv4() { Kind::A } else { Kind::Aaaa })
     }
 
-    /// Those of either.
+    /// The union.
     pub(super) fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Those of both.
+    /// The intersection.
     pub(super) fn both(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
@@ -106,27 +104,27 @@ impl Kinds {
 
 const _: () = assert!(2 * (SERVICES.len() + 1) <= u8::BITS as usize);
 
-/// Where an address came from.
+/// The origin of an address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// Which kinds of records led to it.
+    /// Record kinds that led to it.
     pub(super) kinds: Kinds,
-    /// How long they hold: the longest of them.
+    /// Their longest TTL.
     pub(super) ttl: Duration,
 }
 
-/// What was found out about a name.
+/// The result for a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Found {
     /// Its addresses.
     pub addresses: BTreeMap<IpAddr, Origin>,
-    /// Which kinds of records were not answered.
+    /// Record kinds without a response.
     pub unanswered: Kinds,
-    /// How long they hold: the shortest of all times to live.
+    /// The shortest TTL.
     pub ttl: Option<Duration>,
-    /// Why these may not be all, or why there are none.
+    /// Why the result may be incomplete or empty.
     pub error: Option<String>,
-    /// What was left out, and why.
+    /// Rejected addresses, with reasons.
     pub left_out: BTreeSet<String>,
 }
 
@@ -143,8 +141,8 @@ impl Found {
     }
 }
 
-/// Finds the addresses of a name.
-pub(super) async fn look_up(dns: &impl Dns, name: &HostName) -> Found {
+/// Resolves a name.
+pub(super) async fn resolve(dns: &impl Dns, name: &HostName) -> Found {
     let service = |(n, service)| (format!("{service}.{name}."), Kind::Srv, Kinds::of_service(n));
     let own = [Kind::A, Kind::Aaaa].map(|kind| (format!("{name}."), kind, Kinds::own(kind)));
     let mut found = Found::default();
@@ -157,7 +155,8 @@ pub(super) async fn look_up(dns: &impl Dns, name: &HostName) -> Found {
         }
         records.addresses.iter().for_each(|address| found.add(*address, kinds, records.ttl));
     }
-    // A lone dot says that the service is not there (RFC 2782); the name itself has been asked for.
+    // A target of "." means that the service is not available (RFC 2782); the name itself was
+    // queried already.
     targets.retain(|target, _| target != "." && *target != format!("{name}."));
     if targets.len() > MAX_TARGETS {
         found.left_out.insert(format!(
@@ -183,10 +182,10 @@ pub(super) async fn look_up(dns: &impl Dns, name: &HostName) -> Found {
     found
 }
 
-/// A name, what is asked for, and the kinds of records that hang on the answer.
+/// A name, a record type, and the record kinds that depend on the response.
 type Question = (String, Kind, Kinds);
 
-/// Asks many questions at once. Notes the shortest time to live, and what was not answered.
+/// Runs queries concurrently. Records the shortest TTL, and failed queries.
 async fn ask_all(
     dns: &impl Dns,
     questions: impl Iterator<Item = Question>,
@@ -215,9 +214,9 @@ async fn ask_all(
     all
 }
 
-/// Why an address is not accepted, whoever says that it belongs to a name: those of the
-/// special-purpose registries (RFC 6890 and the IANA registries that follow it) that no SIP partner
-/// can send from. Private ones it can (split DNS).
+/// Why an address is rejected, whatever name it belongs to: special-purpose addresses (RFC 6890 and
+/// the IANA registries that follow it) from which no SIP partner can send. Private ones are valid
+/// (split DNS).
 fn objection(address: IpAddr) -> Option<&'static str> {
     let is_in = |networks: &[&str]| {
         let host = Network::host(address);
@@ -242,11 +241,11 @@ fn objection(address: IpAddr) -> Option<&'static str> {
     .find_map(|(is_so, what)| is_so.then_some(what))
 }
 
-/// The resolvers of the system.
+/// The system's resolvers.
 pub(super) struct System(TokioResolver);
 
 impl System {
-    /// Those that `/etc/resolv.conf` lists now: it changes with the network.
+    /// Those that `/etc/resolv.conf` lists now, since it changes with the network.
     pub(super) fn new() -> Result<Self, String> {
         let unusable = |error: NetError| format!("/etc/resolv.conf cannot be used: {error}");
         let builder = TokioResolver::builder_tokio().map_err(unusable)?;
@@ -268,7 +267,7 @@ impl Dns for System {
         };
         let mut records = Records::default();
         for record in answer.answers() {
-            // Aliases on the way count as well.
+            // TTLs of aliases count as well.
             let ttl = Duration::from_secs(record.ttl.into());
             records.ttl = Some(records.ttl.map_or(ttl, |shortest| shortest.min(ttl)));
             match &record.data {
@@ -282,7 +281,7 @@ impl Dns for System {
     }
 }
 
-/// Whether a resolver has answered that there is no such record, or no such name.
+/// Whether the resolver denies the record or the name (NODATA or NXDOMAIN).
 fn says_none(error: &NetError) -> bool {
     matches!(
         error,

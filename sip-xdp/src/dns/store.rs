@@ -1,5 +1,5 @@
-//! Host names on disk: those that operators gave by command, and what DNS last said of all that are
-//! followed, so that their addresses are in force again before the first packet after a start.
+//! Host names on disk: names given by command, and the last results of all followed names, so that
+//! their addresses are in force before the first packet after a start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -41,7 +41,7 @@ struct SavedAnswer {
     name: HostName,
     addresses: BTreeSet<IpAddr>,
     at: Timestamp,
-    /// When each was last named, and how; earlier versions did not note it.
+    /// When and how each was last named; earlier versions did not store it.
     #[serde(default)]
     seen: Vec<SavedSeen>,
 }
@@ -54,7 +54,7 @@ struct SavedSeen {
     kinds: Kinds,
 }
 
-/// What is kept.
+/// The saved state.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Kept {
     /// Names by command.
@@ -63,7 +63,7 @@ pub(super) struct Kept {
     pub(super) answers: BTreeMap<HostName, Answer>,
 }
 
-/// Writes the file, so that a crash leaves the old one or the new one.
+/// Writes the file atomically.
 pub(super) fn save(path: &Path, kept: &Kept) -> Result<()> {
     let given = kept.given.iter().map(|(name, given)| SavedName {
         name: name.clone(),
@@ -92,7 +92,7 @@ fn saved_seen((address, seen): (&IpAddr, &Seen)) -> SavedSeen {
     }
 }
 
-/// Reads the file. One that cannot be read or understood is set aside; the text says where and why.
+/// Reads the file. An unreadable one is set aside; the text has path and cause.
 pub(super) fn load(path: &Path) -> (Kept, Option<String>) {
     let aside = |what: &str| {
         let kept = files::set_aside(path, what);

@@ -1,4 +1,6 @@
-//! What is asked, what is taken of the answers, and what becomes of it.
+//! Tests of DNS queries, of accepted results, and of the resulting entries.
+//!
+//! More than 400 lines: one test server for all cases.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -7,10 +9,10 @@ use sip_xdp_common::abi::layout::NEVER;
 use tokio::sync::{mpsc, watch};
 
 use super::follower::follow;
-use super::resolver::{Dns, Found, Kind, Kinds, Origin, Records, look_up};
+use super::resolver::{Dns, Found, Kind, Kinds, Origin, Records, resolve};
 use super::*;
 
-/// A table of answers; what is not in it does not exist.
+/// A table of responses; other names do not exist.
 #[derive(Debug, Clone, Default)]
 struct Zone(Arc<Mutex<Answers>>);
 
@@ -75,7 +77,7 @@ async fn all_addresses_that_a_client_could_use_are_found() {
     zone.set("tls.elsewhere.example.", Kind::A, 300, &["192.0.2.3"]);
     zone.set("carrier.example.", Kind::A, 300, &["192.0.2.4"]);
     zone.set("carrier.example.", Kind::Aaaa, 300, &["2001:db8::4"]);
-    let found = look_up(&zone, &name("carrier.example")).await;
+    let found = resolve(&zone, &name("carrier.example")).await;
     let expected =
         set(&["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::2", "2001:db8::4"]);
     let ttl = Some(Duration::from_secs(90));
@@ -87,7 +89,7 @@ async fn all_addresses_that_a_client_could_use_are_found() {
 }
 
 #[tokio::test]
-async fn what_belongs_to_nobody_or_everybody_is_refused() {
+async fn special_purpose_addresses_are_refused() {
     let zone = Zone::default();
     let bad = [
         "127.0.0.1",
@@ -113,9 +115,9 @@ async fn what_belongs_to_nobody_or_everybody_is_refused() {
         "::ffff:127.0.0.1",
     ];
     zone.set("carrier.example.", Kind::Aaaa, 60, &bad6);
-    let found = look_up(&zone, &name("carrier.example")).await;
+    let found = resolve(&zone, &name("carrier.example")).await;
     assert_eq!((addresses(&found), found.error), (set(&["192.0.2.1"]), None));
-    // The mapped loopback address is the same as the plain one.
+    // The mapped loopback address equals the plain one.
     assert_eq!(found.left_out.len(), bad.len() + bad6.len() - 1, "{:?}", found.left_out);
 }
 
@@ -127,7 +129,7 @@ async fn answers_are_bounded() {
     let targets: Vec<String> = (0..200).map(|target| format!("t{target}.example.")).collect();
     let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
     zone.set("_sip._tcp.carrier.example.", Kind::Srv, 60, &targets);
-    let found = look_up(&zone, &name("carrier.example")).await;
+    let found = resolve(&zone, &name("carrier.example")).await;
     assert_eq!((found.addresses.len(), found.left_out.len()), (MAX_ADDRESSES, 2));
 }
 
@@ -136,11 +138,11 @@ async fn no_answer_is_told_from_no_record() {
     let zone = Zone::default();
     zone.set("carrier.example.", Kind::A, 60, &["192.0.2.1"]);
     zone.fail("_sip._udp.carrier.example.", Kind::Srv);
-    let found = look_up(&zone, &name("carrier.example")).await;
+    let found = resolve(&zone, &name("carrier.example")).await;
     assert_eq!(addresses(&found), set(&["192.0.2.1"]));
     assert!(found.error.is_some_and(|error| error.contains("_sip._udp.carrier.example.: refused")));
     zone.clear();
-    let found = look_up(&zone, &name("carrier.example")).await;
+    let found = resolve(&zone, &name("carrier.example")).await;
     assert!(
         found.addresses.is_empty() && found.error.is_some_and(|error| error.contains("no address"))
     );
@@ -170,7 +172,7 @@ async fn a_name_is_asked_about_again_when_its_answer_ends() {
         assert!(updates.recv().await.unwrap().error.is_some());
         assert_eq!(seconds(), after, "{what}");
     }
-    // Somebody asks for all of them, and for one more.
+    // All are wanted, and one more.
     wanted.send_modify(|wanted| {
         wanted.round += 1;
         wanted.names.insert(name("other.example"));
@@ -181,7 +183,7 @@ async fn a_name_is_asked_about_again_when_its_answer_ends() {
         [name("carrier.example"), name("other.example")].into()
     );
     assert_eq!(seconds(), 360);
-    // Nobody wants any, and then nobody is there.
+    // None is wanted, and then the other side is dropped.
     wanted.send_modify(|wanted| wanted.names.clear());
     assert!(tokio::time::timeout(Duration::from_secs(9_999), updates.recv()).await.is_err());
     drop(wanted);
@@ -195,11 +197,11 @@ async fn many_names_have_their_turn() {
     let wanted = watch::Sender::new(Wanted { names: names.clone(), round: 0 });
     let (sender, mut updates) = mpsc::channel(8);
     tokio::spawn(follow(move || Ok(zone.clone()), wanted.subscribe(), sender));
-    let mut heard = BTreeSet::new();
-    while heard.len() < names.len() {
-        heard.insert(updates.recv().await.unwrap().name);
+    let mut received = BTreeSet::new();
+    while received.len() < names.len() {
+        received.insert(updates.recv().await.unwrap().name);
     }
-    assert_eq!(heard, names);
+    assert_eq!(received, names);
 }
 
 fn update(addresses: &[&str], error: Option<&str>) -> HostsUpdate {
@@ -245,16 +247,15 @@ fn failures_take_nothing_away() {
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
 
-/// What a zone makes of a name at a time.
+/// The addresses of a name after a query at this time.
 async fn take(hosts: &mut Hosts, zone: &Zone, now_ms: u64) -> BTreeSet<IpAddr> {
     let carrier = name("carrier.example");
-    let Found { addresses, unanswered, error, .. } = look_up(zone, &carrier).await;
+    let Found { addresses, unanswered, error, .. } = resolve(zone, &carrier).await;
     hosts.take_at(HostsUpdate { name: carrier.clone(), addresses, unanswered, error }, now_ms);
     hosts.addresses(&carrier)
 }
 
-/// Each of the five questions in turn is never answered, and all five but the one that names the
-/// address.
+/// Each of the five queries in turn fails, and then all but the one that names the address.
 #[tokio::test]
 async fn one_forged_answer_is_not_trusted_for_long_whatever_else_fails() {
     let questions = [
@@ -295,7 +296,7 @@ async fn an_address_of_a_service_goes_with_its_target() {
     assert_eq!(take(&mut hosts, &zone, HOUR).await, set(&["192.0.2.1", "198.51.100.66"]));
     zone.set("_sip._udp.carrier.example.", Kind::Srv, 60, &["a.example."]);
     assert_eq!(take(&mut hosts, &zone, HOUR + MINUTE).await, set(&["192.0.2.1"]));
-    // A target of which one kind fails keeps what it had of that kind alone.
+    // A target with one failed query keeps its earlier addresses of that kind alone.
     zone.set("a.example.", Kind::Aaaa, 60, &["2001:db8::1"]);
     assert_eq!(
         take(&mut hosts, &zone, HOUR + 2 * MINUTE).await,
@@ -309,10 +310,10 @@ async fn an_address_of_a_service_goes_with_its_target() {
     );
 }
 
-/// Whether it is answered with a failure or with nothing at all.
+/// With a failed or with an empty response.
 #[tokio::test]
-async fn what_is_not_named_any_more_goes_after_a_while() {
-    for (ttl, patience) in
+async fn an_address_that_is_no_longer_named_goes_after_a_while() {
+    for (ttl, hold) in
         [(5, HOUR), (1_200, HOUR), (3_600, 3 * HOUR), (86_400, 24 * HOUR), (u32::MAX, 24 * HOUR)]
     {
         for fails in [true, false] {
@@ -325,7 +326,7 @@ async fn what_is_not_named_any_more_goes_after_a_while() {
             if fails {
                 zone.fail("carrier.example.", Kind::A);
             }
-            for (after, count) in [(MINUTE, 1), (patience, 1), (patience + 1, 0)] {
+            for (after, count) in [(MINUTE, 1), (hold, 1), (hold + 1, 0)] {
                 assert_eq!(
                     take(&mut hosts, &zone, HOUR + after).await.len(),
                     count,
@@ -354,7 +355,7 @@ async fn new_addresses_find_room_before_old_ones() {
 }
 
 #[test]
-fn what_is_saved_comes_back() {
+fn saved_state_comes_back() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hosts.json");
     let (mut hosts, _) = Hosts::open(path.clone());
@@ -400,7 +401,7 @@ fn names_that_end_are_taken_back() {
     assert_eq!(hosts.given().len(), 1);
 }
 
-/// Carries out changes on a list of entries.
+/// Applies changes to a list of entries.
 fn change(listed: &mut Vec<Entry>, by_name: &ByName, ends: impl Fn(&HostName) -> u64) -> usize {
     let (gone, coming) = changes(by_name, ends, listed.iter());
     let count = gone.len() + coming.len();

@@ -1,5 +1,5 @@
-//! The body of an answer as text: unpacked where it is gzip though nobody said so, decoded where it
-//! is UTF-16, and refused by its name where it is something else.
+//! The body of a response as text: decompressed if it is undeclared gzip, decoded if it is UTF-16,
+//! and refused by name if it is another format.
 
 use std::io::{self, BufReader, Read};
 
@@ -7,14 +7,13 @@ use flate2::read::MultiGzDecoder;
 
 use super::fetch::Capped;
 
-/// How much of a body is looked at before it is read.
+/// Bytes inspected before a body is read.
 const HEAD: usize = 64 << 10;
 
-/// How many layers a body may have: gzip twice (the server, and whoever made the file), and one of
-/// encoding.
+/// Maximum number of layers: gzip twice (by the server, and in the file), and one encoding.
 const MOST_LAYERS: usize = 3;
 
-/// What begins with what, is no text, and is not unpacked.
+/// Signatures of other formats, which are not decompressed.
 const OTHERS: [(&[u8], &str); 15] = [
     (b"\xfd7zXZ\0", "compressed with xz"),
     (b"BZh", "compressed with bzip2"),
@@ -33,10 +32,11 @@ const OTHERS: [(&[u8], &str); 15] = [
     (b"\xff\xd8\xff", "a picture"),
 ];
 
-/// A body that is text, from its beginning, and the first of it.
+/// A reader of the body as text, from its start, and its first bytes.
 ///
 /// # Errors
-/// If it is none, or has more than `most` bytes: in one line that says what it is.
+///
+/// If it is not text, or longer than `most` bytes: one line that names the format.
 pub(super) fn open<'r>(
     mut reader: Box<dyn Read + Send + 'r>,
     most: u64,
@@ -78,8 +78,8 @@ pub(super) fn open<'r>(
     Err("it is packed too many times".to_owned())
 }
 
-/// Whether a body is UTF-16, and in which byte order: by its mark, or because it is ASCII with a
-/// zero in each pair.
+/// Whether a body is UTF-16, and its byte order: by its byte order mark, or because it is ASCII
+/// with a zero in each pair.
 fn utf16(head: &[u8]) -> Result<Option<bool>, String> {
     if head.starts_with(b"\xff\xfe\0\0") || head.starts_with(b"\0\0\xfe\xff") {
         return Err("it is UTF-32, and not read; name a url that sends UTF-8".to_owned());
@@ -106,24 +106,24 @@ fn utf16(head: &[u8]) -> Result<Option<bool>, String> {
     })
 }
 
-/// Whether there are control characters in it that no text has.
+/// Whether it has control characters that no text has.
 fn is_binary(head: &[u8]) -> bool {
     let odd = head.iter().filter(|byte| matches!(byte, 0..=8 | 14..=26 | 28..=31 | 127)).count();
     odd * 50 > head.len()
 }
 
-/// UTF-16 as UTF-8. What is no character becomes U+FFFD.
+/// A decoder from UTF-16 to UTF-8. Invalid units become U+FFFD.
 struct Utf16<R> {
     inner: BufReader<R>,
     is_big_endian: bool,
-    /// The first half of a pair of surrogates.
+    /// The first half of a surrogate pair.
     high: Option<u16>,
-    /// What is decoded, backwards.
+    /// Decoded bytes, reversed.
     ready: Vec<u8>,
 }
 
 impl<R: Read> Utf16<R> {
-    /// The next two bytes; none at the end. A last odd byte is dropped.
+    /// The next two bytes; `None` at the end. An odd last byte is dropped.
     fn unit(&mut self) -> io::Result<Option<u16>> {
         let mut pair = [0; 2];
         match self.inner.read_exact(&mut pair) {
@@ -168,7 +168,7 @@ impl<R: Read> Read for Utf16<R> {
             }
             for character in char::decode_utf16(units) {
                 match character.unwrap_or(char::REPLACEMENT_CHARACTER) {
-                    // The mark of the byte order says nothing.
+                    // The byte order mark is dropped.
                     '\u{feff}' => {}
                     character => self.push(character),
                 }
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_named() {
+    fn other_formats_are_named() {
         for (bytes, expected) in [
             (&b"\xfd7zXZ\0\0\x04"[..], "xz"),
             (b"BZh91AY&SY", "bzip2"),

@@ -1,25 +1,23 @@
-//! How large a list is: by its entries, and by the addresses that it covers.
+//! The size of a list, in entries and in covered addresses.
 
 use crate::dataplane::tables::feed_lists::NetworkSet;
 
 /// The size of a list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Size {
-    /// Entries; what was split counts once.
+    /// Number of entries, before splits.
     pub entries: usize,
-    /// IPv4 addresses that it covers, each once.
+    /// Number of covered IPv4 addresses, each once.
     pub ipv4: u64,
-    /// IPv6 networks of 64 bits that it covers, each once, and narrower ones and hosts outside of
-    /// those.
+    /// Number of covered IPv6 /64s, each once, plus narrower networks and hosts outside of those.
     pub ipv6: u64,
 }
 
 impl Size {
-    /// The size of a list that was made of so many entries.
+    /// The size of a list with this number of entries.
     pub fn of(listed: &NetworkSet, entries: usize) -> Self {
         let mut size = Self { entries, ..Self::default() };
-        // In the order of the first address, wider ones before narrower: what is covered lies
-        // behind what covers it.
+        // Ordered by first address, wider networks first: covered networks follow the covering one.
         let mut covered: [Option<u128>; 2] = [None; 2];
         for network in listed.networks() {
             let [first, last] = [network.first(), network.last()]
@@ -39,8 +37,8 @@ impl Size {
         size
     }
 
-    /// How much of what `before` covers is not covered any more, by the difference of both: at
-    /// least, not exactly.
+    /// A lower bound of the number of addresses that `before` covers and this does not, from the
+    /// difference of both sizes.
     pub(super) fn lost_since(&self, before: &Self) -> u64 {
         before.ipv4.saturating_sub(self.ipv4).saturating_add(before.ipv6.saturating_sub(self.ipv6))
     }

@@ -1,4 +1,4 @@
-//! All feeds: which are followed, how each is, and what they have to say to the daemon.
+//! All feeds, with their states, and the channel of their updates to the daemon.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,60 +21,60 @@ use crate::lists::Refresh;
 use crate::net::network::Network;
 use crate::sys::clock::{self, WallWatch};
 
-/// How a feed is.
+/// The state of a feed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct FeedState {
     /// IPv4 networks in force.
     pub ipv4: usize,
     /// IPv6 networks in force.
     pub ipv6: usize,
-    /// When its server last said that this is its list, in milliseconds since 1970.
+    /// Last time that its server confirmed the list, in milliseconds since 1970.
     pub confirmed_ms: Option<u64>,
-    /// When it is asked next, in milliseconds since 1970.
+    /// Time of the next fetch, in milliseconds since 1970.
     pub next_ms: u64,
-    /// What went wrong with the last answer.
+    /// Error of the last fetch.
     pub error: Option<String>,
-    /// Whether that was a guard, so that somebody may accept the list.
+    /// Whether a guard refused the list, so that an operator may accept it.
     pub is_refused: bool,
     /// Why the list in force would not survive a reboot.
     pub disk_error: Option<String>,
     /// What was left out of the list in force.
     pub tally: Tally,
-    /// What the last change came to.
+    /// Result of the last change.
     pub last: Option<Refresh>,
-    /// How often in turn it has failed.
+    /// Number of consecutive failures.
     pub failures: u32,
-    /// The last order that was carried out.
+    /// The last completed round.
     pub round: u64,
-    /// Whether this daemon has had a list of it, from its server or from disk.
+    /// Whether this daemon has its list, from the server or from disk.
     pub is_settled: bool,
-    /// The name of the format by which its list was read.
+    /// Name of the format of its list.
     pub format: Option<String>,
-    /// Whether its list has no entry that may be taken.
+    /// Whether its list has no acceptable entry.
     pub is_empty: bool,
 }
 
-/// What a feed has to say.
+/// An update of a feed.
 #[derive(Debug)]
 pub struct Update {
-    /// Its name.
+    /// Name of the feed.
     pub name: String,
-    /// Which of the feeds that had this name.
+    /// Which of the feeds that have had this name.
     pub generation: u64,
-    /// How it is.
+    /// New state.
     pub state: FeedState,
-    /// A list to be put into force.
+    /// A list to apply.
     pub list: Option<NewList>,
 }
 
-/// A list to be put into force.
+/// A list to apply.
 #[derive(Debug)]
 pub struct NewList {
     /// All of its networks.
     pub networks: Vec<Network>,
-    /// There are none because the last list became too old.
+    /// Whether it is empty because the last list expired.
     pub is_expired: bool,
-    /// Where to say what that came to. A feed that is dropped instead ends.
+    /// Channel of the result. A feed whose channel is dropped ends.
     pub applied: SyncSender<Result<Refresh, String>>,
 }
 
@@ -135,10 +135,10 @@ pub struct FeedRow {
 pub struct Engine {
     directory: PathBuf,
     running: BTreeMap<String, Running>,
-    /// What no list may block, and what none may trust or admit.
+    /// Networks that no feed may block, and those that none may trust or admit.
     unblockable: watch::Sender<Arc<ProtectedSet>>,
     unallowable: watch::Sender<Arc<ProtectedSet>>,
-    /// What feeds trust or admit.
+    /// Entries of feeds that trust or admit.
     allowed: BTreeMap<String, (List, NetworkSet)>,
     updates: mpsc::Sender<Update>,
     received: Option<mpsc::Receiver<Update>>,
@@ -146,7 +146,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Without any feeds yet. Their lists are kept in `directory`.
+    /// An engine without feeds. Lists are saved in `directory`.
     pub fn new(directory: PathBuf) -> Self {
         let (updates, received) = mpsc::channel(4);
         Self {
@@ -161,13 +161,13 @@ impl Engine {
         }
     }
 
-    /// What feeds have to say; there is one receiver.
+    /// The updates of the feeds; there is one receiver.
     pub fn updates(&mut self) -> mpsc::Receiver<Update> {
         self.received.take().unwrap_or_else(|| mpsc::channel(1).1)
     }
 
-    /// Says what no list may block from now on, and what none may trust or admit. Whether the first
-    /// is something else than before.
+    /// Sets the networks that no feed may block, and those that none may trust or admit. Returns
+    /// whether the former changed.
     pub fn protect(&self, unblockable: ProtectedSet, unallowable: ProtectedSet) -> bool {
         let change = |watch: &watch::Sender<Arc<ProtectedSet>>, protected_set: ProtectedSet| {
             watch.send_if_modified(|known| {
@@ -182,12 +182,12 @@ impl Engine {
         change(&self.unblockable, unblockable)
     }
 
-    /// What no list may touch whose networks become this.
+    /// The protected networks for feeds with this action.
     fn protected_set(&self, action: FeedAction) -> &watch::Sender<Arc<ProtectedSet>> {
         if action == FeedAction::Block { &self.unblockable } else { &self.unallowable }
     }
 
-    /// The list on which a feed's networks are to be; `None` if there is no such feed.
+    /// The list to which a feed's networks belong; `None` without such a feed.
     pub fn list_of(&self, name: &str) -> Option<List> {
         Some(match self.running.get(name)?.config.action {
             FeedAction::Block => List::Block,
@@ -196,14 +196,13 @@ impl Engine {
         })
     }
 
-    /// Whether there is such a feed, and it has had no list yet: what it listed before is not
-    /// known.
+    /// Whether such a feed exists and has no list yet, so that its earlier entries are unknown.
     pub fn is_unsettled(&self, name: &str) -> bool {
         self.running.get(name).is_some_and(|running| !running.state.is_settled)
     }
 
-    /// Notes what a feed trusts or admits, and returns what that was before. Nothing at all ends
-    /// it.
+    /// Sets the networks that a feed trusts or admits, and returns the previous ones. An empty set
+    /// removes it.
     pub fn allow(
         &mut self,
         name: &str,
@@ -215,7 +214,7 @@ impl Engine {
         }
     }
 
-    /// The names of the feeds that trust or admit anything.
+    /// Names of the feeds that trust or admit any network.
     pub fn allowing(&self) -> impl Iterator<Item = &str> {
         self.allowed.keys().map(String::as_str)
     }
@@ -233,8 +232,7 @@ impl Engine {
         all
     }
 
-    /// The names of the feeds that put exactly this network on a list, as [`Engine::allowed`] has
-    /// them.
+    /// The names of the feeds that put exactly this network on a list, as in [`Engine::allowed`].
     pub fn allowed_by(&self, list: List, network: &Network) -> Option<String> {
         let listing =
             self.allowed.iter().filter(|(_, (of, listed))| *of == list && listed.contains(network));
@@ -242,8 +240,8 @@ impl Engine {
         (!names.is_empty()).then(|| names.join(","))
     }
 
-    /// Follows these feeds and no others. Returns the lists that are on disk of those that are new:
-    /// they may come into force at once.
+    /// Follows exactly these feeds. Returns the saved lists of new ones, which may be applied at
+    /// once.
     pub fn configure(&mut self, feeds: &[FeedConfig]) -> Vec<(String, Vec<Network>)> {
         self.running.retain(|_, running| feeds.contains(&running.config));
         saved::forget_others(&self.directory, feeds);
@@ -267,7 +265,7 @@ impl Engine {
             let networks = std::mem::take(&mut saved.listed).into_networks();
             let tally = &mut state.tally;
             saved.listed = trim(networks, &config.effective_guards(), &protected_set, tally);
-            // By what the last list was held against is not known any more.
+            // The protected networks of the saved list are unknown.
             last = Last::recall(
                 &config,
                 &saved,
@@ -290,7 +288,7 @@ impl Engine {
             protected_set: self.protected_set(config.action).subscribe(),
             last,
             state: state.clone(),
-            said: None,
+            last_logged: None,
             wall: WallWatch::default(),
         };
         if let Err(error) =
@@ -303,15 +301,16 @@ impl Engine {
         listed
     }
 
-    /// Takes how a feed is, and returns how it was; `None` if there is no such feed any more.
+    /// Stores the state of a feed, and returns the previous one; `None` if the feed no longer
+    /// exists.
     pub fn note(&mut self, name: &str, generation: u64, state: FeedState) -> Option<FeedState> {
         let running =
             self.running.get_mut(name).filter(|running| running.generation == generation)?;
         Some(std::mem::replace(&mut running.state, state))
     }
 
-    /// Has one feed, or all, asked now. Returns the number of the round that each will say when it
-    /// is done, by name; `None` if there is no such feed.
+    /// Triggers a fetch of one feed, or all. Returns the round that each will report when done, by
+    /// name; `None` without such a feed.
     pub fn sync(&mut self, name: Option<&str>, accept: bool) -> Option<BTreeMap<String, u64>> {
         if name.is_some_and(|name| !self.running.contains_key(name)) {
             return None;
@@ -324,7 +323,7 @@ impl Engine {
         Some(asked.map(|(name, _)| (name.clone(), round)).collect())
     }
 
-    /// What went wrong with the last answer of a feed, and whether a guard refused it.
+    /// Error of a feed's last fetch, and whether a guard refused it.
     pub fn trouble(&self, name: &str) -> Option<(String, bool)> {
         let state = &self.running.get(name)?.state;
         Some((state.error.clone()?, state.is_refused))
@@ -335,7 +334,7 @@ impl Engine {
         self.running.keys().map(String::as_str)
     }
 
-    /// Whether every feed has had a list by now.
+    /// Whether every feed has a list.
     pub fn is_settled(&self) -> bool {
         self.running.values().all(|running| running.state.is_settled)
     }
@@ -345,7 +344,7 @@ impl Engine {
         self.running.iter().map(|(name, running)| row(name, running)).collect()
     }
 
-    /// What an operator should know of them.
+    /// Warnings for the operator.
     pub fn warnings(&self) -> Vec<String> {
         let warning = |(name, running): (&String, &Running)| {
             let state = &running.state;

@@ -1,5 +1,5 @@
-//! Fetching a list over HTTPS, HTTP or from a file: politely, within bounds, and without ever
-//! saying a key.
+//! Fetching of a list over HTTPS, HTTP or from a file: politely, within bounds, and without
+//! disclosing keys.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -15,27 +15,27 @@ use ureq::{Body, Error};
 use super::redirects::{Elsewhere, Guarded};
 use crate::config::FeedConfig;
 
-/// What a request may take altogether, its answer included.
+/// Timeout of a request with its response.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a connection may take.
+/// Timeout of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How many times a server may send us elsewhere.
+/// Maximum number of redirects.
 const REDIRECTS: u32 = 5;
 
-/// A server can ask us to stay away for at most so long.
+/// Maximum of a server's `Retry-After`.
 const LONGEST_RETRY: Duration = Duration::from_secs(24 * 3_600);
 
-/// The longest key that is one.
+/// Maximum length of a key, in bytes.
 const LONGEST_KEY: u64 = 4_096;
 
-/// Why nothing was fetched.
+/// A failed fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// What happened, without secrets.
+    /// The error, without secrets.
     pub reason: String,
-    /// How long the server wants to be left alone.
+    /// The server's `Retry-After`.
     pub retry_after: Option<Duration>,
 }
 
@@ -45,7 +45,7 @@ impl From<String> for Failure {
     }
 }
 
-/// By what a server, or a file, knows whether we have its list already.
+/// HTTP cache validators of a list or file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Validators {
     /// `ETag`.
@@ -54,28 +54,28 @@ pub struct Validators {
     pub modified: Option<String>,
 }
 
-/// What came back.
+/// The result of a fetch.
 pub(super) enum Fetched {
-    /// Nothing has changed since the validators were given.
+    /// Unchanged since the given validators.
     Same,
-    /// A list, to be read.
+    /// A list, with its validators.
     List(Box<dyn Read + Send>, Validators),
 }
 
-/// An answer's status and headers, and what it says.
+/// Status, headers and body of a response.
 pub(super) type Answer = (u16, HeaderMap, Box<dyn Read + Send>);
 
-/// Fetches lists for one feed.
+/// The HTTP client of one feed.
 pub(super) struct Fetcher {
     agent: Agent,
     most: u64,
-    /// The server was found to have only the older of two interfaces.
+    /// Whether the server has only the older of two interfaces.
     speaks_older: Cell<bool>,
 }
 
 impl Fetcher {
     pub(super) fn new(config: &FeedConfig) -> Self {
-        // A key is for one server, and what was asked for in secret is not fetched in the open.
+        // A key is for one server only, and a secret request must not be redirected.
         let redirects = if config.key_file.is_some() { 0 } else { REDIRECTS };
         let settings = Agent::config_builder()
             .timeout_global(Some(TIMEOUT))
@@ -88,7 +88,7 @@ impl Fetcher {
             .max_idle_connections(0)
             .build();
         if let (None, Some(proxy)) = (config.file(), settings.proxy()) {
-            // Which may have a password in it: never the whole of it.
+            // The URI may contain a password, and is never logged as a whole.
             let uri: &Uri = proxy.uri();
             let port = uri.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
             let host = uri.host().unwrap_or_default();
@@ -102,17 +102,17 @@ impl Fetcher {
         Self { agent, most: config.guards.max_bytes, speaks_older: Cell::new(false) }
     }
 
-    /// Whether the server was found to have only the older of two interfaces.
+    /// Whether the server has only the older of two interfaces.
     pub(super) fn speaks_older(&self) -> bool {
         self.speaks_older.get()
     }
 
-    /// Notes that the server has only the older of two interfaces.
+    /// Records that the server has only the older of two interfaces.
     pub(super) fn speak_older(&self) {
         self.speaks_older.set(true);
     }
 
-    /// Fetches a list, unless it is the one that we have.
+    /// Fetches a list, unless it matches the validators.
     pub(super) fn list(&self, config: &FeedConfig, known: &Validators) -> Result<Fetched, Failure> {
         if let Some(path) = config.file() {
             return file(&path, known, self.most).map_err(Failure::from);
@@ -135,13 +135,13 @@ impl Fetcher {
         Ok(Fetched::List(self.body(answer), validators))
     }
 
-    /// Asks for a page: its status and headers, and what it says.
+    /// Fetches a page: status, headers and body.
     pub(super) fn page(&self, url: &str, headers: &[(&str, &str)]) -> Result<Answer, Failure> {
         let answer = self.get(url, headers)?;
         self.answered(answer)
     }
 
-    /// Asks with a JSON object.
+    /// Posts a JSON object.
     pub(super) fn post(
         &self,
         url: &str,
@@ -152,7 +152,7 @@ impl Fetcher {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        self.answered(request.send(body).map_err(|error| Failure::from(say(&error)))?)
+        self.answered(request.send(body).map_err(|error| Failure::from(error_text(&error)))?)
     }
 
     fn answered(&self, answer: Response<Body>) -> Result<Answer, Failure> {
@@ -172,7 +172,7 @@ impl Fetcher {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.call().map_err(|error| Failure::from(say(&error)))
+        request.call().map_err(|error| Failure::from(error_text(&error)))
     }
 
     fn body(&self, answer: Response<Body>) -> Box<dyn Read + Send> {
@@ -180,7 +180,7 @@ impl Fetcher {
     }
 }
 
-/// What a status means that is no list.
+/// The failure for a status other than success.
 pub(super) fn refused(status: u16, headers: &HeaderMap) -> Failure {
     let hint = match status {
         401 | 403 => ": access is refused",
@@ -206,7 +206,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(LONGEST_RETRY))
 }
 
-/// Refuses what is certainly no list by what the server says of it.
+/// Refuses bodies that cannot be a list, by their headers.
 fn check_type(headers: &HeaderMap) -> Result<(), Failure> {
     let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else {
         return Ok(());
@@ -220,9 +220,8 @@ fn check_type(headers: &HeaderMap) -> Result<(), Failure> {
     if is_odd { Err(format!("the server sends {bare}, not a list").into()) } else { Ok(()) }
 }
 
-/// An error in words that cannot contain a secret: those of the library may name the address that
-/// was asked for.
-pub(crate) fn say(error: &Error) -> String {
+/// An error message without secrets: those of the library may contain the URL.
+pub(crate) fn error_text(error: &Error) -> String {
     match error {
         Error::Timeout(_) => format!("no whole answer within {} s", TIMEOUT.as_secs()),
         Error::HostNotFound => "the host was not found".to_owned(),
@@ -241,10 +240,10 @@ pub(crate) fn say(error: &Error) -> String {
     }
 }
 
-/// What went wrong while a body was read.
+/// The error message of a failed body read.
 fn read_error(error: &io::Error) -> String {
     if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-        return say(inner);
+        return error_text(inner);
     }
     if let Some(elsewhere) = error.get_ref().and_then(|inner| inner.downcast_ref::<Elsewhere>()) {
         return elsewhere.to_string();
@@ -264,7 +263,7 @@ fn read_error(error: &io::Error) -> String {
     }
 }
 
-/// Reads up to so many bytes; more are an error. Errors are said in our own words.
+/// A reader with a size limit, beyond which it fails. Its error messages are ours.
 pub(super) struct Capped<R> {
     inner: R,
     left: u64,
@@ -299,7 +298,7 @@ impl<R: Read> Read for Capped<R> {
 
 fn file(path: &Path, known: &Validators, most: u64) -> Result<Fetched, String> {
     let cannot = |error: io::Error| format!("{} cannot be read: {error}", path.display());
-    // Asked before it is opened: to open a pipe may take forever.
+    // Checked before opening: opening a pipe may block.
     if !fs::metadata(path).map_err(cannot)?.is_file() {
         return Err(format!("{} is not a file", path.display()));
     }
@@ -313,18 +312,18 @@ fn file(path: &Path, known: &Validators, most: u64) -> Result<Fetched, String> {
     Ok(Fetched::List(Box::new(Capped::new(file, most)), Validators { etag, modified: None }))
 }
 
-/// Reads the key that a server wants.
+/// Reads the feed's key file.
 pub(super) fn key(config: &FeedConfig) -> Result<String, String> {
     let path = config.key_file.as_ref().ok_or("there is no key_file")?;
     let mut text = String::new();
     let file =
         File::open(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-    // What is wrong with it is not said in the library's words, which might quote it.
+    // The library's own error might quote the file's contents.
     file.take(LONGEST_KEY)
         .read_to_string(&mut text)
         .map_err(|_| format!("{} is no text", path.display()))?;
     let key = text.trim();
-    // It becomes a part of an address or a header.
+    // It becomes part of a URL or header.
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
     if key.is_empty() || !key.bytes().all(is_plain) {
         return Err(format!("{} contains no key; write it alone on one line", path.display()));

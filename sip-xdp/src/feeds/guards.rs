@@ -1,6 +1,5 @@
-//! What is never believed of a list, whoever publishes it: networks that are too broad, addresses
-//! that belong to nobody, addresses that must stay reachable; and lists that have changed too much
-//! to be right.
+//! Guards for every list: networks that are too wide, special-purpose addresses, protected
+//! addresses; and lists whose size changed implausibly.
 
 use std::net::IpAddr;
 
@@ -10,11 +9,11 @@ use crate::feeds::coverage::Size;
 use crate::feeds::formats::{Tally, reason};
 use crate::net::network::Network;
 
-/// An entry that would fall into more pieces than this is left out.
+/// Entries that would be split into more pieces are left out.
 const MOST_PIECES: usize = 64;
 
-/// Ranges that are nobody's on the internet (RFC 6890). Those for documentation and benchmarks are
-/// left to whoever uses them.
+/// Special-purpose ranges that are never public sources (RFC 6890). Documentation and benchmark
+/// ranges are not among them.
 const SPECIAL: [&str; 15] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -38,12 +37,12 @@ fn special() -> impl Iterator<Item = ipnet::IpNet> {
     SPECIAL.iter().filter_map(|text| text.parse().ok())
 }
 
-/// Whether an address is nobody's on the internet, IPv4 in IPv6 included.
+/// Whether an address is in a special-purpose range, also as IPv4 in IPv6.
 pub(super) fn is_special(address: IpAddr) -> bool {
     special().any(|net| net.contains(&address))
 }
 
-/// What no list may touch.
+/// Networks that no list may touch.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct ProtectedSet {
     special: NetworkSet,
@@ -51,36 +50,35 @@ pub struct ProtectedSet {
 }
 
 impl ProtectedSet {
-    /// The special ranges, and what must stay reachable.
+    /// The special-purpose ranges, and `protected`.
     pub fn new(protected: Vec<Network>) -> Self {
-        // `::/8` contains the mapped range, which no one may write: as a network of the tables it
-        // can be said.
+        // `::/8` contains the mapped range and is rejected by the parser, so that it is built here.
         Self {
             special: NetworkSet::new(special().map(Network::from).collect()),
             protected: NetworkSet::new(protected),
         }
     }
 
-    /// Whether a network is not touched by any of it.
-    fn spares(&self, network: &Network) -> bool {
+    /// Whether a network overlaps none of it.
+    fn is_disjoint(&self, network: &Network) -> bool {
         [&self.special, &self.protected]
             .into_iter()
             .all(|set| !covers(set, network) && within(set, network).is_none())
     }
 }
 
-/// Whether one of `set` contains `network`, within one family.
+/// Whether a member of `set` contains `network`, within one family.
 fn covers(set: &NetworkSet, network: &Network) -> bool {
     set.covers(network)
 }
 
-/// One of `set` that lies in `network`, within one family.
+/// A member of `set` inside `network`, within one family.
 fn within<'a>(set: &'a NetworkSet, network: &Network) -> Option<&'a Network> {
     set.within(network).find(|inside| inside.is_v4() == network.is_v4())
 }
 
-/// Takes out what is too broad, special or protected. An entry that contains such a part loses that
-/// part only.
+/// Removes networks that are too wide, special-purpose or protected. An entry that contains such a
+/// part loses only that part.
 pub fn trim(
     networks: Vec<Network>,
     guards: &Guards,
@@ -94,7 +92,7 @@ pub fn trim(
         let shortest = if network.is_v4() { guards.min_prefix } else { guards.min_prefix6 };
         if network.prefix() < shortest {
             tally.skip(reason::TOO_BROAD);
-        } else if protected_set.spares(&network) {
+        } else if protected_set.is_disjoint(&network) {
             kept.push(network);
         } else if covers(&protected_set.special, &network) {
             tally.skip(reason::SPECIAL);
@@ -121,15 +119,14 @@ pub fn trim(
     listed
 }
 
-/// The parts of a network that are not untouchable; more than [`MOST_PIECES`] if there would be too
-/// many.
+/// The unprotected parts of a network; more than [`MOST_PIECES`] if it has too many.
 fn split(network: Network, protected_set: &ProtectedSet, pieces: &mut Vec<Network>) {
     let is_gone =
         covers(&protected_set.special, &network) || covers(&protected_set.protected, &network);
     if is_gone || pieces.len() > MOST_PIECES {
         return;
     }
-    if protected_set.spares(&network) {
+    if protected_set.is_disjoint(&network) {
         pieces.push(network);
         return;
     }
@@ -143,8 +140,8 @@ fn halves(network: &Network) -> [Network; 2] {
     [Network::around(network.first(), bits), Network::around(network.last(), bits)]
 }
 
-/// Why a list of one size does not follow one of another, if it does not. Addresses are compared,
-/// not entries: what is only written in other networks is the same list.
+/// Why a change of size is implausible, if it is. Addresses are compared, not entries, since the
+/// same list may be written with other networks.
 pub fn implausible(before: &Size, now: &Size, guards: &Guards) -> Option<String> {
     if before.entries == 0 {
         return None;
@@ -155,7 +152,7 @@ pub fn implausible(before: &Size, now: &Size, guards: &Guards) -> Option<String>
     let from = u64::from(guards.from);
     let (entries, entries_now) = (before.entries as u64, now.entries as u64);
     if entries.max(entries_now) >= from {
-        // Each entry that is really gone, or new, is an address at least.
+        // Each removed or added entry is at least one address.
         let lost = entries.saturating_sub(entries_now);
         let gained = entries_now.saturating_sub(entries);
         if has_shrunk(entries, entries_now) && now.lost_since(before) * 2 >= lost {
@@ -178,7 +175,7 @@ pub fn implausible(before: &Size, now: &Size, guards: &Guards) -> Option<String>
     None
 }
 
-/// A number as people say it: exact up to a million.
+/// A number in readable form: exact up to a million.
 fn amount(count: u64) -> String {
     match count {
         0..1_000_000 => count.to_string(),
@@ -191,7 +188,6 @@ fn amount(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use sip_xdp_common::ip_key::IpKey;
 
     use super::*;
 
@@ -208,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_broad_is_left_out() {
+    fn wide_networks_are_left_out() {
         let (kept, tally) =
             trimmed(&["0.0.0.0/0", "64.0.0.0/7", "64.0.0.0/8", "2000::/18", "2001:db8::/32"], &[]);
         assert_eq!(kept, ["64.0.0.0/8", "2001:db8::/32"]);
@@ -255,13 +251,13 @@ mod tests {
             trimmed(&["198.51.100.0/29", "198.51.100.1", "203.0.113.0/24"], &["198.51.100.1"]);
         assert_eq!(kept, ["198.51.100.0", "198.51.100.2/31", "198.51.100.4/30", "203.0.113.0/24"]);
         assert_eq!((tally.split, tally.count(reason::PROTECTED)), (1, 1));
-        // A special range inside is cut out as well.
+        // A special-purpose range inside is cut out as well.
         let (kept, _) = trimmed(&["192.0.0.0/8"], &[]);
         assert!(
             !kept.is_empty()
                 && kept.iter().all(|kept| !network(kept).contains(&network("192.168.0.0/16")))
         );
-        // One address in a /32 of IPv6 would take 96 pieces.
+        // One address in an IPv6 /32 would take 96 pieces.
         let (kept, tally) = trimmed(&["2001:db8::/32", "2001:db8:1::/64"], &["2001:db8:66::1"]);
         assert_eq!((kept, tally.count(reason::PROTECTED)), (vec!["2001:db8:1::/64".to_owned()], 1));
         let (kept, _) = trimmed(&["2001:db8:66::/64"], &["2001:db8:66::1"]);
@@ -282,8 +278,7 @@ mod tests {
         Size::of(&NetworkSet::new((0..count).map(host).collect()), count)
     }
 
-    /// The size of a list of networks, so many of each length, one after the other from an address
-    /// on.
+    /// The size of a list of adjacent networks of one length.
     fn size(from: &str, prefix: u8, count: u128) -> Size {
         let net: ipnet::IpNet = format!("{from}/{prefix}").parse().unwrap();
         let networks = (0..count).map(|number| match net {
@@ -333,38 +328,44 @@ mod tests {
     #[test]
     fn addresses_count_not_entries() {
         let guards = Guards::default();
-        let says = |before: &Size, now: &Size| implausible(before, now, &guards);
+        let reason = |before: &Size, now: &Size| implausible(before, now, &guards);
         let wide = size("24.0.0.0", 12, 150);
         assert_eq!(
-            says(&hosts(150), &wide).unwrap(),
+            reason(&hosts(150), &wide).unwrap(),
             "it covers 157 million addresses, before 150"
         );
         assert_eq!(
-            says(&wide, &hosts(150)).unwrap(),
+            reason(&wide, &hosts(150)).unwrap(),
             "it covers 150 addresses, before 157 million"
         );
-        let says_of_24 = says(&hosts(150), &size("24.0.0.0", 24, 150)).unwrap();
-        assert_eq!(says_of_24, "it covers 38400 addresses, before 150");
-        let says_of_v6 = says(&size("2001:db8::", 128, 150), &size("2001:db8::", 48, 150)).unwrap();
-        assert_eq!(says_of_v6, "it covers 9.8 million IPv6 networks of /64 and hosts, before 150");
+        let reason_24 = reason(&hosts(150), &size("24.0.0.0", 24, 150)).unwrap();
+        assert_eq!(reason_24, "it covers 38400 addresses, before 150");
+        let reason_v6 =
+            reason(&size("2001:db8::", 128, 150), &size("2001:db8::", 48, 150)).unwrap();
+        assert_eq!(reason_v6, "it covers 9.8 million IPv6 networks of /64 and hosts, before 150");
         // The same addresses in fewer networks, and in more.
         let (hosts_of_24, one) = (size("192.0.2.0", 32, 256), size("192.0.2.0", 24, 1));
-        assert_eq!((says(&hosts_of_24, &one), says(&one, &hosts_of_24)), (None, None));
-        // Hosts that are gone are missed beside a network that dwarfs them.
+        assert_eq!((reason(&hosts_of_24, &one), reason(&one, &hosts_of_24)), (None, None));
+        // Removed hosts are noticed beside a much larger network.
         let with = |count| {
             let mut size = hosts(count);
             (size.ipv4, size.entries) = (size.ipv4 + (1 << 24), size.entries + 1);
             size
         };
-        assert_eq!(says(&with(1_000), &with(0)).unwrap(), "it shrank from 1001 to 1 entries");
-        assert_eq!(says(&with(100), &with(1_000)).unwrap(), "it grew from 101 to 1001 entries");
-        assert_eq!(says(&with(1_000), &with(1_200)), None);
+        assert_eq!(reason(&with(1_000), &with(0)).unwrap(), "it shrank from 1001 to 1 entries");
+        assert_eq!(reason(&with(100), &with(1_000)).unwrap(), "it grew from 101 to 1001 entries");
+        assert_eq!(reason(&with(1_000), &with(1_200)), None);
     }
 
     proptest! {
         #[test]
-        fn splitting_loses_nothing_else(low in any::<u8>(), bits in 120_u8..=127, hole in any::<u8>(), probe in any::<u8>()) {
-            let host = |last: u8| Network::around(IpKey::new([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, last]), 128);
+        fn splitting_loses_nothing_else(
+            low in any::<u8>(),
+            bits in 120_u8..=127,
+            hole in any::<u8>(),
+            probe in any::<u8>(),
+        ) {
+            let host = |last: u8| Network::host(std::net::Ipv4Addr::new(192, 0, 2, last).into());
             let entry = Network::around(host(low).first(), bits);
             let protected_set = ProtectedSet::new(vec![host(hole)]);
             let kept = trim(vec![entry], &Guards::default(), &protected_set, &mut Tally::default());

@@ -1,10 +1,10 @@
-//! Lists that others keep: what they list, and how they are fetched, read, doubted and kept.
+//! Feeds: lists kept by others, which are fetched, parsed, guarded and saved.
 //!
-//! For each feed there is a sorted array of networks, 17 bytes apiece, which is all that the daemon
-//! keeps of a million of them. A thread for each feed ([`engine`]) fetches its list ([`fetch`]),
-//! reads it ([`formats`]), takes out what no list may touch, and refuses what is too strange
-//! ([`guards`]). It never writes the tables: the list goes to the daemon's loop, and when that has
-//! put it into force, to disk ([`saved`]).
+//! Each feed's list is a sorted array of networks of 17 bytes, which is all that the daemon keeps
+//! of a million of them. A thread per feed ([`engine`]) fetches its list ([`fetch`]), parses it
+//! ([`formats`]), removes protected networks, and refuses implausible changes ([`guards`]). It
+//! never writes the tables: the list goes to the daemon's event loop, and after it is in force, to
+//! disk ([`saved`]).
 
 mod body;
 pub mod coverage;

@@ -1,7 +1,7 @@
-//! Where a feed's server may send us: to any public address, and to loopback, private and other
-//! special addresses only if the feed's own url is at one. Otherwise whoever keeps a list could
-//! have this host ask its own services, or its neighbours'. Addresses are looked at when they are
-//! about to be connected to, so that no name can change in between.
+//! Allowed redirects of a feed's server: to any public address, and to loopback, private and other
+//! special-purpose addresses only if the feed's own URL is at one. Otherwise the keeper of a list
+//! could make this host send requests to its own services or neighbours (SSRF). Addresses are
+//! checked at the time of connection, so that DNS cannot change in between.
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,7 @@ use ureq::unversioned::transport::NextTimeout;
 
 use super::guards::is_special;
 
-/// A server sends us to an address where it has no business.
+/// A forbidden redirect to this address.
 #[derive(Debug)]
 pub(super) struct Elsewhere(IpAddr);
 
@@ -33,12 +33,12 @@ impl fmt::Display for Elsewhere {
 
 impl std::error::Error for Elsewhere {}
 
-/// Resolves names, and refuses what a redirect must not lead to.
+/// A resolver that refuses forbidden redirects.
 pub(super) struct Guarded {
     inner: DefaultResolver,
-    /// The host of the feed's url.
+    /// The host of the feed's URL.
     host: String,
-    /// Whether that is at a special address itself.
+    /// Whether that has a special-purpose address itself.
     is_special: AtomicBool,
 }
 
@@ -57,7 +57,7 @@ impl fmt::Debug for Guarded {
     }
 }
 
-/// The address that a host is written as, if it is one.
+/// The address, if the host is a literal one.
 fn literal(host: &str) -> Option<IpAddr> {
     match host.trim_matches(['[', ']']) {
         "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
@@ -75,7 +75,7 @@ impl Resolver for Guarded {
         let found = self.inner.resolve(uri, config, timeout)?;
         let special = found.iter().map(|address| address.ip()).find(|address| is_special(*address));
         let host = uri.host().unwrap_or_default().to_ascii_lowercase();
-        // The proxy, too, is where the operator says.
+        // The proxy is configured by the operator as well.
         let is_proxy = config.proxy().is_some_and(|proxy| proxy.uri().host() == uri.host());
         if host == self.host {
             self.is_special.store(special.is_some(), Ordering::Relaxed);
@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers one request with a redirect, and returns where it listens.
+    /// Answers one request with a redirect, and returns its address.
     fn redirecting(to: &str) -> (std::net::SocketAddr, std::thread::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -111,13 +111,13 @@ mod tests {
         (address, serving)
     }
 
-    /// What becomes of a redirect to `to` of a feed whose url is public, or not. The test's own
-    /// server stands for it.
+    /// The outcome of a redirect to `to`, for a feed with a public or a private URL. The test's own
+    /// server represents both.
     fn outcome(to: &str, is_public: bool) -> String {
         let (address, serving) = redirecting(to);
         let mut guarded = Guarded::new(&format!("http://{address}/list"));
         if is_public {
-            // As if the name of another host had led to this server.
+            // As if another host's name had resolved to this server.
             guarded.host = "127.0.0.1".to_owned();
         }
         let agent = ureq::Agent::with_parts(
@@ -127,10 +127,10 @@ mod tests {
         );
         let error = agent.get(format!("http://{address}/list")).call().unwrap_err();
         serving.join().unwrap();
-        super::super::fetch::say(&error)
+        super::super::fetch::error_text(&error)
     }
 
-    /// Has the first look-up say that the feed's own host is public.
+    /// Makes the first lookup classify the feed's own host as public.
     #[derive(Debug)]
     struct Public {
         guarded: Guarded,
@@ -168,7 +168,7 @@ mod tests {
             let error = outcome(to, true);
             assert!(error.contains("the server sends us to"), "{to}: {error}");
         }
-        // Who is inside may: the connection is tried.
+        // A private feed may: the connection is tried.
         let error = outcome("http://127.0.0.2:9/x", false);
         assert!(error.contains("refused"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! What feeds list, read from the pinned maps and from disk, with or without a daemon.
+//! Feed entries, from the pinned maps and the saved lists, with or without a daemon.
 
 use std::path::Path;
 
@@ -13,9 +13,8 @@ use crate::dataplane::tables::header;
 use crate::dataplane::tables::networks::Table;
 use crate::sys::clock;
 
-/// The networks that feeds list, as rows of the block list whose owner is `feed:NAME`. Which feed
-/// lists what is known from `directory`, where the lists are kept; what is in force, from the
-/// kernel.
+/// The networks that feeds list, as rows of the block list with owner `feed:NAME`. The saved lists
+/// in `directory` tell the feed, the kernel's table what is in force.
 pub fn rows(pins: &Pins, directory: &Path) -> Result<Vec<Row>> {
     let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &table_header)?;

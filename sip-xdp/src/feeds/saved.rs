@@ -1,5 +1,5 @@
-//! The last good list of a feed on disk, so that it is in force again before the first packet after
-//! a start, network or not. When it was last confirmed is the file's own time.
+//! The last good list of a feed on disk, so that it is in force before the first packet after a
+//! start, even without network. The file's modification time is the time of its last confirmation.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,35 +14,35 @@ use crate::config::{FeedConfig, FeedFormat};
 use crate::dataplane::tables::feed_lists::NetworkSet;
 use crate::net::network::Network;
 
-/// The first line.
+/// First line of the file.
 const MAGIC: &str = "sip-xdp feed 1";
 
-/// What is kept of a feed.
+/// The saved state of a feed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Saved {
-    /// What it lists.
+    /// Its list.
     pub(super) listed: NetworkSet,
-    /// How many entries that was before some were split.
+    /// Number of entries before splits.
     pub(super) entries: usize,
-    /// By what its server knows that list.
+    /// Cache validators of the list.
     pub(super) validators: Validators,
-    /// Where to go on, for servers that tell what is new.
+    /// Position in the server's sequence of changes.
     pub(super) cursor: Option<String>,
-    /// When entries end, in seconds since 1970, for servers that say so. These are what the server
-    /// said; the list is what the guards left of it.
+    /// Ends of entries, in seconds since 1970, where the server has them. These are the server's
+    /// entries; the list is what the guards left.
     pub(super) ends: BTreeMap<Network, u64>,
-    /// By which format it was read, if the configuration does not say.
+    /// The detected format, if none is configured.
     pub(super) format: Option<String>,
-    /// When its server last said that this is its list, in milliseconds since 1970.
+    /// Last confirmation by the server, in milliseconds since 1970.
     pub(super) confirmed_ms: u64,
 }
 
-/// The file of a feed.
+/// Path of a feed's file.
 pub(super) fn path(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.list"))
 }
 
-/// FNV-1a: tells a file that was damaged, not one that was forged.
+/// FNV-1a checksum: detects damage, not forgery.
 struct Check(u64);
 
 impl Check {
@@ -57,10 +57,10 @@ impl Check {
     }
 }
 
-/// Where a list came from, without telling what may be a secret.
+/// Identity of a list's origin, without secrets.
 fn source(config: &FeedConfig) -> String {
     let mut check = Check::new();
-    // Before formats were detected, `list` was what was not said.
+    // Before detection existed, the default was `list`.
     let format = if config.format == FeedFormat::Auto { FeedFormat::List } else { config.format };
     check.add(format!("{} {}", format.name(), config.url).as_bytes());
     if config.min_count > 1 {
@@ -72,14 +72,14 @@ fn source(config: &FeedConfig) -> String {
     format!("{:016x}", check.0)
 }
 
-/// A file that has been written, but not put in the place of the last one yet.
+/// A written file that has not replaced the previous one yet.
 pub(super) struct Prepared {
     temporary: PathBuf,
     path: PathBuf,
 }
 
 impl Prepared {
-    /// Puts it in the place of the last one.
+    /// Replaces the previous file.
     pub(super) fn commit(self) -> Result<()> {
         let directory = self.path.parent().context("the file has no directory")?;
         let renamed = fs::rename(&self.temporary, &self.path)
@@ -88,7 +88,7 @@ impl Prepared {
     }
 }
 
-/// Writes a list beside the last one.
+/// Writes a list beside the previous one.
 pub(super) fn prepare(directory: &Path, config: &FeedConfig, saved: &Saved) -> Result<Prepared> {
     let path = path(directory, &config.name);
     let temporary = path.with_extension("list.new");
@@ -134,13 +134,13 @@ fn write(writer: &mut impl Write, config: &FeedConfig, saved: &Saved) -> io::Res
     writeln!(writer, "check {:016x}", check.0)
 }
 
-/// Notes when its server last said that this is its list, in milliseconds since 1970.
+/// Sets the time of the last confirmation, in milliseconds since 1970.
 pub(super) fn touch(directory: &Path, name: &str, at_ms: u64) -> io::Result<()> {
     let at = UNIX_EPOCH + Duration::from_millis(at_ms);
     File::options().append(true).open(path(directory, name))?.set_modified(at)
 }
 
-/// Reads what is kept of a feed; `None` if nothing is, or if it came from elsewhere.
+/// Loads the saved state of a feed; `None` if there is none, or if it is of another origin.
 pub(super) fn load(directory: &Path, config: &FeedConfig) -> Result<Option<Saved>> {
     let path = path(directory, &config.name);
     let file = match File::open(&path) {
@@ -202,7 +202,7 @@ fn read(mut reader: impl BufRead, source: &str) -> Result<Option<Saved>> {
     Ok(Some(saved))
 }
 
-/// Removes what is kept of feeds that there are no longer.
+/// Removes the files of other feeds.
 pub(super) fn forget_others(directory: &Path, feeds: &[FeedConfig]) {
     let Ok(files) = fs::read_dir(directory) else {
         return;
@@ -215,7 +215,7 @@ pub(super) fn forget_others(directory: &Path, feeds: &[FeedConfig]) {
     }
 }
 
-/// What all feeds last listed, and since when, for those who ask without a daemon.
+/// All saved lists with the times of their confirmation, for use without a daemon.
 pub(super) fn all(directory: &Path) -> Vec<(String, NetworkSet, u64)> {
     let files =
         fs::read_dir(directory).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
@@ -276,7 +276,7 @@ mod tests {
         let text = fs::read_to_string(path(directory.path(), "a")).unwrap();
         assert!(!text.contains("sEcret"));
         assert_eq!(all(directory.path())[0].1, saved().listed);
-        // A list from elsewhere is another list.
+        // Another origin means another list.
         assert_eq!(
             load(directory.path(), &FeedConfig::new("a", "https://other/list")).unwrap(),
             None

@@ -1,4 +1,4 @@
-//! One synchronisation of a feed: what its server has, held against what is in force.
+//! One synchronisation of a feed: fetch, parse, and compare with the current list.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,33 +13,33 @@ use crate::config::{FeedConfig, FeedFormat};
 use crate::dataplane::tables::feed_lists::NetworkSet;
 use crate::net::network::Network;
 
-/// What is in force, and what it came from.
+/// The current list, and its origin.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Last {
-    /// How large it is.
+    /// Its size.
     pub(super) size: Size,
-    /// There has been a list, though perhaps an empty one.
+    /// Whether there has been a list, possibly empty.
     pub(super) is_known: bool,
-    /// By what the server knows the list.
+    /// Cache validators of the list.
     pub(super) validators: Validators,
-    /// Where to go on, for servers that tell what is new.
+    /// Position in the server's sequence of changes.
     pub(super) cursor: Option<String>,
-    /// What the server listed and when that ends, in seconds since 1970.
+    /// The server's entries with their ends, in seconds since 1970.
     pub(super) ends: BTreeMap<Network, u64>,
-    /// The same, one by one, of a server that ends each by itself: by number and network.
+    /// The same per decision, where the server ends each by itself: by number and network.
     pub(super) decided: BTreeMap<(u64, Network), u64>,
-    /// What the guards held it against.
+    /// The protected networks at its application.
     pub(super) protected_set: Arc<ProtectedSet>,
 }
 
 impl Last {
-    /// From what was on disk.
+    /// From the saved state.
     pub(super) fn recall(
         config: &FeedConfig,
         saved: &Saved,
         protected_set: Arc<ProtectedSet>,
     ) -> Self {
-        // Only the server knows what it told an earlier daemon last.
+        // For CrowdSec, only the server knows what an earlier daemon received last.
         let cursor = saved.cursor.clone().filter(|_| config.format == FeedFormat::Apiban);
         Self {
             size: Size::of(&saved.listed, saved.entries),
@@ -53,39 +53,38 @@ impl Last {
     }
 }
 
-/// A list that may come into force.
+/// A list that may be applied.
 #[derive(Debug, Default)]
 pub(super) struct Candidate {
     pub(super) listed: NetworkSet,
-    /// How large it is.
+    /// Its size.
     pub(super) size: Size,
-    /// The name of the format that it was read by.
+    /// Name of its format.
     pub(super) format: &'static str,
     pub(super) tally: Tally,
     pub(super) validators: Validators,
     pub(super) cursor: Option<String>,
     pub(super) ends: BTreeMap<Network, u64>,
     pub(super) decided: BTreeMap<(u64, Network), u64>,
-    /// There is more, which the server does not want to give now.
+    /// Time until the rest, which the server withholds for now.
     pub(super) come_back: Option<Duration>,
 }
 
 impl Candidate {
-    /// How many entries it has. Networks that were split count once, or a short list would seem to
-    /// have grown.
+    /// Number of entries before splits, so that splits do not count as growth.
     pub(super) fn entries(&self) -> usize {
         self.listed.networks().len().saturating_sub(self.tally.pieces as usize)
     }
 }
 
-/// Why there is no list that may come into force.
+/// Why there is no list to apply.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Trouble {
-    /// In words.
+    /// The error.
     pub(super) reason: String,
-    /// When the server wants to be asked again, at the earliest.
+    /// The server's `Retry-After`.
     pub(super) retry_after: Option<Duration>,
-    /// A guard refused the list; somebody may accept it.
+    /// Whether a guard refused the list, so that an operator may accept it.
     pub(super) is_refused: bool,
 }
 
@@ -101,8 +100,7 @@ impl From<String> for Trouble {
     }
 }
 
-/// Asks once. `None` if what is in force is what the server has. With `accept`, no size is too
-/// strange.
+/// Synchronises once. `None` if the current list is up to date. `accept` skips the size guards.
 pub(super) fn sync(
     config: &FeedConfig,
     fetcher: &Fetcher,
@@ -110,7 +108,8 @@ pub(super) fn sync(
     protected_set: &ProtectedSet,
     accept: bool,
 ) -> Result<Option<Candidate>, Trouble> {
-    // What was taken out of the last list may have to be in it now, and the other way round.
+    // Protected networks that were removed from the last list may have to be in it now, and vice
+    // versa.
     let knows_it = !accept && *last.protected_set == *protected_set;
     let known = if knows_it { last.validators.clone() } else { Validators::default() };
     let asking = Asking { config, fetcher, last, known, from_the_start: accept };
@@ -130,14 +129,13 @@ pub(super) fn sync(
     let format = formats::of(config.format);
     let is_protocol = format.is_some_and(|format| format.is_protocol());
     if !accept {
-        // One that was accepted may stay as it is, and one that never had an entry may say that it
-        // has none.
+        // An accepted empty list may stay empty, and a feed that never had an entry may be empty.
         let was_empty = last.is_known && last.size.entries == 0;
-        let is_said = last.size.entries == 0 && parsed.comments > 0;
-        if !is_protocol && count == 0 && !was_empty && !is_said {
+        let is_declared_empty = last.size.entries == 0 && parsed.comments > 0;
+        if !is_protocol && count == 0 && !was_empty && !is_declared_empty {
             return refuse("it is empty".to_owned());
         }
-        // What is added page by page is no list that could be too long or too short.
+        // Incremental formats have no total size to judge.
         if format.is_none_or(|format| format.is_whole())
             && let Some(reason) = implausible(&last.size, &candidate.size, &config.guards)
         {
@@ -147,7 +145,7 @@ pub(super) fn sync(
     Ok(Some(candidate))
 }
 
-/// What has not ended, of a server that says when things do.
+/// Entries that have not ended, where the server has ends.
 pub(super) fn live(
     format: &'static str,
     tally: Tally,

@@ -1,5 +1,4 @@
-//! The thread of one feed: asks when it is time, or when somebody wants it, and hands over what may
-//! come into force.
+//! The thread of a feed: fetches on schedule or on demand, and passes lists to the daemon.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -21,23 +20,23 @@ use crate::sys::clock::{self, WallWatch};
 use crate::sys::privileges;
 use crate::text::Quoted;
 
-/// The pause after a first failure, unless the feed is asked more often anyway,
+/// Pause after the first failure, unless the fetch interval is shorter.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 
-/// and the longest after many, unless the feed is asked less often anyway or its server wants a
-/// longer one.
+/// Maximum pause after repeated failures, unless the fetch interval or the server's `Retry-After`
+/// is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 
-/// Somebody wants the feed to be asked now.
+/// A request to fetch now.
 #[derive(Debug)]
 pub(super) struct Order {
-    /// The number under which the answer is waited for.
+    /// The round that will be reported.
     pub(super) round: u64,
-    /// No size is too strange.
+    /// Skip the size guards.
     pub(super) accept: bool,
 }
 
-/// What the thread works with.
+/// The state of the thread.
 pub(super) struct Follower {
     pub(super) config: FeedConfig,
     pub(super) generation: u64,
@@ -46,24 +45,24 @@ pub(super) struct Follower {
     pub(super) protected_set: watch::Receiver<Arc<ProtectedSet>>,
     pub(super) last: Last,
     pub(super) state: FeedState,
-    /// What was logged of its last failure.
-    pub(super) said: Option<String>,
-    /// Whether somebody sets the wall clock, by which ages and ends are counted.
+    /// Last logged failure.
+    pub(super) last_logged: Option<String>,
+    /// Detector of wall-clock changes, since ages and ends are wall-clock times.
     pub(super) wall: WallWatch,
 }
 
-/// Nobody wants the feed any more.
+/// The feed was removed.
 pub(super) struct Gone;
 
 impl Follower {
-    /// Follows the feed until nobody wants it any more.
+    /// Follows the feed until it is removed.
     pub(super) fn run(mut self, orders: Receiver<Order>) {
         privileges::keep(privileges::NOTHING);
         let fetcher = Fetcher::new(&self.config);
         let mut due = Instant::now() + self.first_pause();
         loop {
-            let pause = self.say_next(due);
-            if self.tell(None).is_err() {
+            let pause = self.record_next(due);
+            if self.send_update(None).is_err() {
                 return;
             }
             let order = match orders.recv_timeout(pause) {
@@ -86,7 +85,7 @@ impl Follower {
         }
     }
 
-    /// Keeps ages and ends what they were when somebody has set the wall clock.
+    /// Corrects ages and ends after a change of the wall clock.
     fn follow_the_wall_clock(&mut self) {
         let Some(jump) = self.wall.jump() else {
             return;
@@ -96,14 +95,13 @@ impl Follower {
         }
         if let Some(at) = &mut self.state.confirmed_ms {
             *at = clock::moved(*at, jump);
-            // The file's own time says when a list was confirmed. What cannot be written is said
-            // when it is written next.
+            // The file's modification time is the time of confirmation. An error is reported at the
+            // next write.
             let _ = saved::touch(&self.directory, &self.config.name, *at);
         }
     }
 
-    /// How long to wait at the start: a list that was fetched a moment ago need not be fetched
-    /// again.
+    /// The pause at the start: a list that was fetched recently is not fetched again.
     fn first_pause(&self) -> Duration {
         let is_elsewhere =
             self.config.file().is_none() && self.config.format != FeedFormat::Crowdsec;
@@ -113,14 +111,15 @@ impl Follower {
         }
     }
 
-    /// Notes when it is asked next. The pause may be shorter: until the list becomes too old.
-    fn say_next(&mut self, due: Instant) -> Duration {
+    /// Records the time of the next fetch. The returned pause may be shorter: until the list
+    /// expires.
+    fn record_next(&mut self, due: Instant) -> Duration {
         let pause = due.saturating_duration_since(Instant::now());
         self.state.next_ms = clock::wall_ms().saturating_add(pause.as_millis() as u64);
         pause
     }
 
-    /// Asks once, and says how long to wait until it is asked again.
+    /// Synchronises once, and returns the pause until the next time.
     fn ask(&mut self, fetcher: &Fetcher, accept: bool) -> Result<Duration, Gone> {
         let protected_set = Arc::clone(&self.protected_set.borrow_and_update());
         let every = self.config.every.0;
@@ -147,7 +146,7 @@ impl Follower {
         Ok(pause_after(self.state.failures, every).max(trouble.retry_after.unwrap_or_default()))
     }
 
-    /// Has the daemon put a list into force, and keeps it. The inner error says why it did not.
+    /// Has the daemon apply a list, and saves it. The inner error is the daemon's.
     fn put_into_force(
         &mut self,
         candidate: Candidate,
@@ -160,7 +159,7 @@ impl Follower {
         let entries = size.entries;
         let saved =
             Saved { listed, validators, cursor, ends, entries, format: detected, confirmed_ms: 0 };
-        // Written before, and put in its place after it is in force.
+        // Written before the application, and renamed after it.
         let prepared = saved::prepare(&self.directory, &self.config, &saved);
         let Saved { listed, validators, cursor, ends, .. } = saved;
         let refresh = match self.hand_over(listed.into_networks(), false)? {
@@ -169,7 +168,7 @@ impl Follower {
         };
         let kept = prepared.and_then(saved::Prepared::commit);
         self.state.disk_error = kept.err().map(|error| format!("{error:#}"));
-        self.say_format(format, counts);
+        self.log_format(format, counts);
         self.last = Last { size, is_known: true, validators, cursor, ends, decided, protected_set };
         [self.state.ipv4, self.state.ipv6] = counts;
         self.state.tally = tally;
@@ -178,9 +177,8 @@ impl Follower {
         Ok(Ok(()))
     }
 
-    /// Says by which format a list is read that was not given any, and that a list is empty, when
-    /// that is new.
-    fn say_format(&mut self, format: &str, counts: [usize; 2]) {
+    /// Logs a newly detected format, and a newly empty list.
+    fn log_format(&mut self, format: &str, counts: [usize; 2]) {
         let name = &self.config.name;
         if self.config.format == FeedFormat::Auto && self.state.format.as_deref() != Some(format) {
             let words = formats::words(format);
@@ -202,19 +200,19 @@ impl Follower {
         is_expired: bool,
     ) -> Result<Result<crate::lists::Refresh, String>, Gone> {
         let (applied, answer) = sync_channel(1);
-        self.tell(Some(NewList { networks, is_expired, applied }))?;
+        self.send_update(Some(NewList { networks, is_expired, applied }))?;
         answer.recv().map_err(|_| Gone)
     }
 
-    fn tell(&self, list: Option<NewList>) -> Result<(), Gone> {
+    fn send_update(&self, list: Option<NewList>) -> Result<(), Gone> {
         let (name, generation, state) =
             (self.config.name.clone(), self.generation, self.state.clone());
         self.updates.blocking_send(Update { name, generation, state, list }).map_err(|_| Gone)
     }
 
-    /// All is well.
+    /// Records success.
     fn confirm(&mut self) {
-        if self.said.take().is_some() {
+        if self.last_logged.take().is_some() {
             log::info!("feed {} is well again", self.config.name);
         }
         self.state.confirmed_ms = Some(clock::wall_ms());
@@ -230,12 +228,12 @@ impl Follower {
             ),
             false => trouble.reason.clone(),
         };
-        if self.said.as_ref() != Some(&reason) {
+        if self.last_logged.as_ref() != Some(&reason) {
             let verb = if trouble.is_refused { "refused" } else { "failed" };
             log::warn!("feed {} {verb} reason={}", self.config.name, Quoted(&trouble.reason));
         }
-        self.said = Some(reason.clone());
-        // Whatever it told meanwhile is lost: everything again.
+        self.last_logged = Some(reason.clone());
+        // Changes of the meantime are lost: fetch everything again.
         if self.config.format == FeedFormat::Crowdsec {
             self.last.cursor = None;
         }
@@ -243,7 +241,7 @@ impl Follower {
         (self.state.error, self.state.is_refused) = (Some(reason), trouble.is_refused);
     }
 
-    /// Takes the list out when nobody has confirmed it for too long.
+    /// Removes a list without confirmation for too long.
     fn expire(&mut self) -> Result<(), Gone> {
         let ttl = self.config.ttl.0;
         let is_over = self.state.confirmed_ms.is_some_and(|at| age(at) >= ttl);
@@ -258,20 +256,20 @@ impl Follower {
     }
 }
 
-/// How long ago a time was, in milliseconds since 1970.
+/// The time since a time in milliseconds since 1970.
 pub(super) fn age(at_ms: u64) -> Duration {
     Duration::from_millis(clock::wall_ms().saturating_sub(at_ms))
 }
 
-/// How long to wait after so many failures in turn.
+/// The pause after this number of consecutive failures.
 fn pause_after(failures: u32, every: Duration) -> Duration {
     let first = FIRST_PAUSE.min(every);
     first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_PAUSE.max(every))
 }
 
-/// Ten per cent more or less, so that not everybody asks in the same moment.
+/// Varies a pause by ten per cent, so that hosts do not fetch in the same moment.
 fn jitter(pause: Duration) -> Duration {
-    // A hasher is seeded at random.
+    // The hasher's seed is random.
     let random = RandomState::new().build_hasher().finish() % 2_001;
     pause.mul_f64(0.9 + random as f64 / 10_000.0)
 }

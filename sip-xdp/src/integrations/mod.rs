@@ -1,9 +1,8 @@
-//! Where events go beside the log and whoever watches: people ([`notify`]) and a CrowdSec local API
+//! Recipients of events besides the log and watchers: people ([`notify`]) and a CrowdSec local API
 //! ([`crowdsec`]).
 //!
-//! Both watch the daemon's stream of events like anybody else, and give nothing back. A task picks
-//! what they want into a bounded queue; a thread of their own does what may take long. Nothing here
-//! ever waits in the daemon's loop.
+//! Both subscribe to the daemon's event stream and return nothing to it. A task filters events into
+//! a bounded queue; a separate thread does the slow work. Nothing here blocks the event loop.
 
 pub mod crowdsec;
 pub(crate) mod hep;
@@ -35,7 +34,7 @@ pub struct Integrations {
 }
 
 impl Integrations {
-    /// Does what the configuration says from now on. Must be called inside the runtime.
+    /// Applies the configuration. Must be called inside the runtime.
     pub fn configure(&mut self, config: &Config, hub: &Hub) {
         if self.notifier.as_ref().map(Notifier::config) != Some(&config.notify) {
             let before = self.notifier.take();
@@ -48,7 +47,7 @@ impl Integrations {
         }
     }
 
-    /// How notification is; null without any.
+    /// The state of notification; null without it.
     pub fn notify_status(&self) -> Option<NotifyStatus> {
         self.notifier.as_ref().map(Notifier::status)
     }
@@ -58,15 +57,15 @@ impl Integrations {
         self.publisher.as_ref().map(Publisher::status)
     }
 
-    /// What an operator should know.
+    /// Warnings for the operator.
     pub fn warnings(&self) -> Vec<String> {
         let notifier = self.notifier.iter().flat_map(Notifier::warnings);
         notifier.chain(self.publisher.as_ref().and_then(Publisher::warning)).collect()
     }
 }
 
-/// Starts a thread that is given what is wanted of the events, of which `waiting` may wait for it.
-/// Those that do not fit are counted. It ends some time after what is returned was dropped.
+/// Starts a thread for the wanted events, with a queue of `waiting`. Events without room are
+/// counted. The thread ends some time after the returned handle is dropped.
 fn start(
     name: &str,
     waiting: usize,
@@ -82,12 +81,12 @@ fn start(
     follow(hub.subscribe(), queue, lost, wants)
 }
 
-/// A lock; what was being written when somebody panicked is as good as anything.
+/// Locks the report; its contents are valid even after a panic of another holder.
 fn lock<T>(report: &Mutex<T>) -> MutexGuard<'_, T> {
     report.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A task that picks events; it ends when this is dropped.
+/// A task that filters events; it ends when this is dropped.
 struct Following(JoinHandle<()>);
 
 impl Drop for Following {
@@ -96,7 +95,7 @@ impl Drop for Following {
     }
 }
 
-/// Puts what is wanted of the events into a queue. What does not fit is counted.
+/// Queues wanted events. Events without room are counted.
 fn follow(
     mut events: Receiver<Arc<Event>>,
     queue: SyncSender<Arc<Event>>,
@@ -127,20 +126,20 @@ fn follow(
     }))
 }
 
-/// Logs a failure when it is new or another one than before, and that all is well again; never the
-/// same twice in turn.
-fn note(who: &str, said: &mut Option<String>, result: Result<(), String>) {
+/// Logs a failure when it is new or has changed, and a recovery; never the same message twice in a
+/// row.
+fn note(name: &str, last: &mut Option<String>, result: Result<(), String>) {
     match result {
         Ok(()) => {
-            if said.take().is_some() {
-                log::info!("{who} is well again");
+            if last.take().is_some() {
+                log::info!("{name} is well again");
             }
         }
         Err(reason) => {
-            if said.as_ref() != Some(&reason) {
-                log::warn!("{who} failed reason={}", Quoted(&reason));
+            if last.as_ref() != Some(&reason) {
+                log::warn!("{name} failed reason={}", Quoted(&reason));
             }
-            *said = Some(reason);
+            *last = Some(reason);
         }
     }
 }
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wanted_is_picked_and_what_does_not_fit_is_counted() {
+    async fn wanted_events_are_queued_and_those_without_room_counted() {
         let hub = Hub::default();
         let (queue, picked) = sync_channel(3);
         let lost = Arc::new(AtomicU64::new(0));
@@ -192,11 +191,11 @@ mod tests {
 
     #[test]
     fn a_failure_is_remembered_until_it_is_over() {
-        let mut said = None;
-        note("it", &mut said, Err("one".to_owned()));
-        note("it", &mut said, Err("two".to_owned()));
-        assert_eq!(said.as_deref(), Some("two"));
-        note("it", &mut said, Ok(()));
-        assert_eq!(said, None);
+        let mut last = None;
+        note("it", &mut last, Err("one".to_owned()));
+        note("it", &mut last, Err("two".to_owned()));
+        assert_eq!(last.as_deref(), Some("two"));
+        note("it", &mut last, Ok(()));
+        assert_eq!(last, None);
     }
 }

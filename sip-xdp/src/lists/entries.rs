@@ -1,5 +1,5 @@
-//! The entries of the ledger in memory, ordered by what they are about and by when they end, so
-//! that what is done every second costs as much as there is to do, however many entries there are.
+//! The entries of the ledger in memory, indexed by subject and by expiry, so that the work of each
+//! second is proportional to what expires, not to the number of entries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeBounds;
@@ -9,21 +9,21 @@ use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::net::network::Network;
 
-/// Whose claim on what: the port is 0 for all of a network.
+/// Key of an entry. The port is 0 for a whole network.
 pub(super) type Id = (List, Network, u16, Owner);
 
-/// The entries, by what they are about.
+/// The entries, by key.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     by_id: BTreeMap<Id, Entry>,
-    /// Those that end, in the order in which they do.
+    /// Entries that expire, by expiry.
     ends: BTreeSet<(u64, Id)>,
-    /// Bans on evidence that could be forged, likewise.
+    /// Level 0 bans, by expiry.
     unproven: BTreeSet<(u64, Id)>,
 }
 
 impl Entries {
-    /// Adds an entry, or replaces the one that is there, which is returned.
+    /// Adds an entry. Returns the one that it replaces.
     pub(super) fn insert(&mut self, id: Id, entry: Entry) -> Option<Entry> {
         let before = self.remove(&id);
         if entry.expires != NEVER {
@@ -36,7 +36,7 @@ impl Entries {
         before
     }
 
-    /// Takes an entry out.
+    /// Removes an entry.
     pub(super) fn remove(&mut self, id: &Id) -> Option<Entry> {
         let entry = self.by_id.remove(id)?;
         self.ends.remove(&(entry.expires, *id));
@@ -44,18 +44,18 @@ impl Entries {
         Some(entry)
     }
 
-    /// What has ended at `now`, in the order in which it did.
+    /// Entries that have expired at `now`, by expiry.
     pub(super) fn over(&self, now: u64) -> Vec<Id> {
         self.ends.iter().take_while(|(end, _)| *end <= now).map(|(_, id)| *id).collect()
     }
 
-    /// How many bans rest on evidence that could be forged.
+    /// Number of level 0 bans.
     pub(super) fn unproven(&self) -> usize {
         self.unproven.len()
     }
 
-    /// Some bans on evidence that could be forged: half of them are those that end first, the
-    /// others lie evenly between the first end and the last.
+    /// A selection of level 0 bans: half of them those that expire first, the others evenly spread
+    /// between the first and the last expiry.
     pub(super) fn some_unproven(&self, count: usize) -> Vec<Id> {
         let mut some: Vec<Id> = self.unproven.iter().take(count / 2).map(|(_, id)| *id).collect();
         if let (Some((first, _)), Some((last, _))) = (self.unproven.first(), self.unproven.last()) {
@@ -89,15 +89,15 @@ impl Entries {
     }
 }
 
-/// Before all others.
+/// The lowest key.
 const FIRST: Id = (List::Block, Network::FIRST, 0, Owner::Manual);
 
-/// Whether an entry is a ban on evidence that could be forged.
+/// Whether an entry is a level 0 ban.
 pub(super) fn is_unproven(entry: &Entry) -> bool {
     entry.owner == Owner::Auto && entry.tier == Some(Tier::Unproven)
 }
 
-/// What an entry of a list is about.
+/// The key of an entry.
 pub(super) fn id(list: List, entry: &Entry) -> Id {
     (list, entry.network, entry.port.unwrap_or(0), entry.owner)
 }
@@ -115,13 +115,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_is_found_in_its_order() {
+    fn expired_entries_are_found_in_order() {
         let mut entries = Entries::default();
         for (host, expires) in [(1, 30), (2, 10), (3, NEVER), (4, 20), (5, 40)] {
             let (id, entry) = ban(host, expires, Tier::Proven);
             entries.insert(id, entry);
         }
-        // One lasts longer now, and one is gone.
+        // One is prolonged, and one removed.
         let (id, entry) = ban(2, 35, Tier::Proven);
         assert_eq!(entries.insert(id, entry).map(|before| before.expires), Some(10));
         entries.remove(&ban(4, 0, Tier::Proven).0);
@@ -149,7 +149,7 @@ mod tests {
             "{hosts:?}"
         );
         assert!(hosts.iter().any(|host| *host > 800), "{hosts:?}");
-        // One that becomes proven is none any more.
+        // A ban that becomes level 1 is no longer counted.
         let (id, entry) = ban(0, 5_000, Tier::Proven);
         entries.insert(id, entry);
         assert_eq!(entries.unproven(), 999);
@@ -159,8 +159,7 @@ mod tests {
         assert_eq!((entries.unproven(), entries.len()), (0, 1));
     }
 
-    /// Each second's look for what has ended: with 131,072 bans, 10,000 seconds take as long as
-    /// with none.
+    /// The check of each second: 10,000 seconds with 131,072 bans take as long as with none.
     #[test]
     fn looking_for_what_is_over_costs_nothing_while_nothing_is() {
         let mut entries = Entries::default();

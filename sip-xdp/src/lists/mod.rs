@@ -1,16 +1,20 @@
-//! The block and trust lists: the only writer of the tables that the kernel asks, and of the ledger
-//! that they are made from.
+//! The block and trust lists: the only writer of the ledger, and of the kernel's tables, which are
+//! derived from it.
 //!
-//! The ledger is the truth of what operators, the configuration and the detector list. It lives in
-//! a pinned map, so that it outlives the daemon; the tables hold what the kernel needs to decide,
-//! computed from it and from what the feeds list.
+//! The ledger is authoritative for the entries of operators, configuration and detector. It is a
+//! pinned map, so that it outlives the daemon; the tables hold what the kernel needs for its
+//! decision, computed from the ledger and the feeds.
 //!
-//! Listed means enforced: a change is announced in the ledger as pending, then written to the
-//! tables, and listed when a packet that arrives from then on meets it. Taking out goes the other
-//! way: the row is pending, the tables forget it, the row goes. After a crash between two writes,
-//! [`Lists::open`] makes both agree: what is pending does not count.
+//! Listed means enforced: a new entry is first written to the ledger as pending, then to the
+//! tables, and becomes visible when packets already meet it. Removal is the reverse: the row
+//! becomes pending, the tables drop the entry, the row is deleted. After a crash between two writes
+//! [`Lists::open`] makes ledger and tables agree: pending rows do not count.
+//!
+//! More than 400 lines: the only writer of ledger and tables; the order of its writes is what makes
+//! a crash harmless, and is kept in one place.
 
 mod entries;
+mod ladder;
 pub mod never_ban;
 mod quotas;
 mod reputation;
@@ -27,7 +31,8 @@ use thiserror::Error;
 use crate::dataplane::mmap::Mapped;
 use crate::dataplane::tables::feed_lists::{FeedLists, NetworkSet};
 use crate::dataplane::tables::flows::Flows;
-use crate::dataplane::tables::header::{GuideWriter, Lengths, length_of};
+use crate::dataplane::tables::header::{Lengths, TableHeaderWriter, length_of};
+use crate::dataplane::tables::ladders::Ladders;
 use crate::dataplane::tables::ledger::{Entry, Ledger};
 use crate::dataplane::tables::networks::{NoPlace, SlotState, Slots, Table};
 use crate::dataplane::tables::summary::{Sets, Summary};
@@ -35,7 +40,7 @@ use crate::net::network::Network;
 use crate::net::prefix_set::Prefixes;
 use crate::sys::clock;
 
-/// Why an entry could not be listed.
+/// Why an entry could not be added.
 #[derive(Debug, Error)]
 pub enum ListError {
     /// No room. Nothing was evicted.
@@ -44,28 +49,28 @@ pub enum ListError {
          capacity.networks in the configuration"
     )]
     Full {
-        /// Which list.
+        /// Name of the list.
         list: &'static str,
-        /// What it holds.
+        /// Its capacity.
         capacity: u32,
-        /// What was to be added, and "was" or "were".
+        /// The rejected entries, and "was" or "were".
         what: String,
     },
-    /// Both buckets of a network are full, which chance makes all but impossible.
+    /// Both candidate buckets are full, which is practically impossible by chance.
     #[error(
         "the table has no place for {0}, although it is not full; raise capacity.networks in the \
          configuration"
     )]
     NoPlace(Network),
-    /// A port that nobody has.
+    /// Port 0, which no flow has.
     #[error("port 0 of {0} cannot be listed: nobody can be answered there")]
     NoPort(Network),
-    /// The kernel refused.
+    /// The kernel refused a map update.
     #[error("the kernel refused an entry for {network}: {source}")]
     Kernel {
-        /// What was to be changed.
+        /// The network to be changed.
         network: Network,
-        /// Why not.
+        /// The error.
         source: MapError,
     },
     /// A table could not be written.
@@ -73,13 +78,13 @@ pub enum ListError {
     Table(#[from] anyhow::Error),
 }
 
-/// Why not all entries were entered.
+/// Why a batch ended early.
 #[derive(Debug, Error)]
 #[error("{error}")]
 pub struct Stopped {
-    /// How many were.
+    /// Number of entries added.
     pub entered: usize,
-    /// Why the next one was not.
+    /// The error of the next one.
     pub error: ListError,
 }
 
@@ -92,24 +97,30 @@ pub enum EntryChange {
     Remove(List, Network, Option<u16>, Owner),
 }
 
-/// Both lists, with the model that the kernel's tables are computed from.
+/// The lists, with the model from which the kernel's tables are computed.
 pub struct Lists {
     ledger: Ledger,
-    table_header: GuideWriter,
+    table_header: TableHeaderWriter,
     table: Table,
     summary: Summary,
     flows: Flows,
     entries: Entries,
-    /// What has changed since the store was last told.
+    /// Keys that changed since the store was last updated.
     touched: BTreeSet<Id>,
     blocked: Prefixes,
     trusted: Prefixes,
     admitted: Prefixes,
-    /// Hosts that something is known of, and what.
+    /// Hosts with a reputation.
     known: Prefixes,
     standings: Standings,
+    /// Who is on the ladder, in the kernel, ...
+    ladders: Ladders,
+    /// ... until when, ...
+    ladder: ladder::Places,
+    /// ... and where.
+    limited: Prefixes,
     feeds: FeedLists,
-    /// Entries that made room for others, until somebody asks.
+    /// Entries that were evicted, until [`Lists::take_displaced`].
     displaced: Vec<(List, Entry)>,
     /// Packets dropped for bans that were taken out, until somebody asks.
     ended: HashMap<(Network, Option<u16>), u64>,
@@ -117,7 +128,7 @@ pub struct Lists {
     by_address: BTreeSet<Network>,
 }
 
-/// An entry that is in the model, and its owner's earlier one. The tables are to follow, then the
+/// An entry that is in the model, with its owner's earlier one. The tables follow next, then the
 /// ledger, in which a new entry is pending.
 struct Claim {
     id: Id,
@@ -131,7 +142,7 @@ use entries::{Entries, Id, id, is_unproven};
 pub(crate) use quotas::GOOD_FLOWS;
 use reputation::Standings;
 
-/// How many unproven bans are looked at for the one that is hit least.
+/// Number of level 0 bans among which the one with the fewest hits is evicted.
 const LOOKED_AT: usize = 16;
 
 /// Bans that were taken out whose packets are remembered until somebody asks.
@@ -141,17 +152,17 @@ const MAX_ENDED: usize = 4_096;
 /// free.
 const MOST_DISPLACED: usize = 8;
 
-/// The name under which [`Lists`] keeps what the feeds of an earlier daemon listed.
+/// The name under which [`Lists`] keeps the feed entries of an earlier daemon.
 pub const EARLIER: &str = "";
 
-/// What a change of a feed came to.
+/// The result of a feed's update.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Refresh {
-    /// Networks that the feed did not list before.
+    /// Networks added.
     pub added: usize,
-    /// Networks that it lists no longer.
+    /// Networks removed.
     pub removed: usize,
-    /// Networks that it lists now.
+    /// Networks listed now.
     pub total: usize,
 }
 
@@ -159,7 +170,7 @@ impl Lists {
     /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables
     /// agree with it.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let table_header = GuideWriter::open(&Mapped::new(open(names::TABLE_HEADER)?)?)?;
+        let table_header = TableHeaderWriter::open(&Mapped::new(open(names::TABLE_HEADER)?)?)?;
         let mut ledger = Ledger::new(open(names::LEDGER)?)?;
         ledger.drop_pending()?;
         let mut entries = Entries::default();
@@ -169,6 +180,7 @@ impl Lists {
         let mut lists = Self {
             summary: Summary::open(&mut open)?,
             flows: Flows::open(&mut open)?,
+            ladders: Ladders::open(&mut open, table_header.get().hashing.seed)?,
             table: Table::open(open, table_header.get())?,
             table_header,
             ledger,
@@ -179,6 +191,8 @@ impl Lists {
             admitted: Prefixes::default(),
             known: Prefixes::default(),
             standings: Standings::default(),
+            ladder: ladder::Places::default(),
+            limited: Prefixes::default(),
             feeds: FeedLists::default(),
             displaced: Vec::new(),
             ended: HashMap::new(),
@@ -188,15 +202,15 @@ impl Lists {
         Ok(lists)
     }
 
-    /// Keeps the tables mapped from now on, for a replay, in which hosts become known thousands of
-    /// times a second.
+    /// Keeps the tables mapped from now on: for a replay, in which reputations change thousands of
+    /// times per second.
     pub(crate) fn keep_mapped(&mut self) -> Result<()> {
         self.table.keep_mapped()?;
         self.summary.keep_mapped()
     }
 
-    /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model. What
-    /// feeds listed stays.
+    /// Rebuilds the model from the ledger, and the kernel's tables from the model. Feed entries
+    /// stay.
     fn reconcile(&mut self) -> Result<()> {
         let whole = self.entries.iter().map(|(id, _)| id).filter(|(_, _, port, _)| *port == 0);
         let claimed: BTreeSet<(List, Network)> =
@@ -228,12 +242,13 @@ impl Lists {
         for (kind, network) in listed {
             self.write(kind, &network)?;
         }
-        // What is known of hosts is the table's own truth while it lives.
+        // For reputations the table itself is authoritative.
         for (network, reputation) in known {
             self.known.insert(network, reputation.end());
             self.standings.set(network, reputation);
             self.write(Kind::Known, &network)?;
         }
+        self.load_ladder()?;
         let banned: BTreeSet<_> = self
             .entries
             .iter()
@@ -256,11 +271,11 @@ impl Lists {
     }
 
     fn sets(&self) -> Sets<'_> {
-        let Self { blocked, trusted, known, admitted, feeds, .. } = self;
-        Sets { blocked, trusted, known, admitted, feeds }
+        let Self { blocked, trusted, known, admitted, limited, feeds, .. } = self;
+        Sets { blocked, trusted, known, admitted, limited, feeds }
     }
 
-    /// Makes the kernel ask for all that is listed, and for nothing else.
+    /// Rebuilds summary and prefix lengths for exactly the listed networks.
     fn announce_all(&mut self) -> Result<()> {
         let of = |kind| move |network: &Network| length_of(kind, network);
         let mut lengths: Lengths =
@@ -269,6 +284,7 @@ impl Lists {
         lengths.extend(self.known.iter().map(of(Kind::Known)));
         lengths.extend(self.admitted.iter().map(of(Kind::Admitted)));
         lengths.extend(self.by_address.iter().map(of(Kind::PerHost)));
+        lengths.extend(self.limited.iter().map(of(Kind::Metered)));
         lengths.extend(self.blocked.iter().map(of(Kind::Blocked)));
         self.table_header.set_lengths(lengths)?;
         self.summary.rebuild(self.sets())?;
@@ -276,8 +292,8 @@ impl Lists {
         Ok(())
     }
 
-    /// Replaces what a feed lists. What it listed before and still lists is blocked all the time.
-    /// On an error nothing has changed.
+    /// Replaces the entries of a feed. What it lists before and after stays blocked throughout. On
+    /// an error nothing has changed.
     pub fn replace_feed(
         &mut self,
         name: &str,
@@ -289,7 +305,7 @@ impl Lists {
         let (added, removed) = (new.without(old), old.without(&new));
         let refresh =
             Refresh { added: added.len(), removed: removed.len(), total: new.networks().len() };
-        // Others that list a network hold its place.
+        // Networks with other owners keep their slot.
         let alone = |network: &&Network| {
             !self.blocked.contains(network) && !self.feeds.others_contain(name, network)
         };
@@ -301,7 +317,7 @@ impl Lists {
             );
         }
         let old = self.feeds.replace(name, new);
-        // What goes makes room for what comes.
+        // Removals first: they free slots for the additions.
         let written = self.write_blocks(&removed).and_then(|()| self.write_blocks(&added));
         if let Err(error) = written {
             self.feeds.replace(name, old);
@@ -313,7 +329,7 @@ impl Lists {
         Ok(refresh)
     }
 
-    /// What the feeds list.
+    /// The entries of the feeds.
     pub fn feeds(&self) -> &FeedLists {
         &self.feeds
     }
@@ -338,7 +354,7 @@ impl Lists {
         self.entries.get(&(list, *network, port.unwrap_or(0), owner))
     }
 
-    /// The entries of a list for networks inside `network`, itself among them.
+    /// The entries of a list for networks inside `network`, itself included.
     pub fn entries_within(&self, list: List, network: Network) -> impl Iterator<Item = &Entry> {
         let from = (list, network, 0, Owner::Manual);
         let inside = self
@@ -359,8 +375,8 @@ impl Lists {
         listed
     }
 
-    /// Does for many entries what [`Lists::put`] does for one, in their order, with the tables
-    /// mapped once. The first that cannot be entered ends it; those before it are entered.
+    /// [`Lists::put`] for many entries, in order, with the tables mapped once. Stops at the first
+    /// error; the entries before it are added.
     pub fn put_all(&mut self, list: List, entries: Vec<Entry>) -> Result<(), Stopped> {
         let mut claims = Vec::with_capacity(entries.len());
         let (mut promised, mut stopped) = (0, None);
@@ -388,13 +404,13 @@ impl Lists {
         stopped.map_or(Ok(()), |error| Err(Stopped { entered: claims.len(), error }))
     }
 
-    /// Writes an entry to the model, if there is room beside what was promised a place before, and
-    /// gives it a row, which is pending. One that changes keeps its row until the tables have
-    /// followed: it is enforced all the time.
+    /// Adds an entry to the model, if there is room besides the `promised` slots, and gives it a
+    /// pending row. A changed entry keeps its visible row until the tables follow: it is enforced
+    /// throughout.
     fn claim(&mut self, list: List, entry: Entry, promised: usize) -> Result<Claim, ListError> {
         let (id, network) = (id(list, &entry), entry.network);
         if entry.port == Some(0) {
-            // In the ledger it would be all of the network.
+            // In the ledger port 0 means the whole network.
             return Err(ListError::NoPort(network));
         }
         if !self.entries.contains(&id) {
@@ -407,7 +423,7 @@ impl Lists {
         Ok(Claim { id, before })
     }
 
-    /// Lists an entry that is in the tables.
+    /// Makes the row of an entry visible, once it is in the tables.
     fn keep(&mut self, claim: &Claim) -> Result<(), ListError> {
         let (list, network, ..) = claim.id;
         if let Some(entry) = self.entries.get(&claim.id) {
@@ -418,7 +434,7 @@ impl Lists {
         Ok(())
     }
 
-    /// The model as it was, the tables once more from it, and no row for what was new.
+    /// Restores the model and the tables, and deletes the row of a new entry.
     fn undo(&mut self, claim: Claim) {
         let (list, network, port, _) = claim.id;
         let is_new = claim.before.is_none();
@@ -436,8 +452,8 @@ impl Lists {
         claims.into_iter().rev().for_each(|claim| self.undo(claim));
     }
 
-    /// Brings the kernel's tables up to date for many entries of a list. An error comes with how
-    /// many are in force.
+    /// Updates the kernel's tables for many entries of a list. An error has the number of entries
+    /// in force.
     fn write_claims(&mut self, list: List, claims: &[Claim]) -> Result<(), (usize, ListError)> {
         let kind = Kind::of(list);
         let (mut networks, mut written) = (Vec::with_capacity(claims.len()), Ok(()));
@@ -451,7 +467,7 @@ impl Lists {
         }
         drop(table);
         self.table.settle().map_err(|error| (0, error.into()))?;
-        // The front first, as for a single one.
+        // The summary first, as for a single entry.
         self.summary.refresh(&networks, self.sets()).map_err(|error| (0, error.into()))?;
         let lengths = networks.iter().map(|network| length_of(kind, network));
         self.table_header.ensure_prefix_lengths(lengths).map_err(|error| (0, error.into()))?;
@@ -463,7 +479,7 @@ impl Lists {
         Ok(())
     }
 
-    /// Takes an owner's entry out. Returns it if there was one.
+    /// Removes an owner's entry. Returns it, if it existed.
     pub fn remove(
         &mut self,
         list: List,
@@ -485,7 +501,7 @@ impl Lists {
         // Without memory for that it is taken out all the same, and listed for a moment longer.
         let _ = self.ledger.put_pending(list, &entry);
         if let Err(error) = self.refresh(list, network, entry.port) {
-            // Still ours: what expires is tried again.
+            // Visible again: expired entries are retried.
             let _ = self.ledger.put(list, &entry);
             self.entries.insert(id, entry);
             self.remodel(list, &network);
@@ -498,12 +514,12 @@ impl Lists {
         }
     }
 
-    /// Takes out what has ended at `now` and returns it.
+    /// Removes the entries that have expired at `now`, and returns them.
     pub fn expire(&mut self, now: u64) -> Result<Vec<(List, Entry)>, ListError> {
         self.take_out(self.entries.over(now))
     }
 
-    /// Takes out what `unwanted` says and returns it.
+    /// Removes the entries for which `unwanted` is true, and returns them.
     pub fn retain(
         &mut self,
         unwanted: impl Fn(List, &Entry) -> bool,
@@ -521,17 +537,17 @@ impl Lists {
         Ok(out)
     }
 
-    /// How many bans rest on evidence that could be forged.
+    /// Number of level 0 bans.
     pub fn unproven(&self) -> usize {
         self.entries.unproven()
     }
 
-    /// How many networks there is room for.
+    /// Capacity in networks.
     pub fn capacity(&self) -> usize {
         self.ledger.capacity() as usize
     }
 
-    /// What has changed since this was last asked, for the store.
+    /// Changes since the last call, for the store.
     pub fn take_changes(&mut self) -> Vec<EntryChange> {
         let touched = std::mem::take(&mut self.touched).into_iter();
         let change = |id @ (list, network, port, owner): Id| match self.entries.get(&id) {
@@ -541,21 +557,21 @@ impl Lists {
         touched.map(change).collect()
     }
 
-    /// All entries, for a store that is not told the changes.
+    /// All entries, for a store that has missed changes.
     pub fn all_entries(&mut self) -> Vec<(List, Entry)> {
         self.touched.clear();
         self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect()
     }
 
-    /// Sets the IPv6 networks whose hosts are metered one by one, because hosts live there that
-    /// must not share a fate.
+    /// Sets the IPv6 networks whose hosts are metered one by one, because they contain hosts that
+    /// must not be banned together.
     pub fn set_by_address(&mut self, networks: BTreeSet<Network>) -> Result<(), ListError> {
         let changed: Vec<_> = networks.symmetric_difference(&self.by_address).copied().collect();
         self.by_address = networks;
         changed.iter().try_for_each(|network| self.write_apart(network))
     }
 
-    /// Adds networks to them. It costs the same however many there are.
+    /// Adds such networks, at a cost that does not depend on their number.
     pub fn meter_by_address(
         &mut self,
         networks: impl IntoIterator<Item = Network>,
@@ -578,7 +594,7 @@ impl Lists {
         self.trusted.end(network).is_some_and(|end| end > now)
     }
 
-    /// Whether a live entry blocks all of `network`.
+    /// Whether a live entry blocks the whole of `network`.
     pub fn blocks(&self, network: &Network, now: u64) -> bool {
         self.blocked.end(network).is_some_and(|end| end > now)
     }
@@ -589,7 +605,7 @@ impl Lists {
         inside.into_iter().filter(|net| self.trusts(net, now)).collect()
     }
 
-    /// How many packets were dropped for a network.
+    /// Number of packets dropped for a network.
     pub fn hits(&self, network: &Network) -> u64 {
         self.table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits)
     }
@@ -615,7 +631,7 @@ impl Lists {
             .collect()
     }
 
-    /// The networks of a list that contain `network`, itself among them, widest first.
+    /// The networks of a list that contain `network`, itself included, widest first.
     pub fn covering(&self, list: List, network: &Network) -> Vec<Network> {
         self.set(list).covering(network).map(|(net, _)| net).collect()
     }
@@ -636,21 +652,19 @@ impl Lists {
         }
     }
 
-    /// Whether a network has no place in the table yet.
+    /// Whether a network has no slot yet.
     fn needs_place(&self, list: List, network: &Network) -> bool {
         !(self.set(list).contains(network) || list == List::Block && self.feeds.contains(network))
     }
 
-    /// Sees to it that there is room for a new entry beside so many networks that were promised a
-    /// place, as far as its quota allows: an unproven ban makes room for another one, and for whom
-    /// the reserve is kept, known hosts do as well; but no known host for an unproven ban, which
-    /// anybody can cause.
+    /// Makes room for a new entry besides the `promised` slots, within its quota. A level 0 ban
+    /// evicts another level 0 ban; entries with access to the reserve evict known hosts as well. A
+    /// level 0 ban never evicts a known host, since anybody can cause such bans.
     fn make_room(&mut self, list: List, entry: &Entry, promised: usize) -> Result<(), ListError> {
         let quotas = self.quotas();
         let (is_unproven, limit) = (is_unproven(entry), quotas.for_entry(entry));
         let displaces = entry.owner != Owner::Feed;
-        // Each one that makes room is one entry less, and a network less unless others list it,
-        // too.
+        // Each eviction frees a row, and a slot unless the network has other owners.
         for _ in 0..MOST_DISPLACED {
             let needed =
                 usize::from(entry.port.is_none() && self.needs_place(list, &entry.network));
@@ -662,7 +676,9 @@ impl Lists {
             }
             let displaced = displaces
                 && (self.displace_unproven()?
-                    || (too_many && !is_unproven && self.displace_known(limit)?));
+                    || too_many
+                        && !is_unproven
+                        && (self.displace_metered(limit)? || self.displace_known(limit)?));
             if !displaced {
                 break;
             }
@@ -674,7 +690,7 @@ impl Lists {
         Err(self.full(list, what))
     }
 
-    /// Lets the one of some unproven bans go that is hit least. Returns whether there was one.
+    /// Evicts the level 0 ban with the fewest hits, of a selection. Returns whether there was one.
     fn displace_unproven(&mut self) -> Result<bool, ListError> {
         let hits = |id: &Id| self.entries.get(id).map_or(0, |entry| self.hits_of(entry));
         let least = self.entries.some_unproven(LOOKED_AT).into_iter().min_by_key(hits);
@@ -687,17 +703,17 @@ impl Lists {
         Ok(is_gone)
     }
 
-    /// Entries that made room for others since this was last asked.
+    /// Entries that were evicted since the last call.
     pub fn take_displaced(&mut self) -> Vec<(List, Entry)> {
         std::mem::take(&mut self.displaced)
     }
 
-    /// Who may take how much.
+    /// The quotas.
     pub fn quotas(&self) -> Quotas {
         Quotas { networks: self.capacity() }
     }
 
-    /// How full the tables are.
+    /// Fill levels of the tables.
     pub fn fill(&self) -> [Fill; 6] {
         let quotas = self.quotas();
         let fill = |table: &'static str, used, limit| Fill { table: table.into(), used, limit };
@@ -715,12 +731,12 @@ impl Lists {
         ListError::Full { list: list.name(), capacity: self.ledger.capacity(), what }
     }
 
-    /// The latest end among the owners of exactly `network`.
+    /// The latest expiry among the owners of exactly `network`.
     fn claimed_until(&self, list: List, network: &Network) -> Option<u64> {
         self.owners(list, network).iter().map(|entry| entry.expires).max()
     }
 
-    /// Brings the kernel's tables up to date for one network.
+    /// Updates the kernel's tables for one network.
     fn refresh(
         &mut self,
         list: List,
@@ -736,8 +752,7 @@ impl Lists {
         Ok(())
     }
 
-    /// Brings the model up to date for one network: until when its owners list all of it, if any
-    /// does.
+    /// Updates the model for one network: the latest expiry of the owners that list all of it.
     fn remodel(&mut self, list: List, network: &Network) {
         match self.claimed_until(list, network) {
             Some(end) => self.set_mut(list).insert(*network, end),
@@ -745,11 +760,10 @@ impl Lists {
         }
     }
 
-    /// Makes the kernel ask the table about what lies in a network, or no longer. Lengths that have
-    /// gone are looked for until a feed is replaced or the daemon starts again: that costs little,
-    /// and nothing is wrong.
+    /// Updates summary and prefix lengths for one network. Unused lengths stay until a feed is
+    /// replaced or the daemon restarts, which is harmless and cheap.
     fn announce(&mut self, kind: Kind, network: &Network) -> Result<()> {
-        // The front first: with it a banned IPv4 host is blocked, while a new length waits for a
+        // The summary first: it already blocks a banned IPv4 host while a new length waits for a
         // grace period.
         self.summary.refresh(std::slice::from_ref(network), self.sets())?;
         if self.slot_state(kind, network).is_some() {
@@ -759,7 +773,7 @@ impl Lists {
         Ok(())
     }
 
-    /// What the table is to say of exactly `network`, if anything.
+    /// The slot state of exactly `network`, if it is listed.
     fn slot_state(&self, kind: Kind, network: &Network) -> Option<SlotState> {
         let claimed = |expires| SlotState { expires, claimed: true, ..SlotState::default() };
         match kind {
@@ -767,6 +781,7 @@ impl Lists {
             Kind::Admitted => self.claimed_until(List::Admit, network).map(claimed),
             Kind::PerHost => self.by_address.contains(network).then(|| claimed(NEVER)),
             Kind::Known => self.standings.get(network).map(HostReputation::slot_state),
+            Kind::Metered => self.ladder.until(network).map(claimed),
             Kind::Blocked => {
                 let (until, feed) =
                     (self.claimed_until(List::Block, network), self.feeds.contains(network));

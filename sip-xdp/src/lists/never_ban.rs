@@ -1,5 +1,5 @@
-//! Who is never banned by the detector, and by hand only with `--force`: the host itself, its
-//! default gateways, its resolvers. Trusted networks are the lists' own matter.
+//! Addresses that the detector never bans, and operators only with `--force`: the host's own, its
+//! default gateways, its resolvers. Trusted networks are separate.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,14 +10,14 @@ use crate::net::network::Network;
 /// What the host's own addresses are.
 const OWN: &str = "an address of this host";
 
-/// The addresses that must stay reachable, and what each is.
+/// The addresses that must stay reachable, with their role.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NeverBan {
     hosts: Vec<(Network, &'static str)>,
 }
 
 impl NeverBan {
-    /// From what the kernel says, and the resolvers of `resolv.conf`.
+    /// From the kernel's addresses and routes, and the resolvers of `resolv.conf`.
     pub fn new(surroundings: &Surroundings, resolv_conf: &str) -> Self {
         let mut hosts = Vec::new();
         hosts.extend(surroundings.own.iter().map(|address| (Network::host(*address), OWN)));
@@ -34,12 +34,12 @@ impl NeverBan {
         Self { hosts }
     }
 
-    /// These networks, all for the same reason.
+    /// These networks, all with the same role.
     pub fn of_networks(networks: &[Network], what: &'static str) -> Self {
         Self { hosts: networks.iter().map(|network| (*network, what)).collect() }
     }
 
-    /// The first exempt host inside `network`, and what it is.
+    /// The first such host inside `network`, with its role.
     pub fn inside(&self, network: &Network) -> Option<(Network, &'static str)> {
         self.hosts.iter().find(|(host, _)| network.contains(host)).copied()
     }
@@ -50,18 +50,18 @@ impl NeverBan {
         self.hosts.iter().any(|(own, what)| *what == OWN && *own == host)
     }
 
-    /// All of them.
+    /// All such networks.
     pub fn networks(&self) -> impl Iterator<Item = Network> {
         self.hosts.iter().map(|(host, _)| *host)
     }
 
-    /// The IPv6 networks of `prefix` bits in which exempt hosts live.
+    /// The IPv6 networks of `prefix` bits that contain such hosts.
     pub fn ipv6_networks(&self, prefix: u8) -> BTreeSet<Network> {
         near(self.hosts.iter().map(|(host, _)| host), prefix)
     }
 }
 
-/// The IPv6 networks of `prefix` bits around `networks`, as far as these are longer than that.
+/// The IPv6 networks of `prefix` bits around those `networks` that are longer.
 pub fn near<'a>(networks: impl Iterator<Item = &'a Network>, prefix: u8) -> BTreeSet<Network> {
     networks
         .filter(|network| !network.is_v4() && network.bits() > prefix)
@@ -70,7 +70,7 @@ pub fn near<'a>(networks: impl Iterator<Item = &'a Network>, prefix: u8) -> BTre
         .collect()
 }
 
-/// The addresses of `nameserver` lines (resolv.conf(5)); an IPv6 scope is left out.
+/// The addresses of `nameserver` lines (resolv.conf(5)), without IPv6 scopes.
 fn resolvers(resolv_conf: &str) -> impl Iterator<Item = IpAddr> {
     resolv_conf.lines().filter_map(|line| {
         let mut words = line.split_ascii_whitespace();

@@ -1,5 +1,4 @@
-//! Who may take how much of the tables, so that nobody can fill them for everybody else; and how
-//! full they are.
+//! Quotas of the tables, so that no class of entries can crowd out the others; and fill levels.
 
 use std::borrow::Cow;
 
@@ -9,71 +8,69 @@ use sip_xdp_common::abi::layout::{FLOWS, Owner};
 use super::entries::is_unproven;
 use crate::dataplane::tables::ledger::Entry;
 
-/// The share of a bound from which an operator should know, in per cent.
+/// Fill level that triggers a warning, in per cent.
 pub const NEARLY_FULL: usize = 80;
 
-/// How much of the tables for `capacity` networks is for whom.
+/// The quotas of tables with a capacity of `networks`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quotas {
-    /// All networks, and all entries of the ledger.
+    /// Capacity in networks, and in rows of the ledger.
     pub networks: usize,
 }
 
 impl Quotas {
-    /// What is kept for operators, the configuration, tools, and bans that are proven: one place in
-    /// 16.
+    /// Reserve for operators, configuration, tools and level 1 bans: 1/16.
     pub const fn reserve(self) -> usize {
         self.networks / 16
     }
 
-    /// What everybody else may fill.
+    /// Limit without the reserve.
     pub const fn open(self) -> usize {
         self.networks - self.reserve()
     }
 
-    /// What feeds may take: three quarters.
+    /// Limit of feeds: three quarters.
     pub const fn feeds(self) -> usize {
         self.networks - self.networks / 4
     }
 
-    /// What known hosts may take: half.
+    /// Limit of known hosts: half.
     pub const fn known(self) -> usize {
         self.networks / 2
     }
 
-    /// What bans on evidence that could be forged may take: a quarter.
+    /// Limit of level 0 bans: a quarter.
     pub const fn unproven(self) -> usize {
         self.networks / 4
     }
 
-    /// How many networks there may be beside a new entry.
+    /// The total number of networks up to which an entry of this owner and tier is added.
     pub(super) fn for_entry(self, entry: &Entry) -> usize {
         if is_unproven(entry) || entry.owner == Owner::Feed { self.open() } else { self.networks }
     }
 }
 
-/// Ports of addresses: how many of them may be known good, and how many there may be of which none
-/// is banned.
+/// Limit of known-good flows: half of the table.
 pub(crate) const GOOD_FLOWS: usize = FLOWS / 2;
 
-/// A bound, and how much of it is used.
+/// The fill level of a bounded table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fill {
-    /// What is bounded.
+    /// Name of the bound.
     pub table: Cow<'static, str>,
-    /// How much there is.
+    /// Used.
     pub used: usize,
-    /// How much there may be.
+    /// Limit.
     pub limit: usize,
 }
 
 impl Fill {
-    /// Whether an operator should know.
+    /// Whether a warning is due.
     pub fn is_nearly_full(&self) -> bool {
         self.limit > 0 && self.used * 100 >= self.limit * NEARLY_FULL
     }
 
-    /// What an operator should know, and what becomes of who comes next.
+    /// The warning, with the consequence for new entries.
     pub fn warning(&self) -> String {
         let Self { table, used, limit } = self;
         let (what, then) = match &**table {
@@ -120,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nearly_full_says_so_and_what_follows() {
+    fn a_nearly_full_table_warns_of_the_consequence() {
         for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
             let fill = |used| Fill { table: table.into(), used, limit: 1_000 };
             assert!(

@@ -1,4 +1,4 @@
-//! Addresses and prefixes: networks as people write them, and ordered sets of them.
+//! Addresses and prefixes: networks, and ordered sets of them.
 
 pub mod network;
 pub mod prefix_set;

@@ -1,5 +1,4 @@
-//! Networks as people write them and as the tables hold them: 128 bits, IPv4 inside
-//! `::ffff:0:0/96`.
+//! Networks, in their written form and in that of the tables: 128 bits, IPv4 as `::ffff:0:0/96`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -27,7 +26,7 @@ pub struct Network {
     prefix: u8,
 }
 
-/// What is wrong with a network that somebody wrote.
+/// Why a written network is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NetworkError {
     /// Neither an address nor a network.
@@ -36,17 +35,17 @@ pub enum NetworkError {
          or 2001:db8::/32"
     )]
     Syntax(String),
-    /// Bits are set behind the prefix.
+    /// Host bits are set.
     #[error(
         "{given} has bits set behind its prefix; write {meant} for the network or {host} for the \
          one host"
     )]
     HostBits {
-        /// As it was written.
+        /// As written.
         given: String,
-        /// The network that it lies in.
+        /// The network that contains it.
         meant: Network,
-        /// The address alone.
+        /// The address.
         host: IpAddr,
     },
     /// An IPv6 network inside `::ffff:0:0/96`, or around it.
@@ -58,38 +57,38 @@ pub enum NetworkError {
 }
 
 impl Network {
-    /// The first of all networks in their order.
+    /// The first network in their order.
     pub const FIRST: Self = Self { first: IpKey::new([0; 16]), prefix: 0 };
 
-    /// The network that a host is by itself.
+    /// The network of a single host.
     pub fn host(address: IpAddr) -> Self {
         Self { first: source_of(address), prefix: 128 }
     }
 
-    /// The network of `prefix` bits (out of 128, 96 more for IPv4) around `source`.
+    /// The network of `prefix` bits (out of 128, 96 more for IPv4) that contains `source`.
     pub fn around(source: IpKey, prefix: u8) -> Self {
         Self { first: source.masked(mask(prefix)), prefix: prefix.min(128) }
     }
 
-    /// The network that a source is judged with: for IPv6 the `prefix` bits around it, for IPv4
-    /// itself alone. In `::/64`, where the tables hold IPv4 and the addresses are nobody's, a
-    /// source is judged alone as well.
+    /// The network with which a source is judged: for IPv6 its `prefix` bits, for IPv4 the address
+    /// alone. In `::/64`, which contains the mapped IPv4 range and no assigned addresses, also the
+    /// address alone.
     pub fn neighbourhood(source: IpKey, prefix: u8) -> Self {
         let (host, around) = (Self::around(source, 128), Self::around(source, prefix));
         if around.meets_ipv4() { host } else { around }
     }
 
-    /// The first address, as the tables hold it.
+    /// The first address, as an [`IpKey`].
     pub fn first(&self) -> IpKey {
         self.first
     }
 
-    /// The length out of 128 bits.
+    /// Prefix length out of 128.
     pub fn bits(&self) -> u8 {
         self.prefix
     }
 
-    /// The length as people write it: out of 32 for IPv4.
+    /// Prefix length as written: out of 32 for IPv4.
     pub fn prefix(&self) -> u8 {
         if self.is_v4() { self.prefix - MAPPED_BITS } else { self.prefix }
     }
@@ -99,8 +98,8 @@ impl Network {
         self.prefix >= MAPPED_BITS && self.first.is_v4()
     }
 
-    /// Whether IPv4 addresses, as the tables hold them, lie in this network: an IPv4 network, or an
-    /// IPv6 network that covers the mapped range.
+    /// Whether the network contains mapped IPv4 addresses: an IPv4 network, or an IPv6 network
+    /// around the mapped range.
     pub fn meets_ipv4(&self) -> bool {
         let all = Self::around(IpKey::v4(0), MAPPED_BITS);
         self.contains(&all) || all.contains(self)
@@ -121,7 +120,7 @@ impl Network {
         address_of(self.first)
     }
 
-    /// The last address, as the tables hold it.
+    /// The last address, as an [`IpKey`].
     pub fn last(&self) -> IpKey {
         let (keep_high, keep_low) = mask(self.prefix);
         let (high, low) = self.first.words();
@@ -129,7 +128,7 @@ impl Network {
     }
 }
 
-/// An address as the tables hold it. IPv4-mapped addresses become IPv4.
+/// An address as an [`IpKey`]. IPv4-mapped addresses become IPv4.
 pub fn source_of(address: IpAddr) -> IpKey {
     let octets = match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -138,7 +137,7 @@ pub fn source_of(address: IpAddr) -> IpKey {
     IpKey::new(octets)
 }
 
-/// An address from the tables as people write it.
+/// The address of an [`IpKey`].
 pub fn address_of(source: IpKey) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from(source.octets())).to_canonical()
 }
@@ -164,7 +163,7 @@ impl FromStr for Network {
             return Err(NetworkError::HostBits { given: text.to_owned(), meant, host: net.addr() });
         }
         let network = Self::from(net);
-        // Everybody is refused elsewhere, with better words.
+        // `::/0` is refused elsewhere, with a better message.
         if matches!(net, IpNet::V6(_)) && network.meets_ipv4() && network.prefix > 0 {
             return Err(NetworkError::Mapped(text.to_owned()));
         }
@@ -174,7 +173,7 @@ impl FromStr for Network {
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // An IPv6 network that reaches over the mapped range keeps its IPv6 form.
+        // An IPv6 network around the mapped range is displayed as IPv6.
         let address =
             if self.is_v4() { self.address() } else { IpAddr::V6(self.first.octets().into()) };
         if self.is_host() {
@@ -283,10 +282,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn containing_agrees_with_the_library(a in any::<u32>(), b in any::<u32>(), p in 0_u8..=32, q in 0_u8..=32) {
+        fn containing_agrees_with_the_library(
+            a in any::<u32>(),
+            b in any::<u32>(),
+            p in 0_u8..=32,
+            q in 0_u8..=32,
+        ) {
             let a = ipnet::Ipv4Net::new(a.into(), p).unwrap().trunc();
-            let b = ipnet::Ipv4Net::new((u32::from(a.addr()) ^ (b >> (b & 31))).into(), q).unwrap().trunc();
-            prop_assert_eq!(Network::from(IpNet::V4(a)).contains(&IpNet::V4(b).into()), a.contains(&b));
+            let near = u32::from(a.addr()) ^ (b >> (b & 31));
+            let b = ipnet::Ipv4Net::new(near.into(), q).unwrap().trunc();
+            let [x, y] = [a, b].map(|net| Network::from(IpNet::V4(net)));
+            prop_assert_eq!(x.contains(&y), a.contains(&b));
         }
 
         #[test]

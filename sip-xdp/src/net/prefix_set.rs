@@ -1,38 +1,36 @@
-//! A set of networks with ends: which of them cover a network, which lie in it, and until when it
-//! is covered.
+//! A set of networks with expiry: covering networks, contained networks, and the end of coverage.
 
 use std::collections::BTreeMap;
 
 use crate::net::network::Network;
 
-/// Networks and when each ends, on the filter's clock.
+/// Networks with their expiry, on the filter's clock.
 #[derive(Debug, Default, Clone)]
 pub struct Prefixes {
     ends: BTreeMap<Network, u64>,
-    /// How many networks there are of each length, so that looking for covering networks skips the
-    /// unused ones.
+    /// Number of networks by prefix length, so that searches skip unused lengths.
     lengths: BTreeMap<u8, usize>,
 }
 
 impl Prefixes {
-    /// How many networks there are.
+    /// Number of networks.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// Sets when `network` itself ends.
+    /// Adds `network`, or changes its expiry.
     pub fn insert(&mut self, network: Network, end: u64) {
         if self.ends.insert(network, end).is_none() {
             *self.lengths.entry(network.bits()).or_default() += 1;
         }
     }
 
-    /// Takes `network` out. Returns whether it was there.
+    /// Removes `network`. Returns whether it was in the set.
     pub fn remove(&mut self, network: &Network) -> bool {
         if self.ends.remove(network).is_none() {
             return false;
@@ -56,7 +54,7 @@ impl Prefixes {
         self.ends.keys()
     }
 
-    /// Whether any network in the set shares an address with `network`.
+    /// Whether a network in the set overlaps `network`.
     pub fn meets(&self, network: &Network) -> bool {
         let (from, to) = (
             Network::around(network.first(), network.bits()),
@@ -66,7 +64,7 @@ impl Prefixes {
             || self.ends.range(from..=to).any(|(inside, _)| network.contains(inside))
     }
 
-    /// The networks in the set that contain `network`, itself among them, widest first.
+    /// The networks in the set that contain `network`, itself included, widest first.
     pub fn covering(&self, network: &Network) -> impl Iterator<Item = (Network, u64)> {
         self.lengths.range(..=network.bits()).filter_map(|(bits, _)| {
             let around = Network::around(network.first(), *bits);
@@ -74,14 +72,14 @@ impl Prefixes {
         })
     }
 
-    /// The latest end among `network` and all that cover it.
+    /// The latest expiry of `network` and all networks that cover it.
     pub fn end(&self, network: &Network) -> Option<u64> {
         self.covering(network).map(|(_, end)| end).max()
     }
 
-    /// The networks in the set that lie in `network`, itself among them.
+    /// The networks in the set that `network` contains, itself included.
     pub fn within(&self, network: &Network) -> Vec<Network> {
-        // Ordered by first address and then by length: everything inside lies between the two ends.
+        // Ordered by first address, then by length: all contained ones are between the two bounds.
         let (from, to) = (
             Network::around(network.first(), network.bits()),
             Network::around(network.last(), 128),
@@ -123,7 +121,7 @@ pub(crate) mod tests {
         assert!(!set.remove(&network("192.0.2.0/24")));
     }
 
-    /// Networks close together, so that they overlap often.
+    /// Nearby networks, which often overlap.
     pub(crate) fn close() -> impl Strategy<Value = Network> {
         (any::<u16>(), 100_u8..=128).prop_map(|(low, bits)| {
             let mut octets = [0; 16];
@@ -134,11 +132,12 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        /// The longest match with its inherited end says the same as asking every network in a
-        /// plain list.
+        /// The longest match with its inherited expiry equals a search through a plain list.
         #[test]
-        fn the_longest_match_is_enough(steps in prop::collection::vec((close(), 0_u64..100, any::<bool>()), 1..60),
-                                       probes in prop::collection::vec((close(), 0_u64..100), 40)) {
+        fn the_longest_match_is_enough(
+            steps in prop::collection::vec((close(), 0_u64..100, any::<bool>()), 1..60),
+            probes in prop::collection::vec((close(), 0_u64..100), 40),
+        ) {
             let mut set = Prefixes::default();
             let mut plain: Vec<(Network, u64)> = Vec::new();
             for (net, end, add) in steps {
@@ -158,7 +157,8 @@ pub(crate) mod tests {
                 prop_assert_eq!(matched, listed);
             }
             for (net, _) in &plain {
-                let mut inside: Vec<_> = plain.iter().map(|(n, _)| *n).filter(|n| net.contains(n)).collect();
+                let mut inside: Vec<_> = plain.iter().map(|(n, _)| *n).collect();
+                inside.retain(|n| net.contains(n));
                 inside.sort();
                 prop_assert_eq!(set.within(net), inside);
             }

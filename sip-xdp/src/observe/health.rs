@@ -1,29 +1,29 @@
-//! Whether a filter does its work, and what an operator should know of it: `status`, the terminal
-//! view, the web page and the metrics say the same.
+//! Health of a filter, and warnings: the same for `status`, the terminal view, the web page and the
+//! metrics.
 
 use crate::api::answers::DaemonStatus;
 use crate::dataplane::counters::{FilteredInterface, Occupancy};
 use crate::lists::NEARLY_FULL;
 
-/// What there is to judge by.
+/// The inputs.
 #[derive(Debug, Clone, Copy)]
 pub struct Health<'a> {
-    /// Where the filter is.
+    /// Filtered interfaces.
     pub interfaces: &'a [FilteredInterface],
-    /// How full the block list is; none if nothing is loaded.
+    /// Fill level of the block list; `None` if nothing is loaded.
     pub blocklist: Option<&'a Occupancy>,
     /// Whether there is a storm.
     pub is_storm: bool,
-    /// The daemon's status, if one answered.
+    /// The daemon's status, if it responded.
     pub daemon: Option<&'a DaemonStatus>,
-    /// Why none answered, if there is one.
+    /// Why it did not, if it exists.
     pub trouble: Option<&'a str>,
 }
 
 impl Health<'_> {
     /// Whether packets are dropped on all configured interfaces.
     pub fn is_enforcing(&self) -> bool {
-        // A configured interface that the filter has never been on has no record.
+        // A configured interface that was never filtered has no record.
         let is_complete = self.daemon.is_none_or(|daemon| daemon.missing.is_empty())
             && !self.interfaces.is_empty()
             && !self.is_blind();
@@ -31,12 +31,12 @@ impl Health<'_> {
             && self.interfaces.iter().all(|one| one.attached && !one.dry_run && !one.trial_over)
     }
 
-    /// Whether a program sees nothing and nothing was done about it.
+    /// Whether a program sees no packets, without a remedy.
     fn is_blind(&self) -> bool {
         self.daemon.is_some_and(|daemon| daemon.blind.iter().any(|one| one.action.is_none()))
     }
 
-    /// What an operator should know, the daemon's own warnings last.
+    /// Warnings for the operator, the daemon's own last.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings: Vec<String> = self.trouble.map(str::to_owned).into_iter().collect();
         match self.blocklist {
@@ -55,7 +55,7 @@ impl Health<'_> {
                     .into(),
             );
         }
-        // Where nobody confirmed, the daemon says it, once for all interfaces.
+        // After an unconfirmed trial the daemon reports it once for all interfaces.
         let is_detached = self
             .daemon
             .and_then(|daemon| daemon.confirm.as_ref())
@@ -74,7 +74,7 @@ impl Health<'_> {
             warnings.push("no interface is filtered; start `sip-xdp run`".into());
         }
         let (used, capacity) = (list.ipv4 + list.ipv6, list.capacity as usize);
-        // A daemon says it of all its tables.
+        // A daemon reports all of its tables.
         if self.daemon.is_none() && used * 100 >= capacity * NEARLY_FULL {
             warnings.push(format!(
                 "the block list is nearly full: {used} networks of {capacity}; raise \
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_confirmed_is_said_once() {
+    fn an_unconfirmed_trial_is_reported_once() {
         let warning = "it was detached at noon, since nobody confirmed";
         let daemon = DaemonStatus {
             warnings: vec![warning.to_owned()],
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_once() {
+    fn problems_are_reported_once() {
         let full = Occupancy { ipv4: 70, ipv6: 10, capacity: 100 };
         let said =
             DaemonStatus { warnings: vec!["a feed fails".to_owned()], ..DaemonStatus::default() };

@@ -1,8 +1,7 @@
-//! What people and monitoring see of a filter, with or without its daemon.
+//! Views of a filter for people and monitoring, with or without its daemon.
 //!
-//! - [`snapshot`] reads everything that a screen shows at once; [`health`] says whether the filter
-//!   does its work; [`explain`] says what the tables mean for one address.
-//! - [`report`] says what the filter did in the last days, and what to change.
+//! - [`snapshot`] reads everything that a screen shows; [`health`] judges whether the filter works;
+//!   [`explain`] interprets the tables for one address.
 //! - [`top`] shows it on a terminal, `web` to browsers, [`metrics`] to Prometheus.
 
 pub mod explain;

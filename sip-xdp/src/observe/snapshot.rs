@@ -1,6 +1,5 @@
-//! All that a screen shows at once: read from the pinned maps, with or without a daemon, and with
-//! what a daemon adds if there is one. The terminal view, the web page and the metrics show the
-//! same.
+//! The contents of a screen, read from the pinned maps, with or without a daemon, plus the daemon's
+//! own data. Terminal view, web page and metrics share it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,114 +25,114 @@ use crate::observe::explain;
 use crate::observe::health::Health;
 use crate::sys::clock;
 
-/// How many blocked sources are shown at most, those with most packets first.
+/// Maximum number of blocked sources, those with most packets first.
 const WORST: usize = 200;
 
-/// What a daemon says.
+/// The daemon's data.
 #[derive(Debug, Clone, Default)]
 pub struct FromDaemon {
-    /// Its status, as `status` shows it; none if none answered.
+    /// Its status; `None` without a response.
     pub status: Option<DaemonStatus>,
-    /// Why none answered, if there is one.
+    /// Why there is no response, if a daemon exists.
     pub trouble: Option<String>,
-    /// What happened lately.
+    /// Recent events.
     pub latest: Latest,
 }
 
-/// The number of entries that one owner has in one list.
+/// Number of entries by list and owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListCount {
     /// `block`, `trust` or `admit`.
     pub list: &'static str,
-    /// Whose entries they are; `feed` for all feeds together.
+    /// Owner; `feed` for all feeds together.
     pub owner: &'static str,
-    /// How many.
+    /// Number of entries.
     pub entries: usize,
 }
 
-/// Bans that are in force.
+/// Bans in force.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Bans {
-    /// On proven evidence.
+    /// Level 1 (proven) bans.
     pub proven: usize,
-    /// On evidence that could be forged.
+    /// Level 0 (unproven) bans.
     pub unproven: usize,
-    /// Of these two, made in a dry run: not enforced.
+    /// Those among them made in a dry run: not enforced.
     pub dry_run: usize,
 }
 
-/// Whether there is a storm.
+/// Storm state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Storm {
-    /// Right now.
+    /// Whether there is a storm now.
     pub is_storm: bool,
-    /// Distinct new sources in the window of about a second that was counted last.
+    /// Distinct new sources in the last counted window of about a second.
     pub new_sources: u64,
 }
 
-/// A source that is kept out.
+/// A blocked or limited source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Worst {
     /// The network.
     pub network: Network,
-    /// The port of a flow; none for all of it.
+    /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
     /// `blocked` or `limited`.
     pub state: &'static str,
-    /// Whose entry it is, or which limit.
+    /// The owner, or the limit.
     pub owner: String,
-    /// Why: the evidence in words.
+    /// Reason: the evidence in words.
     pub reason: String,
-    /// How sure the evidence is.
+    /// Evidence tier.
     pub tier: Option<Tier>,
-    /// Since when; not known of what feeds list.
+    /// Start; `None` for feed entries.
     pub since: Option<Timestamp>,
-    /// Until when; none for good.
+    /// End; `None` for permanent.
     pub expires: Option<Timestamp>,
-    /// Packets dropped for it.
+    /// Packets dropped by it.
     pub packets: u64,
-    /// Not enforced.
+    /// Whether it is not enforced.
     pub dry_run: bool,
 }
 
-/// All of it.
+/// The contents of a screen.
 #[derive(Debug, Clone, Serialize)]
 pub struct Overview {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// When this was read.
+    /// Time of reading.
     pub time: Timestamp,
-    /// Whether there is a filter.
+    /// Whether a filter is loaded.
     pub loaded: bool,
     /// Whether it drops on all of its interfaces.
     pub enforcing: bool,
-    /// What the daemon says; none if none answered.
+    /// The daemon's status; `None` without a response.
     pub daemon: Option<DaemonStatus>,
-    /// Why none answered; it is among the warnings.
+    /// Why there is no response; also among the warnings.
     #[serde(skip)]
     pub trouble: Option<String>,
-    /// Where the filter is.
+    /// Filtered interfaces.
     pub interfaces: Vec<FilteredInterface>,
-    /// Counters; none if nothing is loaded.
+    /// Counters; `None` if nothing is loaded.
     pub stats: Option<Stats>,
-    /// The weather.
+    /// Storm state.
     pub storm: Storm,
-    /// Entries of the lists.
+    /// Numbers of entries.
     pub lists: Vec<ListCount>,
-    /// Bans that are in force.
+    /// Bans in force.
     pub bans: Bans,
-    /// Kernel memory that the tables take, in bytes.
+    /// Kernel memory of the tables, in bytes.
     pub memory: u64,
-    /// The sources that are kept out, by packets.
+    /// Blocked and limited sources, by packets.
     pub worst: Vec<Worst>,
-    /// What happened lately; empty without a daemon.
+    /// Recent events; empty without a daemon.
     pub latest: Latest,
-    /// What an operator should know.
+    /// Warnings for the operator.
     pub warnings: Vec<String>,
 }
 
 impl Overview {
-    /// Of a filter that there is not.
+    /// Without a loaded filter.
     pub fn empty(daemon: FromDaemon) -> Self {
         let mut overview = Self {
             schema: SCHEMA,
@@ -194,12 +193,12 @@ impl Overview {
         Ok(overview)
     }
 
-    /// The counters of packets, summed over the interfaces: by verdict and reason.
+    /// Packet counters summed over the interfaces, by verdict and reason.
     pub fn packets(&self) -> BTreeMap<(&'static str, &'static str), u64> {
         self.stats.as_ref().map(|stats| packets(&stats.interfaces)).unwrap_or_default()
     }
 
-    /// Whether all is well with it, as `status` says it too.
+    /// The inputs of the health check.
     fn health(&self) -> Health<'_> {
         Health {
             interfaces: &self.interfaces,
@@ -211,7 +210,7 @@ impl Overview {
     }
 }
 
-/// Counters of packets, summed over interfaces: by verdict and reason.
+/// Packet counters summed over interfaces, by verdict and reason.
 pub fn packets(
     interfaces: &[counters::InterfaceStats],
 ) -> BTreeMap<(&'static str, &'static str), u64> {
@@ -227,19 +226,19 @@ pub fn packets(
 }
 
 impl counters::ByVerdict {
-    /// Each verdict by its name, with its reasons.
+    /// Each verdict by name, with its reasons.
     pub fn each(&self) -> [(&'static str, &Named); 3] {
         [("pass", &self.pass), ("drop", &self.drop), ("would_drop", &self.would_drop)]
     }
 }
 
-/// What the tables have counted.
+/// Counts read from the tables.
 struct Hits {
     networks: HashMap<Network, u64>,
     flows: HashMap<(Network, u16), u64>,
-    /// Networks with hits that only feeds list.
+    /// Feed entries with hits, without other owners.
     of_feeds: Vec<(Network, u64)>,
-    /// How many networks feeds list.
+    /// Number of networks that feeds list.
     feed_entries: usize,
 }
 
@@ -304,7 +303,7 @@ fn count_bans(entries: &[(List, Entry)]) -> Bans {
     bans
 }
 
-/// The blocked sources with most packets; bans are among them before they have any.
+/// Blocked sources with most packets; bans are included even without hits.
 fn worst(entries: &[(List, Entry)], hits: &Hits) -> Vec<Worst> {
     let blocked = entries.iter().filter(|(list, _)| *list == List::Block).map(|(_, entry)| Worst {
         network: entry.network,
@@ -336,7 +335,7 @@ fn worst(entries: &[(List, Entry)], hits: &Hits) -> Vec<Worst> {
     all
 }
 
-/// The sources that went over a limit lately and are not blocked.
+/// Sources that went over a limit recently and are not blocked.
 fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>> {
     let sources = Sources::open(|name| pins.open(name))?;
     let mut found = Vec::new();

@@ -88,7 +88,7 @@ pub struct Accepted {
     pub port: u16,
     /// How it was accepted.
     pub transport: Transport,
-    /// When for the first time, in milliseconds since 1970.
+    /// First acceptance, in milliseconds since 1970.
     pub first_ms: u64,
     /// When for the last time.
     pub last_ms: u64,

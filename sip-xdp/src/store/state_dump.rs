@@ -78,7 +78,7 @@ pub struct Accepted {
     /// By this transport; UDP in dumps that do not say.
     #[serde(default)]
     pub transport: Transport,
-    /// The user.
+    /// User.
     pub user: String,
     /// When for the first time.
     pub first: Timestamp,

@@ -1,8 +1,7 @@
 //! The filter's clock (`CLOCK_MONOTONIC`, in nanoseconds) and its relation to the wall clock.
 //!
-//! Everything that ends, ends by the filter's clock: setting the wall clock neither ends a ban nor
-//! makes it eternal. While the machine is suspended that clock stands still, and bans last that
-//! much longer.
+//! All expiry is on the filter's clock: setting the wall clock neither ends nor prolongs a ban. The
+//! clock stops while the machine is suspended, and bans last that much longer.
 
 use std::time::Duration;
 
@@ -10,21 +9,21 @@ use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 use sip_xdp_common::abi::layout::NEVER;
 
-/// The filter's time now, in nanoseconds.
+/// The current time on the filter's clock, in nanoseconds.
 pub fn now() -> u64 {
-    // The clock has existed since Linux 2.6 and needs no permission.
+    // Infallible: the clock has existed since Linux 2.6 and needs no permission.
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map(|time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
         .unwrap_or_default()
 }
 
-/// The time on the filter's clock at which something ends that lasts `ttl` from now; without a ttl
-/// it never does.
+/// The expiry of something that lasts `ttl` from now, on the filter's clock; [`NEVER`] without a
+/// ttl.
 pub fn after(ttl: Option<Duration>) -> u64 {
     ttl.map_or(NEVER, |ttl| later(now(), ttl))
 }
 
-/// One moment on both clocks.
+/// One instant on both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     /// On the filter's clock, in nanoseconds.
@@ -34,23 +33,23 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// This one.
+    /// The current instant.
     pub fn present() -> Self {
         Self { now: now(), wall_ms: wall_ms() }
     }
 
-    /// The time on the filter's clock at which something ends that lasts `ttl` from this moment on.
+    /// The expiry of something that lasts `ttl` from this instant, on the filter's clock.
     pub fn after(&self, ttl: Duration) -> u64 {
         later(self.now, ttl)
     }
 }
 
-/// The time `ttl` after `now`, which is never [`NEVER`].
+/// `now` plus `ttl`, never equal to [`NEVER`].
 fn later(now: u64, ttl: Duration) -> u64 {
     now.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(NEVER)).min(NEVER - 1)
 }
 
-/// A time on the filter's clock as wall-clock time; `None` for what never comes.
+/// A time on the filter's clock as wall-clock time; `None` for [`NEVER`].
 pub fn to_wall(time: u64) -> Option<Timestamp> {
     if time == NEVER {
         return None;
@@ -60,22 +59,22 @@ pub fn to_wall(time: u64) -> Option<Timestamp> {
     Some(round(Timestamp::now().checked_add(ahead).unwrap_or(Timestamp::MAX)))
 }
 
-/// A wall-clock time on the filter's clock; what has passed becomes 0.
+/// A wall-clock time on the filter's clock; 0 if it has passed.
 pub fn from_wall(time: Timestamp) -> u64 {
     let ahead = time.duration_since(Timestamp::now()).as_nanos();
     u64::try_from((i128::from(now()) + ahead).max(0)).unwrap_or(NEVER - 1)
 }
 
-/// Notices that the wall clock was set, or that the machine was suspended: the wall clock is then
-/// further ahead of the filter's clock than before, or less.
+/// Detector of wall-clock jumps and suspends, by the difference between the wall clock and the
+/// filter's clock.
 #[derive(Debug, Clone)]
 pub struct WallWatch {
-    /// By how many milliseconds.
+    /// The difference in milliseconds.
     ahead: i64,
 }
 
-/// What is less than this, in milliseconds, is no jump: clocks are slewed all the time. Many such
-/// steps together are one.
+/// Smallest jump, in milliseconds: clocks are slewed all the time. Accumulated small steps count as
+/// one jump.
 const JUMP: u64 = 2_000;
 
 impl Default for WallWatch {
@@ -85,8 +84,7 @@ impl Default for WallWatch {
 }
 
 impl WallWatch {
-    /// By how many milliseconds the wall clock was set forward (or back, if negative) since this
-    /// was last asked.
+    /// Milliseconds by which the wall clock was set forward (negative: back) since the last call.
     pub fn jump(&mut self) -> Option<i64> {
         self.jump_to(ahead())
     }
@@ -100,18 +98,17 @@ impl WallWatch {
     }
 }
 
-/// By how many milliseconds the wall clock is ahead of the filter's.
+/// Milliseconds by which the wall clock is ahead of the filter's clock.
 fn ahead() -> i64 {
     Timestamp::now().as_millisecond().saturating_sub_unsigned(now() / 1_000_000)
 }
 
-/// A time in milliseconds since 1970 that was written when the wall clock was `jump` milliseconds
-/// behind what it is now.
+/// A time in milliseconds since 1970, corrected for a later `jump` of the wall clock.
 pub fn moved(ms: u64, jump: i64) -> u64 {
     ms.saturating_add_signed(jump)
 }
 
-/// To milliseconds, so that a time that is computed twice reads the same.
+/// To milliseconds, so that repeated conversions give equal results.
 fn round(time: Timestamp) -> Timestamp {
     Timestamp::from_millisecond((time.as_nanosecond() + 500_000).div_euclid(1_000_000) as i64)
         .unwrap_or(time)

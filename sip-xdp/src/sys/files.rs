@@ -1,5 +1,4 @@
-//! Small files of the state: written whole or not at all, and never overwritten when they cannot be
-//! understood.
+//! Small state files: written atomically, and never overwritten when unreadable.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,7 +9,7 @@ use serde::Serialize;
 
 use crate::sys::clock;
 
-/// Writes a JSON file, so that a crash leaves the old one or the new one.
+/// Writes a JSON file atomically: a crash leaves the old one or the new one.
 pub(crate) fn write(path: &Path, contents: &impl Serialize) -> Result<()> {
     let directory = path.parent().context("the file has no directory")?;
     let temporary = path.with_extension("json.new");
@@ -25,7 +24,7 @@ pub(crate) fn write(path: &Path, contents: &impl Serialize) -> Result<()> {
     written().with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// Renames a file that is of no use, and says so.
+/// Renames an unreadable file, and returns a message.
 pub(crate) fn set_aside(path: &Path, what: &str) -> String {
     let aside = path.with_extension(format!("json.corrupt-{}", clock::wall_ms() / 1_000));
     let kept = match fs::rename(path, &aside) {

@@ -1,4 +1,4 @@
-//! What the operating system gives: clocks, files, directories and privileges.
+//! Operating system services: clocks, files, directories and privileges.
 
 pub mod clock;
 pub(crate) mod files;

@@ -1,4 +1,4 @@
-//! Where things are. Two instances with different directories run side by side on one machine.
+//! Paths of an instance. Two instances with different directories can run side by side.
 
 use std::path::PathBuf;
 
@@ -7,11 +7,11 @@ use std::path::PathBuf;
 pub struct Paths {
     /// The configuration file.
     pub config: PathBuf,
-    /// Where the control socket is.
+    /// Directory of the control socket.
     pub run_dir: PathBuf,
-    /// What outlives a reboot.
+    /// Directory of state that survives a reboot.
     pub state_dir: PathBuf,
-    /// Where programs, links and maps are pinned; on a BPF file system.
+    /// Directory of pinned programs, links and maps, on a BPF file system.
     pub pin_dir: PathBuf,
 }
 
@@ -21,17 +21,17 @@ impl Paths {
         self.run_dir.join("control.sock")
     }
 
-    /// The store: what survives a reboot.
+    /// The SQLite file of the store.
     pub fn store_file(&self) -> PathBuf {
         self.state_dir.join("state.db")
     }
 
-    /// The host names that are followed, on disk.
+    /// The file of followed host names.
     pub fn hosts_file(&self) -> PathBuf {
         self.state_dir.join("hosts.json")
     }
 
-    /// What feeds last listed, on disk.
+    /// The directory of saved feeds.
     pub fn feeds_dir(&self) -> PathBuf {
         self.state_dir.join("feeds")
     }

@@ -1,32 +1,29 @@
-//! What the daemon may do: as little as it takes to go on.
+//! Privileges: the daemon keeps the least that it needs.
 //!
-//! The kernel keeps capabilities for each thread, and one thread cannot take them from another. So
-//! the thread that attaches programs keeps what it needs for the next interface and the next
-//! configuration, and each thread that talks to the world, or to the disk, gives up everything
-//! before it does anything else. Programs that such a thread starts inherit nothing; and since
-//! nobody here gains privileges by starting a program (no_new_privs), being root does not give them
-//! back either.
+//! Capabilities belong to threads, and one thread cannot drop those of another. So the thread that
+//! attaches programs keeps what it needs for the next interface and reload, and each thread with
+//! network or disk access drops everything first. Programs that such a thread starts inherit
+//! nothing; and because of no_new_privs, being root does not regain capabilities either.
 
 use anyhow::{Context, Result};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 
-/// What filtering takes for as long as it lasts.
+/// Capabilities for filtering.
 ///
-/// - `CAP_BPF`: loads programs, which a reload does anew, and opens the pinned maps.
-/// - `CAP_NET_ADMIN`: attaches them to interfaces that come later, swaps them, takes them off.
-/// - `CAP_PERFMON`: lets programs compare and move pointers into packets, as ours do.
+/// - `CAP_BPF`: load programs, also on reload, and open the pinned maps.
+/// - `CAP_NET_ADMIN`: attach programs to new interfaces, replace and detach them.
+/// - `CAP_PERFMON`: pointer comparison and arithmetic on packet pointers in programs.
 pub(crate) const FILTER: &[Capability] =
     &[Capability::CAP_NET_ADMIN, Capability::CAP_BPF, Capability::CAP_PERFMON];
 
-/// What reading the pinned maps takes.
+/// Capabilities for reading the pinned maps.
 pub(crate) const READER: &[Capability] = &[Capability::CAP_BPF];
 
-/// What it takes to fetch lists, to notify, and to write files that belong to root.
+/// Capabilities for fetching feeds, notifying, and writing root's files: none.
 pub(crate) const NOTHING: &[Capability] = &[];
 
-/// Sees to it that no program that this thread starts, or threads that it starts, gains privileges
-/// by being started.
+/// Sets no_new_privs for this thread and the threads that it starts.
 pub(crate) fn end_gaining() {
     if let Err(error) = prctl::set_no_new_privs() {
         log::warn!(
@@ -35,8 +32,8 @@ pub(crate) fn end_gaining() {
     }
 }
 
-/// Gives up all capabilities of this thread but these, in every set. What cannot be given up is
-/// said: filtering goes on.
+/// Drops all capabilities of this thread but these, from every set. Failures are logged, and
+/// filtering goes on.
 pub(crate) fn keep(wanted: &[Capability]) {
     if let Err(error) = try_keep(wanted) {
         log::warn!("privileges cannot be given up, the daemon goes on with what it has: {error:#}");
@@ -48,9 +45,9 @@ fn try_keep(wanted: &[Capability]) -> Result<()> {
         &caps::read(None, CapSet::Permitted).context("what is permitted cannot be read")?,
         wanted,
     );
-    // Only with this one can the bounding set be changed: not in a service, whose bounding set was
-    // made for it, and not in threads that are started later. Programs gain nothing from what stays
-    // in there, see `end_gaining`.
+    // Changing the bounding set needs CAP_SETPCAP, which services (whose bounding set is already
+    // small) and later threads lack. Programs gain nothing from the rest of the bounding set, see
+    // `end_gaining`.
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
         let bounding = caps::read(None, CapSet::Bounding)?;
         for capability in bounding.difference(&kept) {
@@ -60,12 +57,12 @@ fn try_keep(wanted: &[Capability]) -> Result<()> {
     }
     caps::clear(None, CapSet::Ambient).context("the ambient set cannot be emptied")?;
     caps::clear(None, CapSet::Inheritable).context("the inheritable set cannot be emptied")?;
-    // Effective ones must be permitted, so they go first.
+    // Effective capabilities must be permitted, so they are dropped first.
     caps::set(None, CapSet::Effective, &kept).context("the effective set cannot be changed")?;
     caps::set(None, CapSet::Permitted, &kept).context("the permitted set cannot be changed")
 }
 
-/// What is kept of the capabilities that are held.
+/// The held capabilities to keep.
 fn kept(held: &CapsHashSet, wanted: &[Capability]) -> CapsHashSet {
     let mut kept: CapsHashSet =
         wanted.iter().copied().filter(|capability| held.contains(capability)).collect();
@@ -77,7 +74,7 @@ fn kept(held: &CapsHashSet, wanted: &[Capability]) -> CapsHashSet {
     kept
 }
 
-/// The names of the capabilities that filtering takes and this thread does not have.
+/// Names of the capabilities for filtering that this thread lacks.
 pub(crate) fn missing() -> Result<Vec<String>> {
     let effective = caps::read(None, CapSet::Effective)
         .context("this process's capabilities cannot be read")?;
@@ -97,7 +94,7 @@ pub(crate) fn can_mount() -> bool {
     caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false)
 }
 
-/// Whether `CAP_SYS_ADMIN`, of which the kernel split it off, will do as well.
+/// Whether `CAP_SYS_ADMIN`, from which the kernel split it off, substitutes for it.
 fn is_stood_in_for(capability: Capability) -> bool {
     matches!(capability, Capability::CAP_BPF | Capability::CAP_PERFMON)
 }
@@ -111,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_is_kept_and_nothing_else() {
+    fn only_needed_capabilities_are_kept() {
         assert_eq!(kept(&caps::all(), FILTER), set(FILTER));
         assert_eq!(kept(&caps::all(), READER), set(READER));
         assert_eq!(kept(&caps::all(), NOTHING), set(&[]));

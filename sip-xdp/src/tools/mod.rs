@@ -1,5 +1,4 @@
-//! Tools that work without a daemon: what is wrong with a host, whom to trust, and what a capture
-//! would have led to.
+//! Tools that work without a daemon: diagnosis, proposals of trust, and replay of captures.
 
 pub mod doctor;
 pub mod replay;

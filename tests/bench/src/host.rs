@@ -1,5 +1,5 @@
-//! Section c: what is left for the host. Phones register with a real registrar, as fast as it
-//! answers, while listed sources flood another interface of its machine.
+//! Section c: capacity that is left for the host. Phones register with a real registrar at full
+//! speed, while listed sources flood another interface of its machine.
 
 mod site;
 

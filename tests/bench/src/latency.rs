@@ -1,6 +1,6 @@
-//! Detection latency: how long an attack goes on before it is stopped, and how many of its requests
-//! get through. The same attacks against sip-xdp and against fail2ban, which reads the log of the
-//! same registrar.
+//! Section d: detection latency: the duration of an attack until it is stopped, and the number of
+//! requests that get through. The same attacks against sip-xdp and against fail2ban, which reads
+//! the log of the same registrar.
 
 mod attack;
 mod enforce;
@@ -14,9 +14,9 @@ use crate::report::{Budget, Plan, Row, Section};
 const ATTACKS: [Attack; 2] = [Attack::Crack, Attack::Flood];
 const DEFENCES: [Defence; 2] = [Defence::SipXdp, Defence::Fail2ban];
 
-/// How many blocks make one round of the last measurement: the 99th percentile needs them.
+/// Number of blocks per round of the enforcement measurement, enough for a 99th percentile.
 const BLOCKS: usize = 200;
-/// The contract: from a decision to its enforcement, in milliseconds.
+/// Target of ban decision to kernel enforcement, in milliseconds.
 const ENFORCED: f64 = 10.0;
 
 /// The section.
@@ -153,7 +153,7 @@ impl Defence {
     }
 }
 
-/// Half of all blocks are enforced within the first row's time, 99 of 100 within the second's.
+/// Ban decision to kernel enforcement: median and p99.
 fn enforced(rounds: Vec<Vec<f64>>) -> [Row; 2] {
     let slowest = rounds.iter().flatten().copied().fold(0.0, f64::max);
     let note = format!(
@@ -176,7 +176,7 @@ fn enforced(rounds: Vec<Vec<f64>>) -> [Row; 2] {
     [row(50, None), row(99, Some(Budget::AtMost(ENFORCED)))]
 }
 
-/// The smallest sample that so many percent of all do not exceed (the nearest rank).
+/// The nearest-rank percentile.
 fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
     sorted.get((sorted.len() * percent).div_ceil(100).checked_sub(1)?).copied()
 }

@@ -1,4 +1,4 @@
-//! Section e: how long it takes until a list is in force, and what the daemon uses of the machine.
+//! Section e: time to load lists, and resource usage of the daemon.
 
 mod daemon;
 mod load;

@@ -1,9 +1,8 @@
-//! Measures sip-xdp beside what else could stop the same packets, all in one run: every figure is a
-//! ratio to a baseline that was measured in the same round. A missed budget is a result, not a
-//! failure.
+//! The benchmark: sip-xdp beside other filters for the same packets, in one run: every figure is a
+//! ratio to a baseline measured in the same round. A missed target is a result, not a failure.
 //!
-//! Everything happens in network namespaces that this program makes; when it ends, however it ends,
-//! nothing is left.
+//! Everything happens in network namespaces that this program creates; nothing is left when it
+//! ends.
 
 mod contenders;
 mod host;
@@ -83,7 +82,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the measurements in a child and sees to it that nothing is left, even if that is killed.
+/// Runs the measurements in a child, and cleans up even if that is killed.
 fn watch() -> Result<bool> {
     let Aftermath { status, remains } = supervise()?;
     if !remains.is_empty() {

@@ -1,6 +1,6 @@
-//! One picture per section: a bar for each row's median, the spread over the rounds, and where its
-//! budget lies. Rows of different units are in panels of their own. The background is opaque, so
-//! that the page's own colour does not matter.
+//! One picture per section: a bar per row's median, the spread over the rounds, and the budget.
+//! Each unit has its own panel. The background is opaque, so that the page's colour does not
+//! matter.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Section b: how many packets a second of listed sources can be dropped with one core.
+//! Section b: packets per second of listed sources that one core can drop.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

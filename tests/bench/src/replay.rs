@@ -1,5 +1,5 @@
-//! Section g: how many packets of a capture a second can be replayed, from the start of the command
-//! to its report.
+//! Section g: packets per second of a replayed capture, from the start of the command to its
+//! report.
 
 use std::fs;
 use std::process::{Command, Stdio};

@@ -1,29 +1,26 @@
-//! What a section measured, and what follows from it: ratios within one run, and whether a budget
-//! is met.
+//! Results of a section: ratios within one run, and whether budgets are met.
 
-/// What one candidate did in each round.
+/// The results of one candidate, by round.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
-    /// Who.
+    /// Name of the candidate.
     pub(crate) name: String,
-    /// What was in the tables: "1,000,000 feed entries, 100 trusted, 1,000 bans".
+    /// Contents of the tables: "1,000,000 feed entries, 100 trusted, 1,000 bans".
     pub(crate) populated: String,
     /// "ns", "Mpps", "registrations/s", "ms", "s", "MiB".
     pub(crate) unit: &'static str,
-    /// One per round; round n of all rows of a section belongs together. None at all: it failed,
-    /// and the note says how.
+    /// One per round; samples of one round belong together across rows. Empty if it failed, with a
+    /// note.
     pub(crate) samples: Vec<f64>,
-    /// The name of the row in the same section that the ratio is against: round by round, then the
-    /// median.
+    /// The row in the same section that the ratio refers to: by round, then the median.
     pub(crate) baseline: Option<String>,
-    /// What must be reached, if the contract says so.
+    /// The target, if there is one.
     pub(crate) budget: Option<Budget>,
-    /// How it is known that it did what it was measured for: "own counter: 12,345,678 of 12,345,678
-    /// dropped".
+    /// Proof that it did its work: "own counter: 12,345,678 of 12,345,678 dropped".
     pub(crate) note: String,
 }
 
-/// What must be reached.
+/// A target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Budget {
     /// Of the baseline.
@@ -69,12 +66,12 @@ pub(crate) struct Summary {
     pub(crate) max: f64,
 }
 
-/// A budget held against what was measured.
+/// A budget with its result.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Judgement {
     /// What must be reached.
     pub(crate) budget: Budget,
-    /// What was, in the budget's own terms. `None` when there is nothing to judge.
+    /// The result in the budget's terms. `None` without samples.
     pub(crate) reached: Option<f64>,
 }
 
@@ -217,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_not_met() {
+    fn an_unmeasured_budget_is_not_met() {
         let section =
             section(vec![row("base", &[], None), row("ours", &[], Some(Budget::AtMost(1.0)))]);
         assert!(!section.judge(&section.rows[1]).unwrap().is_met());

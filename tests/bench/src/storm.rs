@@ -1,5 +1,5 @@
-//! Section f: a flood in which no two packets have the same source, against sip-xdp, while phones
-//! that were known before keep registering with a real registrar behind it.
+//! Section f: a flood in which every packet has a new source, while known phones keep registering
+//! with a real registrar behind sip-xdp.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -62,7 +62,7 @@ pub(crate) fn markdown(section: &Section) -> String {
     text
 }
 
-/// The budgets of a section that are not met, one line each.
+/// Targets not met, one line each.
 pub(crate) fn missed(section: &Section) -> Vec<String> {
     let judged = section.rows.iter().filter_map(|row| Some((row, section.judge(row)?)));
     judged

@@ -1,11 +1,10 @@
-//! The product doing its job: a password guesser is banned in the driver while a phone keeps
-//! registering.
+//! The demonstration: a password guesser is banned in the driver while a phone keeps registering.
 //!
-//! Everything happens in network namespaces that this program makes. It exits with 0 only if every
-//! observation held.
+//! Everything happens in network namespaces that this program creates. It exits with 0 only if
+//! every check passed.
 //!
-//! No observation depends on how fast this machine is: packets are told apart by their bytes, not
-//! by two clocks, and each step waits until what it looks at has happened.
+//! No check depends on the machine's speed: packets are identified by their bytes, not by two
+//! clocks, and each step waits for the observed event.
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
@@ -21,9 +20,9 @@ use sip_xdp_tests::{Attacker, Capture, Filter, Lab, Phone, Registrar, require_ro
 
 /// The promise: a flood's source is banned within this time.
 const PROMPT: Duration = Duration::from_secs(2);
-/// How many packets the attacker sends against the ban, half of them before the phone registers.
+/// Number of packets sent against the ban, half of them before the phone registers.
 const AGAINST_BAN: usize = 1_000;
-/// Time enough for any step on a machine that does other things as well.
+/// Timeout of a step, generous for busy machines.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -38,7 +37,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints each observation and remembers whether all held.
+/// Prints each check, and remembers whether all passed.
 struct Observations {
     all_held: bool,
 }
@@ -65,7 +64,7 @@ impl Observations {
     }
 }
 
-/// Runs the demo in a child and sees to it that nothing is left, even if that is killed.
+/// Runs the demonstration in a child, and cleans up even if that is killed.
 fn watch() -> Result<bool> {
     let Aftermath { status, remains } = supervise()?;
     let mut observations = Observations { all_held: status.success() };
@@ -109,7 +108,7 @@ fn show() -> Result<bool> {
     wait_until("svcrack sends", TIMEOUT, || Ok(!sent.packets()?.is_empty()))?;
 
     wait_until("the source is banned", TIMEOUT, || filter.is_banned(&ATTACKER.to_string()))?;
-    // It is listed, so it is banned: not one packet that leaves the attacker from now on may pass.
+    // Listed means banned: no packet that leaves the attacker from now on may pass.
     let banned_by = SystemTime::now();
     let entries = filter.entries(&ATTACKER.to_string())?;
     let entry = entries.first().context("the ban is not listed any more")?;
@@ -133,7 +132,7 @@ fn show() -> Result<bool> {
     let running = svcrack.try_wait()?.is_none();
     svcrack.stop(Signal::SIGTERM)?;
     observations.check(running, "svcrack kept attacking until it was stopped");
-    // What has been sent may be on its way yet. If it stays so, the account below says it.
+    // Sent packets may still be in flight. A remaining difference is reported below.
     let _ = wait_until("every packet is accounted for", TIMEOUT / 6, || {
         let (dropped, seen) = (filter.dropped(WAN)?, seen.packets()?.len() as u64);
         Ok(sent.packets()?.len() as u64 == dropped + seen)
@@ -152,7 +151,7 @@ fn show() -> Result<bool> {
     Ok(observations.all_held)
 }
 
-/// Counter and captures must agree to the packet.
+/// Counters and captures must agree to the packet.
 fn account(
     observations: &mut Observations,
     filter: &Filter<'_>,
@@ -174,7 +173,7 @@ fn account(
         sent_count == blocked + limited + seen_count,
         format!("they add up: {sent_count} = {limited} + {blocked} + {seen_count}"),
     );
-    // Each request has a branch and a Call-ID of its own: its bytes say which one it is.
+    // Each request has its own branch and Call-ID, so that its bytes identify it.
     let late: Vec<_> = sent.iter().filter(|packet| packet.at > banned_by).collect();
     let behind: HashSet<_> = seen.iter().map(request_of).collect();
     let passed = late.iter().filter(|packet| behind.contains(request_of(packet))).count();
@@ -198,7 +197,7 @@ fn registrar_view(
     attacker: Ipv4Addr,
     passed: usize,
 ) {
-    // Its log comes to us through a pipe, a moment later.
+    // Its log arrives through a pipe, a moment later.
     let _ = wait_until("Kamailio's log", TIMEOUT / 6, || {
         Ok(registrar.received_from(attacker) >= passed)
     });

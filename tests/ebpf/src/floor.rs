@@ -1,6 +1,6 @@
-//! The floor under any exact list: a program that reads the headers, touches as much memory as a
-//! look-up cannot do without, counts the packet and says what it was told to say. It compares
-//! nothing and knows nothing of SIP.
+//! The lower bound of any exact list: a program that parses the headers, loads as much memory as a
+//! lookup must, counts the packet and returns a configured action. It compares nothing and knows
+//! nothing of SIP.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action;
@@ -15,24 +15,24 @@ type Line = [u64; 8];
 /// do.
 const MAPPED: usize = 1 << 10;
 
-/// Which tables are touched: 1 the states of /20s, 2 those of /24s or as many hosts as a million, 4
-/// the meters.
+/// The loaded tables: 1 for the states of /20s, 2 for those of /24s or the rows of a million hosts,
+/// 4 for the meters.
 #[unsafe(no_mangle)]
 static TOUCHED: Global<u32> = Global::new(0);
 
-/// What is returned.
+/// The returned action.
 #[unsafe(no_mangle)]
 static ACTION: Global<u32> = Global::new(0);
 
-/// 256 KiB, as the states of all /20s take.
+/// 256 KiB, the size of the states of all /20s.
 #[btf_map]
 static FLOOR_COARSE: Array<Line, 4096, MAPPED> = Array::new();
 
-/// 4 MiB, as the states of all /24s take, and the rows of a million hosts.
+/// 4 MiB, the size of the states of all /24s, and of the rows of a million hosts.
 #[btf_map]
 static FLOOR_FINE: Array<Line, 65536, MAPPED> = Array::new();
 
-/// 2 MiB, as the meters of 65,536 sources take.
+/// 2 MiB, the size of the meters of 65,536 sources.
 #[btf_map]
 static FLOOR_METERS: Array<Line, 32768, MAPPED> = Array::new();
 
@@ -45,15 +45,15 @@ const VERSION_AT: usize = 14;
 const SOURCE_AT: usize = 26;
 const PORT_AT: usize = 36;
 
-/// Touches what it was told to.
+/// Loads the configured tables.
 #[inline(always)]
 pub(crate) fn touch(ctx: &XdpContext) -> u32 {
     let (start, end) = (ctx.data(), ctx.data_end());
     if start + PORT_AT + 2 > end {
         return xdp_action::XDP_ABORTED;
     }
-    // SAFETY: all of them lie before the byte that was checked above. The kernel lets BPF read
-    // packets unaligned where the machine can.
+    // SAFETY: all of them lie before the byte that was checked above. The kernel allows unaligned
+    // packet reads where the machine does.
     let (kind, version, source, port) = unsafe {
         (
             ((start + TYPE_AT) as *const u16).read_unaligned(),
@@ -86,6 +86,6 @@ pub(crate) fn touch(ctx: &XdpContext) -> u32 {
             (*counters)[1] += (end - start) as u64;
         }
     }
-    // All tables are empty; that nobody knows but the machine, so the loads stay.
+    // All tables are empty, but the compiler does not know that, so that the loads stay.
     if read == 0 { ACTION.load() } else { xdp_action::XDP_ABORTED }
 }

@@ -1,8 +1,8 @@
-//! The generator: gives a prepared frame another source and sends it to an interface.
+//! The packet generator: gives a prepared frame another source and sends it to an interface.
 //!
 //! The frame is Ethernet, an IPv4 header without options, and UDP without a checksum. The kernel
-//! uses each page of a run again without restoring it, so nothing is taken from the packet: all
-//! that changes is written anew each time.
+//! re-uses each page of a run without restoring it, so that every changed field is written anew
+//! each time and nothing is read from the packet.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action;
@@ -22,15 +22,15 @@ const HEADERS: usize = 42;
 #[unsafe(no_mangle)]
 static INTERFACE: Global<u32> = Global::new(0);
 
-/// 1: every packet has a new source. 0: those of [`SOURCES`], in turn.
+/// 1: every packet has a new source. 0: [`SOURCES`] in turn.
 #[unsafe(no_mangle)]
 static EVERY_PACKET_NEW: Global<u8> = Global::new(0);
 
-/// How many sources are in turn, less one. Their number is a power of two.
+/// Number of sources in turn, a power of two, less one.
 #[unsafe(no_mangle)]
 static TURN_MASK: Global<u32> = Global::new(0);
 
-/// The sum of the IP header's 16-bit words but for source and checksum, as they lie in memory.
+/// Sum of the IP header's 16-bit words without source and checksum, in memory order.
 #[unsafe(no_mangle)]
 static HEADER_SUM: Global<u32> = Global::new(0);
 
@@ -38,19 +38,18 @@ static HEADER_SUM: Global<u32> = Global::new(0);
 #[btf_map]
 static SOURCES: Array<u32, 65536> = Array::new();
 
-/// How many packets are sent between two looks at the clock, less one.
+/// Number of packets between two clock reads, less one.
 const CLOCK_MASK: u64 = 63;
 
-/// What was sent since this was last set to zero but for `sent`; the laboratory reads it with the
-/// same layout.
+/// Counts since they were last reset, except for `sent`; the laboratory uses the same layout.
 #[repr(C)]
 struct Progress {
-    /// Packets in all.
+    /// Packets in total.
     sent: u64,
-    /// When the clock was first and last looked at, in nanoseconds.
+    /// First and last clock read, in nanoseconds.
     first: u64,
     last: u64,
-    /// How many were sent in between.
+    /// Packets in between.
     timed: u64,
 }
 
@@ -87,7 +86,7 @@ pub(crate) fn send(ctx: &XdpContext) -> u32 {
 ///
 /// # Safety
 ///
-/// Nobody else may use `progress` at the same time.
+/// No other use of `progress` at the same time.
 #[inline(always)]
 unsafe fn advance(progress: *mut Progress) -> u64 {
     // SAFETY: the caller's promise; the helper only reads the kernel's clock.
@@ -117,8 +116,8 @@ fn checksum(source: u32) -> u16 {
     !(sum as u16)
 }
 
-/// Another address for each of 2^31 numbers, all over 64.0.0.0 to 191.255.255.255. Multiplying by
-/// an odd number and shifting into itself both map each number of 31 bits to another one.
+/// A distinct address for each of 2^31 numbers, scattered over 64.0.0.0 to 191.255.255.255.
+/// Multiplication by an odd number and xor-shift are both bijections of 31 bits.
 #[inline(always)]
 fn spread(number: u32) -> u32 {
     const MASK: u32 = (1 << 31) - 1;

@@ -1,6 +1,5 @@
-//! Kernel programs for the laboratory, no part of the product: the baselines that every filter is
-//! measured against, the floor under them, a generator of packets, and what gives measured programs
-//! their sources.
+//! Kernel programs of the laboratory, not part of the product: the baselines of filters, the lower
+//! bound of a lookup, a packet generator, and a source rotator for measured programs.
 
 #![no_std]
 #![no_main]
@@ -19,31 +18,31 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 
-/// The fastest filter there is.
+/// The fastest possible filter.
 #[xdp(frags)]
 fn drop_everything(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// What it costs that there is a program at all.
+/// The cost of any program at all.
 #[xdp(frags)]
 fn pass_everything(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Sends one packet. It is never attached, but run by BPF_PROG_TEST_RUN with live frames.
+/// Sends one packet. Never attached, only run by BPF_PROG_TEST_RUN with live frames.
 #[xdp]
 fn generate_packet(ctx: XdpContext) -> u32 {
     generate::send(&ctx)
 }
 
-/// Gives the program that is measured another source each time. Only run by BPF_PROG_TEST_RUN.
+/// Gives the measured program another source each time. Only run by BPF_PROG_TEST_RUN.
 #[xdp(frags)]
 fn take_turns(ctx: XdpContext) -> u32 {
     turn::turn(&ctx)
 }
 
-/// What no list can do without.
+/// The lower bound of a lookup.
 #[xdp(frags)]
 fn touch_tables(ctx: XdpContext) -> u32 {
     floor::touch(&ctx)
@@ -67,7 +66,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The licence that the kernel asks for before it offers GPL-only helpers.
+/// The licence string, which GPL-only helpers require.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,4 @@
-//! The usual way to look up networks, to compare with: an LPM trie of the kernel.
+//! The usual lookup of networks, for comparison: the kernel's LPM trie.
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::btf_maps::LpmTrie;
@@ -19,12 +19,12 @@ fn bytes<const N: usize>(ctx: &XdpContext, at: usize) -> Option<[u8; N]> {
     if start + N > ctx.data_end() {
         return None;
     }
-    // SAFETY: all of them lie before the end. The kernel lets BPF read packets unaligned where the
-    // machine can.
+    // SAFETY: all of them lie before the end. The kernel allows unaligned packet reads where the
+    // machine does.
     Some(unsafe { (start as *const [u8; N]).read_unaligned() })
 }
 
-/// Drops what comes from a listed source, and looks at nothing else.
+/// Drops packets of listed sources, and inspects nothing else.
 #[inline(always)]
 pub(crate) fn judge4(ctx: &XdpContext) -> u32 {
     match bytes(ctx, 26).and_then(|source| TRIE4.get(&Key::new(32, source))) {

@@ -1,6 +1,5 @@
-//! Gives each run of a program under BPF_PROG_TEST_RUN another source, which the kernel does not do
-//! by itself: takes the next address, writes it into the packet and goes on with the program to be
-//! measured.
+//! Gives each run of a program under BPF_PROG_TEST_RUN another source, which the kernel cannot do:
+//! writes the next address into the packet and tail-calls the measured program.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action;
@@ -9,11 +8,11 @@ use aya_ebpf::btf_maps::ProgramArray;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 
-/// Where an IPv4 source is, and where an IPv6 one is, from the beginning of an Ethernet frame.
+/// Offsets of an IPv4 and of an IPv6 source in an Ethernet frame.
 const SOURCE4_AT: usize = 26;
 const SOURCE6_AT: usize = 22;
 
-/// How many addresses are taken in turn, less one. Their number is a power of two.
+/// Number of addresses in turn, a power of two, less one.
 #[unsafe(no_mangle)]
 static ADDRESS_MASK: Global<u32> = Global::new(0);
 
@@ -21,20 +20,20 @@ static ADDRESS_MASK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static ADDRESS_IPV6: Global<u8> = Global::new(0);
 
-/// The addresses as two words each, as they lie in a packet, IPv4 in the low half of the first.
-/// Made by user space in random order, mapped (`BPF_F_MMAPABLE`): they are read in order, which the
-/// machine's prefetcher follows.
+/// The addresses as two words each, in packet byte order, IPv4 in the low half of the first. User
+/// space fills them in random order, memory-mapped (`BPF_F_MMAPABLE`); they are read sequentially,
+/// which suits the prefetcher.
 #[btf_map]
 static ADDRESSES: Array<[u64; 2], 1048576, { 1 << 10 }> = Array::new();
 
 #[btf_map]
 static NEXT: Array<u64, 1> = Array::new();
 
-/// What is measured: the program at 0.
+/// The measured program, at index 0.
 #[btf_map]
 static MEASURED: ProgramArray<1> = ProgramArray::new();
 
-/// Writes the next source and goes on.
+/// Writes the next source and continues.
 #[inline(always)]
 pub(crate) fn turn(ctx: &XdpContext) -> u32 {
     let (Some(next), start) = (NEXT.get_ptr_mut(0), ctx.data()) else {
@@ -48,7 +47,7 @@ pub(crate) fn turn(ctx: &XdpContext) -> u32 {
     if start + SOURCE6_AT + 16 > ctx.data_end() {
         return xdp_action::XDP_ABORTED;
     }
-    // SAFETY: both places end before the byte that was checked above.
+    // SAFETY: both fields end before the byte that was checked above.
     unsafe {
         if ADDRESS_IPV6.load() == 1 {
             ((start + SOURCE6_AT) as *mut u64).write_volatile(address[0]);
@@ -56,13 +55,13 @@ pub(crate) fn turn(ctx: &XdpContext) -> u32 {
         } else {
             ((start + SOURCE4_AT) as *mut u32).write_volatile(address[0] as u32);
         }
-        // Atomic, and so not before what was written is through to the cache, as a packet is that a
-        // network card has written: a program that reads more at once than was written would wait
-        // for that here, and nowhere else.
+        // Atomic, and so not before the stores have reached the cache, as with a packet that a
+        // network card has written: otherwise wide loads across recent narrow stores would stall
+        // here only.
         core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::SeqCst }>(
             next, 1,
         );
-        // Only comes back if there is no program.
+        // Only returns if there is no program.
         MEASURED.tail_call(ctx, 0);
     }
     xdp_action::XDP_ABORTED

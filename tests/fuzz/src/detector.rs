@@ -1,6 +1,6 @@
-//! Any bytes as a script of traffic for the detector. Whatever happens, it must not ban a peer,
-//! must not ban on evidence that can be forged whoever was accepted within a day, must say why it
-//! bans, and must remember a bounded number of sources.
+//! Any bytes as a script of traffic for the detector. Invariants: peers are not banned by volume;
+//! sources with an acceptance within a day are not banned on forgeable evidence; every ban has a
+//! reason; the number of remembered sources is bounded.
 
 use std::collections::HashMap;
 
@@ -13,6 +13,7 @@ use sip_xdp_common::abi::layout::{
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::LimitKind;
+use sip_xdp_common::limits::ladder::WIDTHS;
 
 use crate::script::{Deed, STEP, Step};
 use crate::texts;
@@ -20,15 +21,15 @@ use crate::texts;
 const SECOND: u64 = 1_000_000_000;
 const DAY: u64 = 24 * 3_600 * SECOND;
 
-/// When a script begins, and how long it may take: the clock counts from the start of the machine.
+/// Start of a script, since boot.
 const START: u64 = 1_000 * SECOND;
 const YEAR: u64 = 365 * DAY;
 
-/// The most events of one script.
+/// Maximum number of events per script.
 const MAX_EVENTS: usize = 2_000;
 
-/// The most keys under which the sources of a script can be judged: each by itself, and as a
-/// network of two lengths.
+/// Maximum number of keys for the sources of a script: each by itself, and as a network of two
+/// lengths.
 const KEYS: usize = 8 * 3;
 
 /// Every kind of evidence.
@@ -45,7 +46,7 @@ const KINDS: [&str; 10] = [
     "decoy",
 ];
 
-/// Runs a script, and panics if something that must hold does not.
+/// Runs a script, and panics if an invariant is violated.
 pub fn run(bytes: &[u8]) {
     let Some((first, steps)) = bytes.split_first() else {
         return;
@@ -85,7 +86,7 @@ struct Fixture {
     events: usize,
     /// The number of the transaction.
     number: u32,
-    /// When somebody was last accepted from a source, and until when a source is a peer.
+    /// Last acceptance by source, and end of peer by source.
     accepted: HashMap<IpKey, u64>,
     peers: HashMap<IpKey, u64>,
 }
@@ -158,8 +159,7 @@ impl Fixture {
             "{good} are good, {peers} are peers"
         );
         for (source, at) in &self.accepted {
-            // Whoever offends, or is the seventeenth address of an account, loses its standing
-            // before its time.
+            // Offenders, and addresses beyond an account's sixteen, lose known good early.
             let lately = self.now.saturating_sub(*at) < DAY;
             let is_remembered = self.detector.was_good_lately(source, self.now);
             assert!(lately || !is_remembered, "{source:?} is good for longer than a day");
@@ -197,7 +197,7 @@ impl Fixture {
         self.check(actions);
     }
 
-    /// A new daemon that knows what the last one has kept.
+    /// A new daemon with the state that the last one has saved.
     fn restart(&mut self, bits: u8) {
         let kept = self.detector.evidence(self.now, self.now / 1_000_000);
         let mut detector = Detector::new(&config(bits));
@@ -216,7 +216,7 @@ impl Fixture {
                 Action::Ban(finding) => self.check_ban(&finding),
                 Action::Accepted(Acceptance { source, user, at, until, .. }) => {
                     assert!(at == self.now && !user.chars().any(char::is_control));
-                    // Whoever takes a registration back was accepted when it was made.
+                    // An unregistration counts from the time of its registration.
                     if until > at {
                         self.accepted.insert(source, at);
                     }
@@ -230,20 +230,21 @@ impl Fixture {
                     assert!(spray.first <= spray.last && spray.last <= self.now);
                     assert!(spray.sources <= spray.tries);
                 }
-                Action::Limit(_, until, what) => {
-                    assert!(until > self.now);
-                    is_said(&what);
+                Action::Meter(metering) => {
+                    assert!(metering.until > self.now && WIDTHS.contains(&metering.bits));
+                    is_sanitised(&metering.reason);
                 }
+                Action::OwnNonce(..) => {}
                 Action::Ended(ports) => assert!(!ports.is_empty()),
-                Action::Rejected(_, _, text) | Action::Note(_, text) => is_said(&text),
+                Action::Rejected(_, _, text) | Action::Note(_, text) => is_sanitised(&text),
             }
         }
     }
 
     fn check_ban(&self, finding: &Finding) {
-        is_said(&finding.reason);
+        is_sanitised(&finding.reason);
         assert!(KINDS.contains(&finding.kind), "{}", finding.kind);
-        // A peer is a client as any other when it registers or tries passwords.
+        // A peer that registers or tries passwords is a client like any other.
         let by_volume = ["register", "requests", "invites"].contains(&finding.kind);
         assert!(!by_volume || !self.is_peer(&finding.source), "a peer is banned: {finding:?}");
         let grows = finding.growth != Growth::None;
@@ -252,7 +253,7 @@ impl Fixture {
             finding.port.is_none() || finding.tier == Tier::Proven,
             "a flow on nothing: {finding:?}"
         );
-        // Whoever has lost its standing by an offence is judged like others.
+        // Sources that lost known good by an offence are judged like others.
         if self.was_accepted(&finding.source)
             && self.detector.was_good_lately(&finding.source, self.now)
         {
@@ -261,7 +262,7 @@ impl Fixture {
                 Tier::Proven,
                 "whoever was accepted is banned on what may be forged: {finding:?}"
             );
-            // The others behind an address are not banned for what one of them did once.
+            // Other ports of an address are not banned for a single offence.
             let by_count = finding.kind == "rejected";
             assert!(finding.port.is_some() || by_count, "an office is banned: {finding:?}");
         }
@@ -276,7 +277,7 @@ impl Fixture {
     }
 }
 
-/// What is said is said in one line that does nothing to a terminal.
-fn is_said(text: &str) {
+/// Texts are single lines without terminal controls.
+fn is_sanitised(text: &str) {
     assert!(!text.is_empty() && !text.chars().any(char::is_control), "{text:?}");
 }

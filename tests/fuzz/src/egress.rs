@@ -1,4 +1,4 @@
-//! Any bytes as a packet that leaves. The first byte is the [`Interface`].
+//! Any bytes as an outgoing packet. The first byte is the [`Interface`].
 
 use sip_xdp_common::packet::headers::{self, FastPathHeaders, Link};
 use sip_xdp_common::packet::reader::Bytes;
@@ -8,7 +8,7 @@ use sip_xdp_common::verdict::Message;
 
 use crate::site::Interface;
 
-/// Reads any bytes as a packet that leaves, and panics if something that must hold does not.
+/// Parses any bytes as an outgoing packet, and panics if an invariant is violated.
 pub fn run(bytes: &[u8]) {
     let Some((site, bytes)) = bytes.split_first() else {
         return;
@@ -32,8 +32,7 @@ pub fn run(bytes: &[u8]) {
 fn check(bytes: &[u8], site: &Interface, leaving: &Leaving) {
     let Leaving { destination, port, local_port, message, status, payload, end, .. } = *leaving;
     assert!(site.is_sip_port(local_port));
-    // Ports, length and checksum stand before the payload; the payload has a start line, of which
-    // at least a word is there.
+    // Ports, length and checksum precede the payload, whose start line has at least a word.
     let word = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
     assert_eq!((word(payload - 8), word(payload - 6)), (local_port, port));
     assert!(
@@ -46,7 +45,7 @@ fn check(bytes: &[u8], site: &Interface, leaving: &Leaving) {
         Message::Response => assert!(status < 1_000),
         _ => assert!(message.is_request() && status == 0),
     }
-    // The destination ends before the payload, and after what may stand before the IP header.
+    // The destination ends before the payload, behind the possible link headers.
     let octets =
         if destination.is_v4() { &destination.octets()[12..] } else { &destination.octets()[..] };
     assert!(

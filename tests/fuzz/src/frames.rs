@@ -1,11 +1,11 @@
-//! Builds the packets to begin with. Checksums are zero: the filter leaves them to the host.
+//! Builders of seed packets. Checksums are zero: the filter leaves them to the host.
 
 /// The Ethernet header for `ethertype`.
 pub(crate) fn ethernet(ethertype: u16, payload: Vec<u8>) -> Vec<u8> {
     [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2], &ethertype.to_be_bytes()[..], &payload].concat()
 }
 
-/// A VLAN tag before what `ethertype` announces. Goes behind an Ethernet header.
+/// A VLAN tag, to be placed behind an Ethernet header.
 pub(crate) fn vlan(ethertype: u16, payload: Vec<u8>) -> Vec<u8> {
     [&[0, 7], &ethertype.to_be_bytes()[..], &payload].concat()
 }
@@ -33,7 +33,7 @@ pub(crate) struct Ip {
     pub(crate) options: usize,
     /// IPv4: flags and fragment offset.
     pub(crate) fragment: u16,
-    /// IPv6: extension headers, by type and by what stands behind the type of the next one.
+    /// IPv6: extension headers, by type and by the bytes behind the next header field.
     pub(crate) extensions: Vec<(u8, Vec<u8>)>,
 }
 

@@ -1,4 +1,4 @@
-//! Any bytes as a packet that arrives, judged by tables that say whatever the input says. It starts
+//! Any bytes as an incoming packet, judged with tables whose contents the input defines. It starts
 //! with [`Answers`].
 
 use std::cell::Cell;
@@ -14,10 +14,10 @@ use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
 use crate::site::Interface;
 
-/// How many bytes of an input say what the tables do.
+/// Bytes of an input that define the tables.
 pub const ANSWERS: usize = 4;
 
-/// What the tables say, and what they were asked.
+/// The tables, and the lookups made.
 #[derive(Debug)]
 struct Answers {
     site: Interface,
@@ -101,7 +101,7 @@ impl Tables for Answers {
     }
 }
 
-/// Judges any bytes, and panics if something that must hold does not.
+/// Judges any bytes, and panics if an invariant is violated.
 pub fn run(bytes: &[u8]) {
     let Some((answers, packet)) = bytes.split_first_chunk::<ANSWERS>() else {
         return;
@@ -113,7 +113,7 @@ pub fn run(bytes: &[u8]) {
     } else {
         let reasons =
             [Reason::NotSip, Reason::Trusted, Reason::Fragment, Reason::Blocked, Reason::Closed];
-        // TCP, and what is no transport of SIP or has more tags than are taken off.
+        // TCP, other transports, or more tags than are removed.
         let is_by_headers = matches!(judgement.reason, Reason::Unknown | Reason::Limited)
             && judgement.message.is_none();
         assert!(
@@ -125,7 +125,7 @@ pub fn run(bytes: &[u8]) {
     check_lists(&tables, &judgement);
 }
 
-/// What was charged is the reason, and is where the packet says.
+/// The charge matches the reason, at the offsets of the packet.
 fn check_charge(
     packet: &[u8],
     tables: &Answers,
@@ -145,7 +145,7 @@ fn check_charge(
     assert_eq!(judgement.reason, expected);
     assert!(!tables.listed.is_blocked() || sent.spared);
     assert!(!sent.spared || (tables.listed.is_blocked() && tables.flow == FlowState::Good));
-    // A message that is more than noise has a start line, and its ports stand before it.
+    // A SIP message has a start line, and its ports precede it.
     if matches!(message, Message::Response)
         || (message.is_request() && !matches!(message, Message::Other))
     {
@@ -158,7 +158,7 @@ fn check_charge(
     }
 }
 
-/// Trust comes first, then blocks, then the policy.
+/// Trust first, then blocks, then the policy.
 fn check_lists(tables: &Answers, judgement: &Judgement) {
     let reason = judgement.reason;
     let passes = reason.verdict() == Verdict::Pass;
@@ -180,8 +180,8 @@ fn check_lists(tables: &Answers, judgement: &Judgement) {
         && listed.is_good()
         && !listed.is_blocked_by_hand();
     if banned || (listed.is_blocked() && !spared) {
-        // A ban that ends UDP alone leaves TCP and other ports; a known-good source's fragments may
-        // be its phone's.
+        // A UDP-only ban leaves TCP and other ports; a known-good source's fragments may be its
+        // phone's.
         let may_pass = listed.is_udp_only() || (listed.is_good() && !listed.is_blocked_by_hand());
         let is_elsewhere = matches!(reason, Reason::NotSip | Reason::Fragment);
         let is_tcp =

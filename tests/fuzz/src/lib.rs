@@ -1,8 +1,7 @@
-//! What the fuzz targets do: each module takes any bytes and panics if something that must hold
-//! does not.
+//! The fuzz targets: each module takes any bytes and panics if an invariant is violated.
 //!
-//! `cargo xtask fuzz` drives them with libFuzzer, which finds its way by what the bytes reach; the
-//! tests here only try some hundred inputs, so that the targets themselves stay correct.
+//! `cargo xtask fuzz` runs them under libFuzzer, guided by coverage; the tests here only try some
+//! hundred inputs, so that the targets themselves stay correct.
 
 pub mod detector;
 pub mod egress;
@@ -17,7 +16,7 @@ pub mod stream;
 mod tests;
 mod texts;
 
-/// What takes any bytes.
+/// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// The targets by name.

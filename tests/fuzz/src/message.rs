@@ -1,20 +1,19 @@
-//! Any bytes as a SIP message. What is read of it must lie inside it, must not depend on blanks
-//! before it, and must not change when more of it arrives; and the start line must mean the same to
-//! the kernel and to the daemon.
+//! Any bytes as a SIP message. Invariants: parsed parts lie inside it, do not depend on leading
+//! blanks, and do not change when more of it is present; kernel and daemon agree on the start line.
 
 use sip_xdp::sip::message::{Credentials, Head, Party, StartLine, uri_user, user_name};
 use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::sip;
 use sip_xdp_common::verdict::Message;
 
-/// The most credentials of a message, and the most characters of a user.
+/// Maximum number of credentials per message, and maximum length of a user.
 const CREDENTIALS: usize = 4;
 const USER: usize = 64;
 
-/// What may stand before a start line.
+/// Blanks that may precede a start line.
 const BLANKS: &[u8] = b"\r\n \0\t\n";
 
-/// Reads any bytes in every way, and panics if something that must hold does not.
+/// Parses any bytes in every way, and panics if an invariant is violated.
 pub fn run(bytes: &[u8]) {
     check_user(bytes);
     if let Some(user) = uri_user(bytes) {
@@ -39,8 +38,7 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-/// Where the message is cut off: at the ends of some lines, and at one place that every change of
-/// the bytes moves.
+/// Truncation points: at some line ends, and at one offset that depends on all bytes.
 fn cuts(bytes: &[u8]) -> impl Iterator<Item = usize> {
     let digest = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |digest, byte| {
         (digest ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
@@ -85,7 +83,7 @@ fn check_head(bytes: &[u8], head: &Head<'_>) {
     }
 }
 
-/// Users are compared with their escapes resolved, and are safe to print.
+/// Users are compared unescaped, and are safe to print.
 fn check_user(user: &[u8]) {
     let name = user_name(user);
     assert!(name.chars().count() <= USER && !name.chars().any(char::is_control), "{name:?}");
@@ -112,7 +110,7 @@ fn check_user(user: &[u8]) {
     assert_eq!(name, plain, "{user:?}");
 }
 
-/// What is read of the start of a message stays when more of it arrives.
+/// What is parsed from the start of a message stays when more of it is present.
 fn is_part_of(part: &Head<'_>, whole: Option<&Head<'_>>) {
     let no_line = part.from == Party::default()
         && part.to == Party::default()
@@ -161,7 +159,7 @@ fn is_part_of(part: &Head<'_>, whole: Option<&Head<'_>>) {
     assert!(part.contact_expires <= whole.contact_expires);
 }
 
-/// A request that the daemon reads by name is one that the kernel counts under this name.
+/// Requests that the daemon parses by name are counted by the kernel under that name.
 fn agrees_with_the_kernel(bytes: &[u8], head: &Head<'_>) {
     let blanks = bytes.iter().position(|byte| *byte > b' ').unwrap_or_default();
     if blanks > sip::MAX_BLANKS || bytes.len() < blanks + 9 {

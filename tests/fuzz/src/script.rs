@@ -1,37 +1,37 @@
-//! Scripts of traffic: six bytes for each step, so that any bytes are a script and a change of one
-//! byte changes one thing.
+//! Scripts of traffic: six bytes per step, so that any bytes are a script and a changed byte
+//! changes one property.
 
-/// Bytes of one step.
+/// Bytes per step.
 pub(crate) const STEP: usize = 6;
 
-/// What happens in a step.
+/// The action of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Deed {
-    /// A request without its answer, and an answer without its request.
+    /// A request without its response.
     Request,
-    /// See [`Deed::Request`].
+    /// A response without its request.
     Answer,
-    /// A request and its answer.
+    /// A request and its response.
     Exchange,
-    /// A challenge, and credentials that are accepted.
+    /// A challenge, and accepted credentials.
     Register,
-    /// A challenge, and credentials that are rejected.
+    /// A challenge, and rejected credentials.
     Guess,
     /// A packet over a limit.
     Limited,
-    /// A request of ours.
+    /// A request of the server.
     PendingRequest,
-    /// A response to a request of ours.
+    /// A response to a request of the server.
     Response,
     /// A request from a phone on a blocked address.
     Conflict,
-    /// A stranger's packet in a storm.
+    /// A packet of an unknown source in a storm.
     Storm,
-    /// Time passes, and what is quiet is forgotten.
+    /// Time passes, and idle state is removed.
     Tidy,
     /// An operator pardons the source.
     Forget,
-    /// The daemon is started anew.
+    /// The daemon restarts.
     Restart,
     /// The configuration changes.
     Configure,
@@ -42,7 +42,7 @@ pub(crate) enum Deed {
 }
 
 impl Deed {
-    /// All of them.
+    /// All actions.
     pub(crate) const ALL: [Self; 16] = [
         Self::Request,
         Self::Answer,
@@ -63,43 +63,42 @@ impl Deed {
     ];
 }
 
-/// One step: what happens, and how often. The numbers choose among what the detector's target
-/// knows.
+/// One step: the action and its parameters, as indices into the target's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// What happens.
+    /// Action.
     pub(crate) deed: Deed,
-    /// How often, as a power of two.
+    /// Number of repetitions, as a power of two.
     pub(crate) times: u8,
-    /// Which source: below 8.
+    /// Source: below 8.
     pub(crate) source: u8,
-    /// Which port: below 4.
+    /// Port: below 4.
     pub(crate) port: u8,
-    /// Which program it says it is: below 4.
+    /// User-Agent: below 4.
     pub(crate) agent: u8,
-    /// Metered by its full address.
+    /// Whether it is metered by its full address.
     pub(crate) by_address: bool,
-    /// Which user it says it is, and which one it is for: below 8.
+    /// User in From, and in To: below 8.
     pub(crate) user: u8,
     /// See [`Step::user`].
     pub(crate) target: u8,
-    /// What it carries, and which nonce it echoes: below 4.
+    /// Credentials, and the echoed nonce: below 4.
     pub(crate) credentials: u8,
-    /// Which method: below 8.
+    /// Method: below 8.
     pub(crate) method: u8,
-    /// Which status: below 16.
+    /// Status: below 16.
     pub(crate) status: u8,
-    /// In a transaction of its own.
+    /// Whether it has a transaction of its own.
     pub(crate) anew: bool,
-    /// Which lifetime: below 4.
+    /// Lifetime: below 4.
     pub(crate) expires: u8,
-    /// In a dialog, and cut off in the middle.
+    /// Whether it is in a dialog, and whether it is truncated.
     pub(crate) in_dialog: bool,
     /// See [`Step::in_dialog`].
     pub(crate) cut: bool,
-    /// The pause behind each time, in milliseconds and as a power of two; 0 is none.
+    /// Pause after each repetition, in milliseconds as a power of two; 0 for none.
     pub(crate) pause: u8,
-    /// Each time with another user, port or address.
+    /// Whether each repetition has another user, port or address.
     pub(crate) users_differ: bool,
     /// See [`Step::users_differ`].
     pub(crate) ports_differ: bool,
@@ -108,7 +107,7 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// A step of which nothing is said but what happens.
+    /// A step with defaults.
     pub(crate) const fn plain(deed: Deed) -> Self {
         Self {
             deed,

@@ -1,5 +1,5 @@
-//! Inputs to begin with: messages and packets of every kind that the parsers know, and scripts of
-//! known attacks.
+//! Seed inputs: messages and packets of every kind that the parsers know, and scripts of known
+//! attacks.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -12,7 +12,7 @@ use crate::site::Interface;
 /// The longest input.
 pub const MAX_LENGTH: usize = 2_048;
 
-/// A REGISTER with everything that is read of one, as the daemon's own tests have it.
+/// A REGISTER with every parsed header, as in the daemon's own tests.
 const GUESS: &str = "REGISTER sip:198.51.100.1 SIP/2.0\r\n\
     Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK-1;rport, SIP/2.0/UDP 10.0.0.1;branch=other\r\n\
     From: \"a;tag=no\" <sip:100@198.51.100.1;x=y>;tag=31303001\r\nTo: \
@@ -25,7 +25,7 @@ const GUESS: &str = "REGISTER sip:198.51.100.1 SIP/2.0\r\n\
     Proxy-Authorization: Digest username=\"200\", nonce=n2, response=\"1f\"\r\nContent-Length: \
                      0\r\n\r\n";
 
-/// What differs from it, as messages of the repository's tests do.
+/// Variants of it, as in the repository's tests.
 const OTHERS: [&str; 16] = [
     "SIP/2.0 401 Unauthorized\r\nv: SIP/2.0/UDP h;branch=z9hG4bK1\r\nf: <sip:a@b>;tag=1\r\nt: \
      <sip:a@b>;tag=2\r\ni: c\r\n\
@@ -50,7 +50,7 @@ const OTHERS: [&str; 16] = [
     "\r\n\r\n",
 ];
 
-/// The inputs for a target: those of the repository, and what `corpus` has (`rfc4475/*.dat` and
+/// The seed inputs of a target: those of the repository, and those of `corpus` (`rfc4475/*.dat` and
 /// `pcap/*.pcap`).
 pub fn of(target: &str, corpus: Option<&Path>) -> io::Result<Vec<Vec<u8>>> {
     let mut seeds: Vec<Vec<u8>> = match target {
@@ -94,8 +94,7 @@ fn messages(corpus: Option<&Path>) -> io::Result<Vec<Vec<u8>>> {
     Ok(messages)
 }
 
-/// Packets that carry them, in every wrapping that the parsers look behind, and the interface that
-/// each belongs to.
+/// Packets that carry them, in every supported encapsulation, each with its interface.
 fn packets(corpus: Option<&Path>) -> io::Result<Vec<(u8, Vec<u8>)>> {
     let (v4, v6) = (Ip::v4(), Ip::v6());
     let (to_us, from_us) = (
@@ -139,22 +138,21 @@ fn packets(corpus: Option<&Path>) -> io::Result<Vec<(u8, Vec<u8>)>> {
     Ok(packets)
 }
 
-/// What the tables say: each packet meets other answers.
+/// The tables, different for each packet.
 fn answers(number: usize, site: u8) -> [u8; ANSWERS] {
     let bits = [0_u16, 1, 4, 0x14, 0x84, 0x80, 0x100, 0x20, 0x44, 0xc4][number % 10].to_le_bytes();
     let policy = [0, 16, 8, 24][number / 10 % 4];
     [site | policy, number as u8, bits[0], bits[1]]
 }
 
-/// Frames of captures, if they are of Ethernet.
+/// Frames of Ethernet captures.
 fn captured(corpus: Option<&Path>) -> io::Result<Vec<(u8, Vec<u8>)>> {
     let mut frames = Vec::new();
     for file in files(corpus, "pcap", "pcap")? {
         let bytes = fs::read(file)?;
         let is_known = bytes.starts_with(&[0xd4, 0xc3, 0xb2, 0xa1]) && bytes.get(20) == Some(&1);
         let mut rest = bytes.get(24..).filter(|_| is_known).unwrap_or_default();
-        // Time, then how many bytes were captured, then how many there were. Some frames of each
-        // are enough.
+        // Time, captured length, original length. Some frames of each suffice.
         for _ in 0..40 {
             let Some((head, behind)) = rest.split_first_chunk::<16>() else { break };
             let length = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
@@ -177,7 +175,7 @@ fn files(corpus: Option<&Path>, folder: &str, extension: &str) -> io::Result<Vec
     Ok(files)
 }
 
-/// Scripts of traffic: what phones and what known tools do.
+/// Scripts of traffic of phones and known tools.
 fn scripts() -> Vec<Vec<u8>> {
     let plain = Step::plain;
     let second = 11;

@@ -1,4 +1,4 @@
-//! Where a fuzzed program stands: the first byte of an input says it, the rest is the packet.
+//! The interface of a fuzzed program: the first byte of an input; the rest is the packet.
 
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::pipeline::ingress::ProgramSettings;

@@ -1,15 +1,14 @@
-//! Each target on what it begins with, on changes of that, and on any bytes; `SIP_XDP_CORPUS` adds
-//! to it.
+//! Each target on its seeds, on mutations of them, and on any bytes; `SIP_XDP_CORPUS` adds inputs.
 
 use std::path::PathBuf;
 
 use crate::{TARGETS, seeds};
 
-/// Inputs of a target beside the seeds; scripts of traffic take longer than packets.
+/// Number of inputs per target besides the seeds; scripts take longer than packets.
 const INPUTS: usize = 600;
 const SCRIPTS: usize = 100;
 
-/// A small generator (splitmix64), so that every run sees the same inputs.
+/// A small generator (splitmix64) for reproducible inputs.
 struct Random(u64);
 
 impl Random {

@@ -47,8 +47,8 @@ const USERS: [&str; 8] = [
 
 const AGENTS: [&str; 4] = ["Phone 1.0", "friendly-scanner", "SIPVicious", "Another \"Phone\""];
 
-/// The source of a step's event: four of IPv4, and of IPv6 two in one network, one in a network
-/// beside it, one far away.
+/// The source of a step's event: four IPv4 addresses, and for IPv6 two in one network, one in an
+/// adjacent network, one far away.
 pub(crate) fn source(step: &Step, time: u32) -> IpKey {
     let number =
         if step.sources_differ { u32::from(step.source) + time } else { step.source.into() } & 7;
@@ -77,9 +77,9 @@ pub(crate) struct Message<'a> {
     pub(crate) time: u32,
     /// The nonce that it carries.
     pub(crate) nonce: u32,
-    /// Which credentials it has.
+    /// Index of the credentials.
     pub(crate) credentials: usize,
-    /// Which response follows.
+    /// Index of the response.
     pub(crate) status: usize,
 }
 
@@ -107,7 +107,7 @@ impl Message<'_> {
     pub(crate) fn request(&self, number: u32) -> Vec<u8> {
         let step = self.step;
         let target = USERS[usize::from(step.target & 7)];
-        // None; with the nonce of this step, one that many have, and one that nobody was given.
+        // None; with this step's nonce, with a shared one, and with one that was never issued.
         let nonce =
             ["", &format!("n{}", self.nonce), "shared", "unknown"][self.credentials & 3].to_owned();
         let credentials = if nonce.is_empty() {

@@ -1,7 +1,7 @@
-//! The agent inside a virtual machine of `cargo xtask machines`: the host asks for one thing a
-//! line, in JSON, over a virtio serial port, and gets one line of JSON back. It starts programs,
-//! follows what they print, serves SIP and an echo over TCP, counts what arrives, and says which
-//! programs the kernel holds.
+//! The agent inside a virtual machine of `cargo xtask machines`: JSON requests of the host, one per
+//! line, over a virtio serial port, each with one line of JSON as response. It starts programs,
+//! follows their output, serves SIP and a TCP echo, counts packets, and lists the kernel's BPF
+//! programs.
 
 mod programs;
 mod server;
@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-/// The name of the serial port, as the host gave it to the machine.
+/// Name of the serial port, as configured on the host.
 const PORT: &str = "sip-xdp";
 
-/// How often what changes without an event is looked at.
+/// Poll interval for changes without an event.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Where the output of started programs goes.
+/// Directory of the programs' output.
 const LOGS: &str = "/tmp";
 
 fn main() -> Result<()> {
@@ -50,7 +50,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The device of our serial port; the kernel may still be looking for it.
+/// The device of the serial port, once the kernel has found it.
 fn port() -> Result<PathBuf> {
     for _ in 0..500 {
         for entry in fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten() {
@@ -68,7 +68,7 @@ fn seconds_since_boot() -> Result<f64> {
     Ok(text.split(' ').next().context("/proc/uptime is empty")?.parse()?)
 }
 
-/// What the agent holds.
+/// The agent's state.
 struct Guest {
     port: File,
     server: server::Server,
@@ -114,7 +114,7 @@ impl Guest {
         }
     }
 
-    /// Starts a program in the background, with what it prints in a log.
+    /// Starts a program in the background, with its output in a log.
     fn start(&mut self, request: &Value) -> Result<Value> {
         let name = text(request, "name")?.to_owned();
         let log = Path::new(LOGS).join(format!("{name}.log"));
@@ -138,7 +138,7 @@ impl Guest {
         Ok(json!({"ok": status.success()}))
     }
 
-    /// Waits until the log has a text, the program has ended, or the time is up.
+    /// Waits until the log contains a text, the program ends, or the timeout.
     fn await_text(&mut self, request: &Value) -> Result<Value> {
         let wanted = text(request, "text")?.to_owned();
         let deadline = Instant::now() + timeout(request);
@@ -149,15 +149,14 @@ impl Guest {
             let found = log.contains(&wanted);
             if found || ended.is_some() || Instant::now() >= deadline {
                 let seconds = started.since.elapsed().as_secs_f64();
-                return Ok(
-                    json!({"found": found, "ended": ended.is_some(), "seconds": seconds, "log": log}),
-                );
+                let ended = ended.is_some();
+                return Ok(json!({"found": found, "ended": ended, "seconds": seconds, "log": log}));
             }
             sleep(POLL);
         }
     }
 
-    /// Waits for the end of a program; one that does not end in time is killed.
+    /// Waits for the end of a program; it is killed on a timeout.
     fn end(&mut self, request: &Value) -> Result<Value> {
         let deadline = Instant::now() + timeout(request);
         let name = text(request, "name")?.to_owned();
@@ -202,7 +201,7 @@ fn command(request: &Value) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs a program to its end, at most for the given time.
+/// Runs a program to its end, within a timeout.
 fn run(request: &Value) -> Result<Value> {
     let deadline = Instant::now() + timeout(request);
     let paths = [Path::new(LOGS).join(".stdout"), Path::new(LOGS).join(".stderr")];
@@ -230,7 +229,7 @@ fn run(request: &Value) -> Result<Value> {
     }))
 }
 
-/// Connects to an echo outside, and sends and takes back as many bytes as asked for.
+/// Connects to an outside echo, and sends and receives the requested number of bytes.
 fn echo(request: &Value) -> Result<Value> {
     let address: SocketAddr = text(request, "address")?.parse()?;
     let size = usize::try_from(request["bytes"].as_u64().unwrap_or(0))?;

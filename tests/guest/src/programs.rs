@@ -1,5 +1,4 @@
-//! The BPF programs and links that the kernel holds: what the product left, and how much the
-//! verifier looked at.
+//! The kernel's BPF programs and links: the product's remains, and verifier figures.
 
 use anyhow::Result;
 use aya::programs::{loaded_links, loaded_programs};

@@ -1,5 +1,5 @@
-//! What listens in the machine: SIP over UDP, which counts and answers, and an echo over TCP on the
-//! same port.
+//! The servers in the machine: SIP over UDP, which counts and responds, and a TCP echo on the same
+//! port.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -10,13 +10,13 @@ use std::thread;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-/// The port for both.
+/// Port of both.
 const PORT: u16 = 5060;
 
 /// Datagrams that arrived, by source address.
 type Counts = Arc<Mutex<BTreeMap<String, u64>>>;
 
-/// Both servers, in threads of their own.
+/// Both servers, in threads.
 pub(crate) struct Server {
     counts: Counts,
 }
@@ -50,7 +50,7 @@ fn lock(counts: &Counts) -> MutexGuard<'_, BTreeMap<String, u64>> {
 
 fn serve_sip(socket: &UdpSocket, counts: &Counts) {
     let mut buffer = vec![0; 65_536];
-    // An error is an ICMP message for an earlier answer: the next datagram may be fine.
+    // An error is an ICMP message for an earlier response: continue.
     loop {
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
         *lock(counts).entry(from.ip().to_string()).or_default() += 1;
@@ -60,7 +60,7 @@ fn serve_sip(socket: &UdpSocket, counts: &Counts) {
     }
 }
 
-/// A registrar's answer: a challenge without credentials, and an acceptance with any.
+/// A registrar's response: a challenge without credentials, and an acceptance with any.
 fn answer(request: &str) -> Option<String> {
     let header = |name: &str| request.lines().find(|line| line.starts_with(name));
     let (via, from, to) = (header("Via:")?, header("From:")?, header("To:")?);
@@ -78,12 +78,12 @@ fn answer(request: &str) -> Option<String> {
     };
     let tag = format!("{:016x}", hash(request));
     Some(format!(
-        "SIP/2.0 {status}\r\n{via}\r\n{from}\r\n{to};tag={tag}\r\n{call_id}\r\n{cseq}\r\n{extra}\r\n\
-         Content-Length: 0\r\n\r\n"
+        "SIP/2.0 {status}\r\n{via}\r\n{from}\r\n{to};tag={tag}\r\n{call_id}\r\n{cseq}\r\n\
+         {extra}\r\nContent-Length: 0\r\n\r\n"
     ))
 }
 
-/// FNV-1a: different texts get different nonces and tags, and no more is asked of it.
+/// FNV-1a, to give different texts different nonces and tags.
 fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -1,14 +1,16 @@
-//! The package in a clean Debian: installed, used by systemd and by people, upgraded under traffic,
-//! removed, purged; and a newcomer who does what the README says, block by block.
+//! The package in a clean Debian: installed, run by systemd, used, upgraded under traffic, removed,
+//! purged; and a newcomer who follows the README block by block.
 //!
-//! Everything happens in namespaces that this program makes. It exits with 0 only if all of it
-//! held.
+//! Everything happens in namespaces that this program creates. It exits with 0 only if everything
+//! passed.
 
+mod engine;
 mod newcomer;
 mod others;
 mod package;
 mod server;
 mod service;
+mod start;
 mod workshop;
 
 use std::path::PathBuf;
@@ -81,7 +83,7 @@ fn work(arguments: &Arguments) -> Result<bool> {
         }
         What::Others(others) => {
             println!("What is installed without apt:");
-            others::run(root, others)?;
+            others::run(root, checkout, others)?;
         }
         What::Newcomer { sources, quick } => {
             println!("A newcomer with the sources and the README:");
@@ -91,7 +93,7 @@ fn work(arguments: &Arguments) -> Result<bool> {
     Ok(true)
 }
 
-/// Does the work in a child and sees to it that nothing is left, even if that is killed.
+/// Runs the work in a child, and cleans up even if that is killed.
 fn watch() -> Result<bool> {
     let start = Instant::now();
     let Aftermath { status, remains } = supervise()?;
@@ -107,7 +109,7 @@ fn watch() -> Result<bool> {
     Ok(all_held)
 }
 
-/// Says what held.
+/// Prints a passed check.
 fn held(what: impl AsRef<str>) {
     println!("  ok     {}", what.as_ref());
 }

@@ -16,18 +16,18 @@ use crate::workshop::Workshop;
 /// The user.
 pub(crate) const USER: &str = "newcomer";
 
-/// Makes the user, who may use sudo.
+/// Creates the user, with sudo rights.
 pub(crate) const ADD_USER: &str = "useradd --create-home --shell /bin/bash newcomer && \
     echo 'newcomer ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/newcomer";
 
-/// What is executed where something is built, and where it runs.
+/// Fences of blocks for the build machine, and for the target.
 const CHECKOUT: &str = "console";
 const SERVER: &str = "sh";
 
 /// The part for contributors, which takes more than an hour.
 const LONG: &str = "Contributing";
 
-/// Executes what is said of the machine where the package is to run.
+/// Executes the blocks of the target machine.
 pub(crate) fn with_package(root: &Path, checkout: &Path, package: &Path) -> Result<()> {
     let blocks = manual::read(checkout, manual::EXECUTED)?;
     let lab = Lab::new()?;
@@ -38,7 +38,7 @@ pub(crate) fn with_package(root: &Path, checkout: &Path, package: &Path) -> Resu
         .try_for_each(|block| server.execute(block))
 }
 
-/// Executes all of it: the package is the one that the checkout has made by then.
+/// Executes all blocks; the package is the one built in the checkout.
 pub(crate) fn with_sources(
     root: &Path,
     checkout: &Path,

@@ -1,5 +1,5 @@
 //! What is installed without apt: the rpm package, the tarball in a root that holds nothing else,
-//! and the container image with exactly what the Kubernetes manifest gives it.
+//! and the container image, in an engine and with exactly what the Kubernetes manifest gives it.
 
 use std::fs;
 use std::path::Path;
@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use sip_xdp_tests::dns::{DOMAIN, NameServer};
 use sip_xdp_tests::process::succeed;
 use sip_xdp_tests::topology::{LAN, PBX_WAN, WAN};
 use sip_xdp_tests::{Capture, Lab, Machine, stream, wait_until};
 
-use crate::{held, service};
+use crate::{engine, held, service};
 
-/// The files to try.
+/// The files to test.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Others {
     /// An rpm package
@@ -29,15 +30,18 @@ pub(crate) struct Others {
     /// The tarball
     #[arg(long, value_name = "FILE")]
     tarball: std::path::PathBuf,
-    /// The root of a container of the image, as a tar archive
+    /// What the image is built from
+    #[arg(long, value_name = "DIR")]
+    context: std::path::PathBuf,
+    /// A clean Debian with Podman, as a tar archive
     #[arg(long, value_name = "FILE")]
-    image: std::path::PathBuf,
+    engine_root: std::path::PathBuf,
     /// The Kubernetes manifest's documents, as a JSON array
     #[arg(long, value_name = "FILE")]
     manifest: std::path::PathBuf,
 }
 
-/// What the rpm package brings, beside the man pages.
+/// Contents of the rpm package besides the man pages.
 const FILES: [&str; 9] = [
     "/etc/fail2ban/action.d/sip-xdp.conf",
     "/etc/sip-xdp/config.toml",
@@ -50,18 +54,29 @@ const FILES: [&str; 9] = [
     "/usr/share/zsh/site-functions/_sip-xdp",
 ];
 
-/// Debian's rpm wants to be told that this is no mistake.
+/// Debian's rpm requires this flag.
 const RPM: &str = "rpm --force-debian --quiet";
 
-/// What confines a container by default, in systemd's words: its own /proc, /sys and /dev.
-const CONTAINER: [&str; 3] =
-    ["MountAPIVFS=yes", "PrivateTmp=yes", "SystemCallFilter=@system-service bpf"];
+/// What confines a container by default, in systemd's words: its own /proc, /sys and /dev, and an
+/// error for what its profile refuses.
+const CONTAINER: [&str; 4] = [
+    "MountAPIVFS=yes",
+    "PrivateTmp=yes",
+    "SystemCallErrorNumber=EPERM",
+    "SystemCallFilter=@system-service bpf",
+];
 
-pub(crate) fn run(root: &Path, others: &Others) -> Result<()> {
+/// Where the root of a container is, inside.
+const IMAGE: &str = "/root/image.tar";
+
+pub(crate) fn run(root: &Path, checkout: &Path, others: &Others) -> Result<()> {
     let lab = Lab::new()?;
     let machine = Machine::boot(root, &lab.pbx, lab.directory())?;
     rpm(&lab, &machine, others)?;
     tarball(&lab, &machine, &others.tarball)?;
+    drop(machine);
+    let machine = Machine::boot(&others.engine_root, &lab.pbx, lab.directory())?;
+    engine::run(&lab, &machine, &others.context, checkout, IMAGE)?;
     image(&lab, &machine, others)
 }
 
@@ -109,7 +124,7 @@ fn rpm(lab: &Lab, machine: &Machine<'_>, others: &Others) -> Result<()> {
 }
 
 /// Neither a program nor a pin is left.
-fn is_gone(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
+pub(crate) fn is_gone(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     for interface in [WAN, LAN] {
         let shown = succeed(Command::new("ip").args([
             "-n",
@@ -128,7 +143,7 @@ fn is_gone(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A daemon of its own root and properties, under systemd.
+/// A daemon with its own root and properties, under systemd.
 struct Contained<'m> {
     machine: &'m Machine<'m>,
     name: &'static str,
@@ -137,7 +152,7 @@ struct Contained<'m> {
 }
 
 impl Contained<'_> {
-    /// The beginning of a command line with which something runs as the daemon does.
+    /// The prefix of a command line that runs like the daemon.
     fn systemd_run(&self, options: &str) -> String {
         let properties: Vec<_> =
             self.properties.iter().map(|property| format!("--property='{property}'")).collect();
@@ -165,25 +180,36 @@ impl Contained<'_> {
         ))
     }
 
-    /// It filters: what it is told to block does not get behind it. And it leaves nothing.
+    /// It filters, and leaves nothing.
     fn filters(&self, lab: &Lab, number: u8) -> Result<()> {
-        self.command("status --check")?;
-        let blocked = lab.further_attacker(number)?;
-        self.command(&format!("block add {blocked}"))?;
-        let passed =
-            Capture::start(&lab.pbx, WAN, &format!("udp and src host {blocked}"), lab.directory())?;
-        let attack = stream::registers(&lab.attacker, blocked, PBX_WAN, 500)?;
-        wait_until("packets are sent", Duration::from_secs(30), || Ok(attack.sent() >= 200))?;
-        let (sent, passed) = (attack.stop()?, passed.stop()?.len());
-        ensure!(passed == 0, "{passed} of {sent} packets of a blocked source passed");
-        self.command("unload")?;
-        is_gone(lab, self.machine)?;
-        held(format!(
-            "{}: it filters (0 of {sent} packets of a blocked source passed), and unloads",
-            self.name
-        ));
-        Ok(())
+        filters(lab, self.machine, self.name, number, &|arguments| self.command(arguments))
     }
+}
+
+/// What the filter is told to block by a command does not get behind it. Unloaded, it leaves
+/// nothing.
+pub(crate) fn filters(
+    lab: &Lab,
+    machine: &Machine<'_>,
+    name: &str,
+    number: u8,
+    command: &dyn Fn(&str) -> Result<String>,
+) -> Result<()> {
+    command("status --check")?;
+    let blocked = lab.further_attacker(number)?;
+    command(&format!("block add {blocked}"))?;
+    let passed =
+        Capture::start(&lab.pbx, WAN, &format!("udp and src host {blocked}"), lab.directory())?;
+    let attack = stream::registers(&lab.attacker, blocked, PBX_WAN, 500)?;
+    wait_until("packets are sent", Duration::from_secs(30), || Ok(attack.sent() >= 200))?;
+    let (sent, passed) = (attack.stop()?, passed.stop()?.len());
+    ensure!(passed == 0, "{passed} of {sent} packets of a blocked source passed");
+    command("unload")?;
+    is_gone(lab, machine)?;
+    held(format!(
+        "{name}: it filters (0 of {sent} packets of a blocked source passed), and unloads"
+    ));
+    Ok(())
 }
 
 /// The binary runs where there is no other file.
@@ -204,13 +230,39 @@ fn tarball(lab: &Lab, machine: &Machine<'_>, tarball: &Path) -> Result<()> {
     properties.push("BindPaths=/sys/fs/bpf /run/sip-xdp /var/lib/sip-xdp".to_owned());
     let contained = Contained { machine, name: "tarball", properties, binary: "/sip-xdp" };
     contained.start(&format!("run --iface {WAN}"))?;
-    contained.filters(lab, 1)
+    contained.filters(lab, 1)?;
+    names(lab, machine, contained)
 }
 
-/// The image runs with what the manifest gives it, and no more.
+/// Without the libraries of the system it finds hosts by their names, which feeds need.
+fn names(lab: &Lab, machine: &Machine<'_>, mut contained: Contained<'_>) -> Result<()> {
+    let host = format!("lists.{DOMAIN}");
+    let mut server = NameServer::prepare(&lab.pbx, PBX_WAN, lab.directory())?;
+    server.serve(&[format!("host-record={host},{PBX_WAN}")])?;
+    machine.copy(server.resolv_conf(), "/srv/resolv.conf")?;
+    // The name server itself is what is connected with.
+    let feed = format!("[[feeds]]\nname = \"named\"\nurl = \"http://{host}:53/list\"\n");
+    machine.run(&format!("cat > /srv/feeds.toml <<'EOF'\n{feed}EOF"))?;
+    let files = "BindReadOnlyPaths=/srv/resolv.conf:/etc/resolv.conf /srv/feeds.toml:/feeds.toml";
+    contained.properties.push(files.to_owned());
+    let doctor = contained.systemd_run("--wait --pipe");
+    // It fails for other reasons: no SIP server listens here.
+    let script =
+        format!("{doctor} {} --config /feeds.toml --json doctor --iface {WAN}", contained.binary);
+    let output = machine.try_run(&script)?;
+    let found: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("`doctor` printed no JSON, but: {output:?}"))?;
+    let checks = found["checks"].as_array().context("no checks")?;
+    let check =
+        checks.iter().find(|check| check["check"] == "feed").context("no check of the feed")?;
+    ensure!(check["status"] == "ok", "the feed's host is not found: {check}");
+    held(format!("{}: it finds a feed's host by its name", contained.name));
+    Ok(())
+}
+
+/// A container of the image runs with what the manifest gives it, and no more.
 fn image(lab: &Lab, machine: &Machine<'_>, others: &Others) -> Result<()> {
-    machine.copy(&others.image, "/root/image.tar")?;
-    machine.run("mkdir /srv/image && tar -xf image.tar -C /srv/image")?;
+    machine.run(&format!("mkdir /srv/image && tar -xf {IMAGE} -C /srv/image"))?;
     let manifest = fs::read_to_string(&others.manifest).context("no manifest")?;
     let manifest: Value = serde_json::from_str(&manifest).context("the manifest is no JSON")?;
     let documents = manifest.as_array().context("the manifest is no array")?;

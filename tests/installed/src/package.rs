@@ -1,4 +1,4 @@
-//! Installing, upgrading, removing and purging.
+//! Installation, upgrade, removal and purge.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,9 +9,9 @@ use sip_xdp_tests::process::succeed;
 use sip_xdp_tests::topology::{LAN, PBX_LAN, PBX_WAN, PHONE, WAN};
 use sip_xdp_tests::{Capture, Lab, Machine, stream, wait_until};
 
-use crate::{held, service};
+use crate::{held, service, start};
 
-/// What belongs into the package, beside the man pages.
+/// Contents of the package besides the man pages.
 const FILES: [&str; 13] = [
     "/etc/fail2ban/action.d/sip-xdp.conf",
     "/etc/sip-xdp/config.toml",
@@ -60,13 +60,17 @@ pub(crate) fn run(root: &Path, package: &Path, next: &Path) -> Result<()> {
     service::unit(&machine)?;
     service::capabilities(&machine)?;
     service::group(&machine)?;
+    start::install_servers(&machine)?;
+    start::order(&machine)?;
+    start::broken_configuration(&machine)?;
     upgrade(&lab, &machine)?;
+    hostile_upgrade(&machine)?;
     remove(&lab, &machine)?;
     purge(&machine)
 }
 
 fn install(machine: &Machine<'_>) -> Result<()> {
-    // What it depends on is there in any Debian, so that no network is needed.
+    // Its dependencies are part of any Debian, so that no network is needed.
     machine.run("apt-get install --yes --no-install-recommends ./sip-xdp.deb")?;
     let listed = machine.run("dpkg --listfiles sip-xdp")?;
     for file in FILES {
@@ -153,7 +157,7 @@ fn completions(machine: &Machine<'_>) -> Result<()> {
 
 fn configuration(machine: &Machine<'_>) -> Result<()> {
     machine.run("sip-xdp config check")?;
-    // An operator's line, which must be there after the upgrade.
+    // An operator's line, which must survive the upgrade.
     machine.run(&format!(
         "sed -i 's/^#interfaces = .*/interfaces = [\"{WAN}\", \"{LAN}\"]/' /etc/sip-xdp/config.toml"
     ))?;
@@ -207,7 +211,42 @@ fn upgrade(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     Ok(())
 }
 
-/// After a removal nothing enforces any more.
+/// A later version whose configuration file is another one comes while the operator's file is
+/// broken: the installation succeeds and names the mistake, the daemon that runs goes on, the
+/// operator's file stays.
+fn hostile_upgrade(machine: &Machine<'_>) -> Result<()> {
+    let before = service::pid(machine)?;
+    start::break_configuration(machine)?;
+    machine.run(
+        "dpkg-deb --raw-extract next.deb later && cd later && \
+         sed -i 's/+next$/+next.later/' DEBIAN/control && \
+         echo '# A new default.' >> etc/sip-xdp/config.toml && \
+         find . -type f -not -path './DEBIAN/*' -printf '%P\\0' | \
+         xargs -0 md5sum > DEBIAN/md5sums && \
+         dpkg-deb --root-owner-group -Znone --build . ../later.deb",
+    )?;
+    let said =
+        machine.run("apt-get install --yes -o Dpkg::Options::=--force-confold ./later.deb 2>&1")?;
+    let version = machine.run("dpkg-query --show --showformat='${Status} ${Version}' sip-xdp")?;
+    ensure!(
+        version.starts_with("install ok installed ") && version.ends_with(".later"),
+        "{version}"
+    );
+    let complaints: Vec<_> = said.lines().filter(|line| line.contains(start::COMPLAINT)).collect();
+    ensure!(complaints.len() == 1, "the installation does not name the mistake once: {said}");
+    ensure!(service::pid(machine)? == before, "the daemon that could not be restarted was stopped");
+    machine.run("sip-xdp status --check && test -e /etc/sip-xdp/config.toml.dpkg-dist")?;
+    start::repair_configuration(machine)?;
+    machine.run("systemctl restart sip-xdp && sip-xdp status --check")?;
+    ensure!(service::pid(machine)? != before, "it was not restarted");
+    held(format!(
+        "upgraded with a broken configuration: the daemon goes on; apt shows \"{}\"",
+        complaints[0]
+    ));
+    Ok(())
+}
+
+/// After a removal nothing is enforced.
 fn remove(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     machine.run("apt-get remove --yes sip-xdp")?;
     ensure!(
@@ -240,7 +279,7 @@ fn remove(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
 }
 
 fn purge(machine: &Machine<'_>) -> Result<()> {
-    // A key that an operator has put there is nobody's business after a purge.
+    // A purge removes an operator's key as well.
     machine.run("echo secret > /etc/sip-xdp/feed.key && apt-get purge --yes sip-xdp")?;
     let left = machine.run(
         "find / -xdev -name '*sip-xdp*' -not -path '/var/cache/*' -not -path '/root/*' -not -path \

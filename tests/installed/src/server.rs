@@ -1,5 +1,4 @@
-//! Where the newcomer's package is to run: a clean Debian with its own systemd, in a network of the
-//! laboratory.
+//! The target machine of the newcomer: a clean Debian with systemd, in a network of the laboratory.
 
 use std::path::Path;
 use std::time::Instant;
@@ -18,9 +17,9 @@ pub(crate) struct Server<'a> {
 }
 
 impl<'a> Server<'a> {
-    /// Starts it, with the package where the newcomer is after logging in.
+    /// Starts it, with the package in the newcomer's home.
     pub(crate) fn boot(root: &Path, lab: &'a Lab, package: &Path) -> Result<Self> {
-        // As a host on the Internet has one; the filter goes where it leads.
+        // As on an Internet host; the filter follows the default route.
         lab.pbx.ip(["route", "add", "default", "via", &ATTACKER.to_string()])?;
         let machine = Machine::boot(root, &lab.pbx, lab.directory())?;
         machine.run(ADD_USER)?;
@@ -32,8 +31,7 @@ impl<'a> Server<'a> {
         Ok(Self { machine })
     }
 
-    /// Executes a block as the newcomer would paste it into a shell, which stops at the first
-    /// command that fails.
+    /// Executes a block as if pasted into a shell, stopping at the first failure.
     pub(crate) fn execute(&self, block: &Block) -> Result<()> {
         let start = Instant::now();
         let quoted = format!("set -e -o pipefail\ncd\n{}", block.text).replace('\'', r"'\''");

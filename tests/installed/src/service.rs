@@ -1,4 +1,4 @@
-//! The service as systemd runs it: what it may do, and that it could not do with less.
+//! The systemd service: its privileges, and proof that each is needed.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use sip_xdp_tests::{Machine, wait_until};
 
 use crate::held;
 
-/// What the unit gives it, by their numbers in include/uapi/linux/capability.h.
+/// The unit's capabilities, by number (include/uapi/linux/capability.h).
 const CAPABILITIES: [(&str, u32); 3] =
     [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 
-/// The most that `systemd-analyze security` may say against the unit, in tenths: 0 is none, 100 is
-/// no confinement at all.
+/// Maximum exposure by `systemd-analyze security`, in tenths: 0 is none, 100 is no confinement at
+/// all.
 const EXPOSURE: u32 = 27;
 
-/// Where a test changes the unit.
+/// Directory of a test's changes of the unit.
 const DROP_IN: &str = "/run/systemd/system/sip-xdp.service.d";
 
 /// The daemon.
@@ -24,7 +24,7 @@ pub(crate) fn pid(machine: &Machine<'_>) -> Result<Pid> {
     machine.main_process("sip-xdp.service")
 }
 
-/// The unit is what systemd understands, and confines the daemon; which works so.
+/// The unit is valid for systemd, and the daemon works in its confinement.
 pub(crate) fn unit(machine: &Machine<'_>) -> Result<()> {
     let complaints = machine.run("systemd-analyze verify sip-xdp.service 2>&1")?;
     ensure!(complaints.trim().is_empty(), "systemd complains about the unit: {complaints}");
@@ -54,8 +54,7 @@ pub(crate) fn unit(machine: &Machine<'_>) -> Result<()> {
         let line = format!("{field}:\t{value:016x}");
         ensure!(status.contains(&line), "no {line} in the daemon's status: {status}");
     }
-    // With all of it: a reload loads and swaps programs, the notes of a ban are written, the web
-    // page answers.
+    // With all of it: a reload loads and replaces programs, a ban is stored, the web page responds.
     machine.run(
         "systemctl reload sip-xdp && sip-xdp block add 192.0.2.1 && sip-xdp block del 192.0.2.1",
     )?;
@@ -69,8 +68,7 @@ pub(crate) fn unit(machine: &Machine<'_>) -> Result<()> {
     Ok(())
 }
 
-/// With any one capability less it does not start, and says which one it is; what is filtered stays
-/// filtered.
+/// Without any one capability it does not start, and names it; the filter stays in force.
 pub(crate) fn capabilities(machine: &Machine<'_>) -> Result<()> {
     for (name, _) in CAPABILITIES {
         let unit = format!("[Service]\\nRestart=no\\nCapabilityBoundingSet=~{name}\\n");
@@ -103,7 +101,7 @@ pub(crate) fn capabilities(machine: &Machine<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Who is in the group may give commands, others may not.
+/// Members of the group may send commands, others may not.
 pub(crate) fn group(machine: &Machine<'_>) -> Result<()> {
     machine.run(
         "useradd colleague && useradd stranger && usermod --append --groups sip-xdp colleague",

@@ -1,8 +1,7 @@
-//! Where the newcomer builds: a clean Debian with the checkout, and with this machine's way to the
+//! The newcomer's build machine: a clean Debian with the checkout, and this machine's access to
 //! mirrors and registries.
 //!
-//! No systemd runs there, and nothing of what is executed there attaches to an interface that it
-//! did not make.
+//! It runs no systemd, and attaches only to interfaces that it created.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,15 +18,14 @@ use tempfile::TempDir;
 use crate::held;
 use crate::newcomer::{ADD_USER, USER};
 
-/// The checkout, below the newcomer's home.
+/// The checkout, in the newcomer's home.
 const CHECKOUT: &str = "sip-xdp";
 
-/// What the network asks of every machine in it: its name servers, and its own certificates where
-/// it has some.
+/// The network's requirements: its name servers, and its own certificates, if any.
 const NAME_SERVERS: &str = "/etc/resolv.conf";
 const CERTIFICATES: &str = "/usr/local/share/ca-certificates";
 
-/// The machine; its files go with it.
+/// The machine; dropping it removes its files.
 pub(crate) struct Workshop {
     root: Root,
     _directory: TempDir,
@@ -60,14 +58,12 @@ impl Workshop {
         Ok(workshop)
     }
 
-    /// Executes the commands of a block one after the other, as the newcomer would, with their
-    /// output.
+    /// Executes the commands of a block one after the other, with their output.
     pub(crate) fn execute(&self, block: &Block) -> Result<()> {
         for command in block.text.lines().filter_map(|line| line.strip_prefix("$ ")) {
             println!("  ...    $ {command}");
             let start = Instant::now();
-            // The shell around it is the first process, which collects those that have lost their
-            // parent.
+            // The surrounding shell is the init process, which reaps orphans.
             let status = self
                 .command(&["sh", "-c", r#"runuser --login "$1" -c "$2"; exit $?"#, "sh", USER])
                 .arg(format!("cd {CHECKOUT} && {command}"))
@@ -96,8 +92,7 @@ impl Workshop {
         succeed(&mut self.command(&["sh", "-e", "-c", script])).map(drop)
     }
 
-    /// A program inside. It ends with us, however we end: unshare(1) itself listens to nothing
-    /// softer.
+    /// A program inside. It ends with us in any case: unshare(1) needs SIGKILL.
     fn command(&self, program: &[&str]) -> Command {
         let mut command = Command::new("setpriv");
         command

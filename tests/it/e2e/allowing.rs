@@ -1,5 +1,5 @@
-//! Feeds that trust or admit: what they list comes and goes with them, within stricter guards, and
-//! whoever watches is told. Needs root and Linux 6.6 or later.
+//! Feeds that trust or admit: their entries come and go with them, within stricter guards, and
+//! watchers see the events. Needs root and Linux 6.6 or later.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -43,7 +43,7 @@ fn set(networks: &[&str]) -> BTreeSet<String> {
 }
 
 #[test]
-fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
+fn feed_trust_comes_and_goes_with_the_feed() -> Result<()> {
     let lab = Lab::new()?;
     let list = lab.directory().join("offices.list");
     fs::write(
@@ -51,14 +51,14 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
         format!("{ATTACKER}\n0.0.0.0/1\n64.0.0.0/15\n10.0.0.0/8\n2001:db8::/31\n192.0.2.0/24\n"),
     )?;
     let mut filter = start(&lab, configuration(&list, "block", "open"))?;
-    // Whom an operator blocks no feed trusts.
+    // Feeds do not trust networks that an operator blocks.
     filter.succeed(&["block", "add", "192.0.2.128/25"])?;
     let attacker = ATTACKER.to_string();
     let verdict =
         |filter: &Filter<'_>| anyhow::Ok(filter.json(&["explain", &attacker])?["verdict"].clone());
     wait_until("it blocks", SOON, || Ok(verdict(&filter)? == "drop"))?;
     let mut watch = filter.start_command(&["watch", "--json"])?;
-    // What happens before it is connected, it does not see.
+    // Earlier events are not seen.
     wait_until("it watches", SOON, || {
         filter.succeed(&["block", "add", "192.0.2.128/25"])?;
         Ok(!watch.lines().is_empty())
@@ -87,7 +87,8 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("the feed offices"), "{said}");
 
-    // A crash, a reboot without the list's server, and it is trusted before anything is judged.
+    // After a crash and a reboot without the list's server it is trusted before the first packet is
+    // judged.
     filter.kill9()?;
     filter.launch()?;
     assert_eq!(trusted(&filter)?, expected);
@@ -97,7 +98,7 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
     filter.launch()?;
     assert_eq!(trusted(&filter)?, expected);
 
-    // It drops one.
+    // One address is removed from the list.
     fs::write(&list, String::from_utf8(kept)?.replace(&attacker, ""))?;
     println!("{}", filter.succeed(&["feed", "sync", "offices"])?);
     assert_eq!(trusted(&filter)?, set(&["192.0.2.0/25"]));
@@ -106,7 +107,7 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
         Ok(filter.packets(WAN, "drop.limited")? > 20)
     })?;
     stream.stop()?;
-    // It is gone, while nobody was running.
+    // The whole list is removed while the daemon is stopped.
     filter.stop()?;
     filter.configure("")?;
     filter.launch()?;
@@ -115,7 +116,7 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
 }
 
 #[test]
-fn whom_a_feed_admits_may_talk_under_the_policy_closed() -> Result<()> {
+fn sources_admitted_by_a_feed_pass_the_policy_closed() -> Result<()> {
     let lab = Lab::new()?;
     let list = lab.directory().join("country.list");
     fs::write(&list, "198.51.0.0/16\n192.0.2.0/24\n")?;
@@ -123,14 +124,14 @@ fn whom_a_feed_admits_may_talk_under_the_policy_closed() -> Result<()> {
     let verdict =
         || anyhow::Ok(filter.json(&["explain", &ATTACKER.to_string()])?["verdict"].clone());
     wait_until("it admits", SOON, || Ok(verdict()? == "pass"))?;
-    // As many addresses as before, so that no size guard has a say.
+    // As many addresses as before, so that no size guard applies.
     fs::write(&list, "203.0.0.0/16\n192.0.2.0/24\n")?;
     filter.succeed(&["feed", "sync", "offices"])?;
     assert_eq!(verdict()?, "drop");
     fs::write(&list, "198.51.0.0/16\n192.0.2.0/24\n")?;
     filter.succeed(&["feed", "sync", "offices"])?;
     assert_eq!(verdict()?, "pass");
-    // Being admitted is not being trusted: who is blocked stays so.
+    // Admitted is not trusted: a block still applies.
     filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
     assert_eq!(verdict()?, "drop");
     Ok(())

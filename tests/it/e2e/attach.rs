@@ -1,5 +1,5 @@
-//! How programs are attached: refusals carry their reason, a program that sees nothing is noticed,
-//! and what was switched off is put back. Needs root.
+//! Attachment: refusals carry their reason, blind programs are noticed, and switched-off offloads
+//! are restored. Needs root.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,7 +31,7 @@ fn refusal(filter: &mut Filter<'_>) -> Result<String> {
     Ok(errors.join("\n"))
 }
 
-/// The driver's own words, which only netlink hands out, and the command that helps.
+/// The driver's extended acknowledgement, from netlink, and the remedy.
 #[test]
 fn a_refusal_says_why_and_what_to_do() -> Result<()> {
     let lab = Lab::new()?;
@@ -51,7 +51,7 @@ fn a_refusal_says_why_and_what_to_do() -> Result<()> {
     let links = lab.pbx.ip(["-details", "link", "show", "dev", "q0"])?;
     assert!(!links.contains("prog/xdp"), "asking again left a program: {links}");
 
-    // The same words where generic mode takes over, in the log and in `status`.
+    // The same message when generic mode takes over, in the log and in `status`.
     filter.configure("interfaces = [\"q0\"]\n")?;
     filter.launch()?;
     let status = filter.json(&["status"])?;
@@ -66,7 +66,7 @@ fn a_refusal_says_why_and_what_to_do() -> Result<()> {
 }
 
 #[test]
-fn nobody_is_told_to_update_a_driver_that_never_will() -> Result<()> {
+fn no_update_is_proposed_for_drivers_without_support() -> Result<()> {
     let lab = Lab::new()?;
     lab.pbx.ip(["link", "add", "br0", "type", "bridge"])?;
     lab.pbx.ip(["link", "set", "br0", "up"])?;
@@ -106,8 +106,8 @@ fn check(filter: &Filter<'_>, name: &str) -> Result<Value> {
         .clone())
 }
 
-/// A driver that takes the program and never calls it. Here none does, so the daemon is told to
-/// count nothing.
+/// A driver that accepts the program and never calls it. No driver here does, so the daemon is made
+/// to count nothing.
 #[test]
 fn generic_mode_takes_over_from_a_program_that_sees_nothing() -> Result<()> {
     let lab = Lab::new()?;
@@ -125,7 +125,7 @@ fn generic_mode_takes_over_from_a_program_that_sees_nothing() -> Result<()> {
             "{}",
             line.text
         );
-        // It protects, and says so; what took over is not taken back.
+        // It protects and reports it; generic mode stays.
         let status = filter.json(&["status"])?;
         println!("{} {}", status["daemon"]["blind"], status["warnings"]);
         assert_eq!(status["daemon"]["blind"][0]["action"], "generic");
@@ -140,6 +140,21 @@ fn generic_mode_takes_over_from_a_program_that_sees_nothing() -> Result<()> {
         assert_eq!(filter.json(&["status"])?["daemon"]["blind"].as_array().map(Vec::len), Some(1));
         stream.stop()?;
         assert!(drops(&lab, &filter)?);
+        Ok(())
+    })?;
+    // The next daemon knows it, and so does doctor.
+    with_daemon(&lab, &filter, Overrides::default(), || {
+        assert_eq!(mode(&filter)?, "generic");
+        let status = filter.json(&["status"])?;
+        assert_eq!(status["daemon"]["blind"][0]["action"], "generic", "{status}");
+        let driver = check(&filter, "driver")?;
+        assert!(driver["detail"].to_string().contains("showed it no packets"), "{driver}");
+        filter.succeed(&["unload"]).map(drop_text)
+    })?;
+    // Nothing of it outlives `unload`.
+    with_daemon(&lab, &filter, Overrides::default(), || {
+        assert_eq!(mode(&filter)?, "native");
+        assert_eq!(filter.json(&["status"])?["daemon"]["blind"], Value::Array(Vec::new()));
         filter.succeed(&["unload"]).map(drop_text)
     })
 }
@@ -170,7 +185,8 @@ fn where_only_native_mode_will_do_it_is_an_error() -> Result<()> {
     })
 }
 
-/// Ordinary drivers keep their program over a reset, and no packet that is seen makes one blind.
+/// Ordinary drivers keep their program over a reset, and a single seen packet means that it is not
+/// blind.
 #[test]
 fn a_program_that_sees_is_left_alone() -> Result<()> {
     let lab = Lab::new()?;
@@ -204,7 +220,7 @@ fn a_program_that_sees_is_left_alone() -> Result<()> {
     filter.unload()
 }
 
-/// Virtual interfaces have nothing that is switched off for a program; so it is noted by hand.
+/// Virtual interfaces have no offloads that a program switches off; so the record is made by hand.
 #[test]
 fn offloads_are_put_back_or_named() -> Result<()> {
     let lab = Lab::new()?;

@@ -1,6 +1,6 @@
-//! Real attack tools: each is banned within seconds, what it sends afterwards is dropped in the
-//! driver, and a phone registers all the time. Needs root, Linux 6.6 or later, and the tools that
-//! `cargo xtask test` installs.
+//! Real attack tools: each is banned within seconds, its later packets are dropped in the driver,
+//! and a phone keeps registering. Needs root, Linux 6.6 or later, and the tools that `cargo xtask
+//! test` installs.
 
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
@@ -109,7 +109,7 @@ fn svwar_with_invite_is_stopped() -> Result<()> {
     is_stopped("svwar -m INVITE", &[], |attacker| attacker.enumerate("INVITE"))
 }
 
-/// It sends one request to each address, so the PBX has many.
+/// One request per address, so the PBX has many addresses.
 #[test]
 fn svmap_is_stopped() -> Result<()> {
     let network = "198.18.0.0/21";
@@ -117,7 +117,7 @@ fn svmap_is_stopped() -> Result<()> {
     is_stopped("svmap", &[&many_addresses], |attacker| attacker.map(network))
 }
 
-/// A network that contains an address of our own is judged by single addresses.
+/// A network that contains an own address is judged per host.
 #[test]
 fn a_flood_over_ipv6_is_stopped() -> Result<()> {
     let lab = Lab::new()?;

@@ -1,6 +1,6 @@
-//! Carriers send much, to numbers that nobody has too, and their calls are challenged: neither one
-//! that we look after with OPTIONS or register with, nor one that is trusted, may be banned or
-//! limited. Needs root and Linux 6.6 or later.
+//! Carriers with high call rates, wrong numbers and challenged calls: neither a peer (OPTIONS or
+//! REGISTER of the server) nor a trusted one may be banned or limited. Needs root and Linux 6.6 or
+//! later.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
@@ -17,7 +17,7 @@ const CARRIER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 /// INVITEs, and the ACKs that follow their refusal.
 const RATE: u32 = 200;
 const TIME: Duration = Duration::from_secs(20);
-/// How many calls go to numbers that nobody has.
+/// Number of calls to unassigned numbers.
 const UNASSIGNED: usize = 5;
 
 /// Lets the carrier place its calls, and checks that all of them get to the registrar.
@@ -44,7 +44,7 @@ fn is_served(what: &str, configuration: &str, method: Option<&str>, reason: &str
 
     let calls = Stream::start(carrier.connected(to)?, RATE, move |number| {
         let call = number / 2;
-        // One call in a hundred goes to a number that nobody has, until there were enough of them.
+        // One call in a hundred, up to the maximum.
         let is_unassigned = call % 100 == 50 && call / 100 < UNASSIGNED as u64;
         let user = if is_unassigned { format!("2{call:05}") } else { "1000".to_owned() };
         let (call_id, sequence) = (format!("carrier-{call}"), 1);

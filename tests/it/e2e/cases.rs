@@ -1,5 +1,5 @@
-//! Conversations from the field come out right: nobody good loses a packet, and who attacks is
-//! banned. The directories are `tests/cases`, and those of `SIP_XDP_CASES`. Needs root.
+//! Conversations from the field: no legitimate source loses a packet, and attackers are banned. The
+//! directories are `tests/cases`, and those of `SIP_XDP_CASES`. Needs root.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,10 +12,10 @@ use sip_xdp::config::Config;
 use sip_xdp::net::network::Network;
 use sip_xdp::tools::replay::{Ban, Close, Input, Options, Replayed, replay};
 
-/// Packets of a conversation that are shown when it does not come out right.
+/// Number of packets shown of a failing conversation.
 const SHOWN: usize = 24;
 
-/// Somebody in a conversation.
+/// A participant of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Who {
     address: IpAddr,
@@ -82,13 +82,13 @@ fn cases(directory: &Path) -> Result<Vec<Case>> {
     lines.map(case).collect()
 }
 
-/// Whether a ban hits somebody.
+/// Whether a ban affects a participant.
 fn hits(ban: &Ban, who: &Who) -> bool {
     let is_there = ban.address.contains(&Network::host(who.address));
     is_there && (ban.port.is_none() || who.port.is_none() || ban.port == who.port)
 }
 
-/// What is wrong with the outcome of a case.
+/// The faults in the outcome of a case.
 fn faults(case: &Case, replayed: &Replayed) -> Vec<(Who, String)> {
     let mut faults = Vec::new();
     for one in &case.keep {
@@ -96,7 +96,7 @@ fn faults(case: &Case, replayed: &Replayed) -> Vec<(Who, String)> {
         if lost > 0 {
             faults.push((*one, format!("lost {lost} packets, and should lose none")));
         }
-        // A registered phone goes on where its address is banned, so nothing but its own ban
+        // A registered phone passes although its address is banned, so that only its own ban
         // matters.
         let ban = replayed
             .banned
@@ -114,7 +114,7 @@ fn faults(case: &Case, replayed: &Replayed) -> Vec<(Who, String)> {
     faults
 }
 
-/// The packets of somebody that lead to what happened: those before the ban, or the first ones.
+/// The decisive packets of a participant: those before the ban, or the first ones.
 fn decisive(case: &Case, who: &Who, replayed: &Replayed) -> Result<String> {
     let until = replayed.banned.iter().find(|ban| hits(ban, who)).map(|ban| ban.time);
     let input = Input::open(&case.file)?;
@@ -132,7 +132,7 @@ fn decisive(case: &Case, who: &Who, replayed: &Replayed) -> Result<String> {
             IpAddr::V4(address) => address.octets().to_vec(),
             IpAddr::V6(address) => address.octets().to_vec(),
         };
-        // Both ends stand in the headers before the message.
+        // Both endpoints are in the headers before the message.
         let headers = &packet.data[..packet.data.len() - message.len()];
         if headers.windows(address.len()).any(|bytes| bytes == address) {
             lines.push(format!("{at}  {}", summary(message)));
@@ -145,7 +145,7 @@ fn decisive(case: &Case, who: &Who, replayed: &Replayed) -> Result<String> {
     Ok(lines[first..].join("\n    "))
 }
 
-/// Where a message begins in a frame.
+/// Offset of a message in a frame.
 fn sip_message(frame: &[u8]) -> Option<&[u8]> {
     let starts = [
         "SIP/2.0 ",
@@ -163,7 +163,7 @@ fn sip_message(frame: &[u8]) -> Option<&[u8]> {
     Some(&frame[at..])
 }
 
-/// The lines of a message that say what it is.
+/// The identifying lines of a message.
 fn summary(message: &[u8]) -> String {
     let text = String::from_utf8_lossy(message);
     let mut lines = text.lines();
@@ -186,7 +186,7 @@ fn summary(message: &[u8]) -> String {
     summary
 }
 
-/// What was drawn from a conversation.
+/// The evidence found in a conversation.
 fn evidence(replayed: &Replayed) -> String {
     let mut text = String::new();
     for ban in &replayed.banned {

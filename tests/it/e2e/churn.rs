@@ -1,6 +1,6 @@
-//! Bans, expiries, synchronisations and restarts, for half a minute; with `SIP_XDP_LONG=1` for an
-//! hour, or for as many seconds as `SIP_XDP_CHURN` says. Memory, file and tables stay flat. Needs
-//! root and Linux 6.6 or later.
+//! Bans, expiry, synchronisations and restarts for half a minute; with `SIP_XDP_LONG=1` for an
+//! hour, or for `SIP_XDP_CHURN` seconds. Memory, file and tables must not grow. Needs root and
+//! Linux 6.6 or later.
 
 use std::env;
 use std::fs;
@@ -20,13 +20,13 @@ use sip_xdp_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(30);
-/// How many rows the table has.
+/// Number of table rows.
 const ROWS: u32 = 12;
-/// How many networks each version of the feed lists, and how many of them the next one does not.
+/// Number of networks per version of the feed, and number that the next version lacks.
 const LISTED: u32 = 20_000;
 const CHANGING: u32 = 4_000;
 
-/// What was seen at one moment.
+/// One observation.
 struct Seen {
     memory: f64,
     file: u64,
@@ -104,11 +104,14 @@ fn nothing_grows() -> Result<()> {
                 let request = match draw.below(3) {
                     0 => json!({ "command": "delete", "list": "block", "network": network }),
                     _ => {
-                        json!({ "command": "add", "list": "block", "network": network, "ttl": 1 + draw.below(5),
-                        "reason": "churn", "force": false, "operator": null })
+                        json!({
+                            "command": "add", "list": "block", "network": network,
+                            "ttl": 1 + draw.below(5), "reason": "churn", "force": false,
+                            "operator": null,
+                        })
                     }
                 };
-                // Taking out what is not there is refused.
+                // Removing a missing entry is refused.
                 let _ = filter.call(&request);
                 commands += 1;
             }
@@ -126,7 +129,7 @@ fn nothing_grows() -> Result<()> {
             now.blocked,
         );
         seen.push(now);
-        // A third of the time each daemon lives, so that it has time to grow.
+        // Each daemon lives for a third of the time, so that growth would show.
         if row % (ROWS / 3) == 0 && row < ROWS {
             if restarts % 2 == 0 {
                 filter.restart()?
@@ -139,7 +142,7 @@ fn nothing_grows() -> Result<()> {
     attack.stop()?;
     wait_until("all that was to end has ended", SOON, || Ok(look(&filter)?.entries == 0))?;
     assert_eq!(look(&filter)?.blocked, u64::from(LISTED), "something is left in the table");
-    // The first row of each daemon's life against its last one.
+    // First and last row of each daemon's life.
     for life in seen.chunks(seen.len() / 3) {
         let (first, last) = (&life[0], &life[life.len() - 1]);
         ensure!(

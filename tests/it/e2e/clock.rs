@@ -1,6 +1,6 @@
-//! The wall clock is set forward and back by a day while bans last: none vanishes, none becomes
-//! eternal, over restarts, crashes and reboots. Needs root, Linux 6.6 or later, and libfaketime,
-//! which sets the clock of the daemon alone.
+//! Wall-clock changes by a day while bans last: none vanishes, none becomes permanent, over
+//! restarts, crashes and reboots. Needs root, Linux 6.6 or later, and libfaketime, which sets the
+//! clock of the daemon alone.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,8 +22,7 @@ const FOR_GOOD: &str = "192.0.2.1";
 const LONG: &str = "192.0.2.2";
 const SHORT: &str = "192.0.2.3";
 
-/// For how many seconds each network is still blocked, by the kernel's own clock; infinity for
-/// good.
+/// Remaining seconds of each block, by the kernel's clock; infinity for permanent.
 fn remaining(filter: &Filter<'_>) -> Result<BTreeMap<String, f64>> {
     let entries = Ledger::new(Pins::new(filter.pins()).open(names::LEDGER)?)?.entries()?;
     let now = clock::now();
@@ -34,7 +33,7 @@ fn remaining(filter: &Filter<'_>) -> Result<BTreeMap<String, f64>> {
     Ok(live.map(|(_, entry)| (entry.network.to_string(), left(entry.expires))).collect())
 }
 
-/// The long ban lasts as long as it would have, and the one for good does.
+/// The long ban keeps its end, and the permanent one stays.
 fn nothing_has_changed(filter: &Filter<'_>, since: u64, what: &str) -> Result<()> {
     let left = remaining(filter)?;
     let passed = (clock::now() - since) as f64 / 1e9;
@@ -55,7 +54,7 @@ fn start<'a>(lab: &'a Lab, clock: &FakeTime) -> Result<Filter<'a>> {
     Filter::start_with(&lab.pbx, lab.directory(), options)
 }
 
-/// The clock is set by so many seconds while the daemon runs.
+/// The clock is set by this number of seconds while the daemon runs.
 fn set_while_it_runs(by: i64) -> Result<()> {
     let lab = Lab::new()?;
     let wall = FakeTime::new(lab.directory())?;
@@ -74,7 +73,7 @@ fn set_while_it_runs(by: i64) -> Result<()> {
     if (clock::now() - since) < 3_000_000_000 {
         ensure!(remaining(&filter)?.contains_key(SHORT), "the short ban has ended with the clock");
     }
-    // What people see is the kernel's truth in the new time.
+    // Displayed times follow the new wall clock.
     let rows = filter.json(&["block", "list"])?;
     let row = rows
         .as_array()
@@ -98,8 +97,8 @@ fn set_while_it_runs(by: i64) -> Result<()> {
     filter.kill9()?;
     filter.launch()?;
     nothing_has_changed(&filter, since, "after a crash")?;
-    // Once more while it runs, and then the power fails, so that only the disk remembers. What is
-    // acknowledged is there.
+    // Once more while it runs, then a power failure, so that only the disk remains. Acknowledged
+    // changes are there.
     wall.set(2 * by)?;
     wait_until("it is noticed again", SOON, || {
         Ok(filter.log().iter().filter(|line| line.text.contains("the wall clock was set")).count()
@@ -122,8 +121,8 @@ fn set_back_by_a_day() -> Result<()> {
     set_while_it_runs(-DAY)
 }
 
-/// A machine whose clock has no battery starts in the past: no ban lasts longer than it was made
-/// for.
+/// A machine without a real-time clock battery starts in the past: no ban lasts longer than its
+/// lifetime.
 #[test]
 fn a_start_in_the_past_makes_nothing_eternal() -> Result<()> {
     let lab = Lab::new()?;
@@ -141,7 +140,7 @@ fn a_start_in_the_past_makes_nothing_eternal() -> Result<()> {
     ensure!(left.get(FOR_GOOD) == Some(&f64::INFINITY), "{left:?}");
     ensure!(left.get(LONG).is_some_and(|left| (HOUR - 60.0..=HOUR).contains(left)), "{left:?}");
     ensure!(left.get(SHORT).is_none_or(|left| *left <= 6.0), "{left:?}");
-    // The right time comes from the network; what is over stays over.
+    // The network provides the right time; expired bans stay expired.
     wait_until("the short ban ends", SOON, || Ok(!remaining(&filter)?.contains_key(SHORT)))?;
     wall.set(0)?;
     wait_until("it is noticed", SOON, || {

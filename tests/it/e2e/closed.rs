@@ -1,6 +1,6 @@
-//! Policy "closed": strangers reach nothing, those who are admitted or trusted do, and so does the
-//! provider that we have registered with, without being listed anywhere. Needs root and Linux 6.6
-//! or later.
+//! Policy "closed": unknown sources are dropped; admitted and trusted ones pass, and so does the
+//! provider that the server has registered with, without being listed. Needs root and Linux 6.6 or
+//! later.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -13,9 +13,9 @@ use sip_xdp_tests::topology::{ATTACKER, OUTSIDE, PBX_WAN, WAN, address};
 use sip_xdp_tests::{Capture, Filter, FilterOptions, Lab, Namespace, Nat, Registrar, wait_until};
 
 const SOON: Duration = Duration::from_secs(5);
-/// When an INVITE without an answer is sent again first: T1 (RFC 3261, 17.1.1.1).
+/// First retransmission of an unanswered INVITE: T1 (RFC 3261, 17.1.1.1).
 const RETRANSMISSION: Duration = Duration::from_millis(500);
-/// How long a stranger's TCP connection may take to fail.
+/// Timeout of a stranger's TCP connection.
 const IN_VAIN: Duration = Duration::from_secs(3);
 
 fn sip(address: Ipv4Addr) -> SocketAddr {
@@ -32,7 +32,7 @@ fn closed<'a>(pbx: &'a Namespace, directory: &Path, further: &str) -> Result<Fil
     Filter::start_with(pbx, directory, options)
 }
 
-/// Sends a request of every kind, a response and noise; returns how many datagrams these were.
+/// Sends a request of every kind, a response and noise; returns the number of datagrams.
 fn send_everything(from: &Party, to: SocketAddr) -> Result<u64> {
     for method in ["REGISTER", "INVITE", "OPTIONS"] {
         from.request(method, "101", to)?;
@@ -95,7 +95,7 @@ fn strangers_cannot_connect_over_tcp() -> Result<()> {
 }
 
 #[test]
-fn who_is_admitted_or_trusted_may_talk() -> Result<()> {
+fn admitted_and_trusted_sources_pass() -> Result<()> {
     let lab = Lab::new()?;
     let registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let (admitted, trusted) = (lab.further_attacker(0)?, lab.further_attacker(1)?);
@@ -129,7 +129,8 @@ fn who_is_admitted_or_trusted_may_talk() -> Result<()> {
     Ok(())
 }
 
-/// We register with the provider; then its call comes in, and a stranger's does not.
+/// The server registers with the provider; then the provider's call passes, and a stranger's does
+/// not.
 fn provider_calls(
     what: &str,
     filter: &Filter<'_>,
@@ -146,7 +147,7 @@ fn provider_calls(
     accepted.with_context(|| {
         format!("{what}: the answer to our own REGISTER was to pass; {}", filter.decisions())
     })?;
-    // The daemon reads the answer a moment later, so that a call in this very moment may need its
+    // The daemon processes the answer a moment later, so that an immediate call may need its
     // retransmission.
     let called = |received: &Received| received.text.starts_with("INVITE sip:called@");
     let call_within = |time| {

@@ -1,4 +1,4 @@
-//! Commands: bad input changes nothing and says why in one line, instances do not disturb each
+//! Commands: bad input changes nothing and gives a one-line error, instances do not disturb each
 //! other, and `unload` leaves nothing.
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use sip_xdp_tests::foreign::ForeignProgram;
 use sip_xdp_tests::topology::{ATTACKER, LAN, PBX_WAN, WAN};
 use sip_xdp_tests::{Capture, Filter, FilterOptions, Lab, stream, wait_until};
 
-/// What both lists hold, in an order that does not matter, without what time changes.
+/// The contents of both lists as a set, without changing values.
 fn lists(filter: &Filter<'_>) -> Result<BTreeSet<String>> {
     let mut entries = BTreeSet::new();
     for list in ["block", "trust"] {
@@ -31,7 +31,7 @@ fn lists(filter: &Filter<'_>) -> Result<BTreeSet<String>> {
     Ok(entries)
 }
 
-/// Runs a command that must be refused with status 1, one line on the standard error and no effect.
+/// Runs a command that must fail with status 1, one line on standard error and no effect.
 fn is_refused(filter: &Filter<'_>, arguments: &[&str]) -> Result<()> {
     let before = lists(filter)?;
     let output = filter.cli(arguments)?;
@@ -101,7 +101,7 @@ fn bad_input_changes_nothing() -> Result<()> {
     for ttl in ["soon", "0s", "-1h", "1"] {
         is_refused(&filter, &["block", "add", "192.0.2.99", &format!("--ttl={ttl}")])?;
     }
-    // Who insists gets it.
+    // With --force it is accepted.
     filter.succeed(&["block", "add", "192.0.2.5", "--force"])?;
     assert_eq!(filter.entries("192.0.2.5")?.len(), 1);
     filter.succeed(&["block", "del", "192.0.2.5"])?;
@@ -110,7 +110,7 @@ fn bad_input_changes_nothing() -> Result<()> {
 }
 
 #[test]
-fn bad_usage_is_told_from_failure() -> Result<()> {
+fn bad_usage_and_failure_have_different_statuses() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let before = lists(&filter)?;
@@ -168,8 +168,8 @@ fn a_full_list_refuses_and_keeps_what_it_has() -> Result<()> {
     is_refused(&filter, &["block", "add", "192.0.2.201"])
 }
 
-/// What a member of the group, who may open the socket, cannot do, and what root can only by force;
-/// and texts and times that are out of bounds, whether the command line would send them or not.
+/// Limits of the group's members, who may open the socket; what root can do only by force; and
+/// texts and times out of bounds, also beyond what the command line sends.
 #[test]
 fn commands_are_bounded() -> Result<()> {
     let lab = Lab::new()?;
@@ -183,15 +183,20 @@ fn commands_are_bounded() -> Result<()> {
         filter.succeed(&[list, "add", "192.0.2.7", "--reason", &text[1..], "--force"])?;
         is_refused(&filter, &[list, "add", "192.0.2.7", "--ttl", "100000d"])?;
     }
-    // As another program would ask, which knows no command line.
-    let add = |network: &str, ttl: u64| json!({ "command": "add", "list": "trust", "network": network, "ttl": ttl, "reason": "", "force": true, "operator": null });
+    // A request as another program could send it, beyond the command line's checks.
+    let add = |network: &str, ttl: u64| {
+        json!({
+            "command": "add", "list": "trust", "network": network, "ttl": ttl,
+            "reason": "", "force": true, "operator": null,
+        })
+    };
     for ttl in [0, u64::MAX] {
         let error = format!("{:#}", filter.call(&add("192.0.2.8", ttl)).unwrap_err());
         assert!(error.contains("a ttl of"), "{error}");
     }
     let import = json!({
-        "command": "import", "list": "trust", "networks": ["0.0.0.0/1", "192.0.2.9/32"], "ttl": null, "reason": "",
-        "force": false, "operator": null
+        "command": "import", "list": "trust", "networks": ["0.0.0.0/1", "192.0.2.9/32"],
+        "ttl": null, "reason": "", "force": false, "operator": null
     });
     let answer = filter.call(&import)?;
     assert_eq!(
@@ -200,8 +205,8 @@ fn commands_are_bounded() -> Result<()> {
         "{answer}"
     );
 
-    // Somebody else who may open the socket. The directories of a test are root's alone, hence the
-    // one capability.
+    // Another user who may open the socket. The test's directories belong to root, hence the one
+    // capability.
     let dac = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override", "--"];
     let member =
         [&["setpriv", "--reuid", "65533", "--regid", "65534", "--clear-groups"][..], &dac].concat();
@@ -226,7 +231,7 @@ fn another_product_on_the_interface_is_named() -> Result<()> {
     assert_eq!(status.code(), Some(1));
     let complaint = errors.last().context("it said nothing")?;
     assert!(complaint.contains(LAN), "the interface is not named: {complaint}");
-    // All or nothing: the free interface is not half protected.
+    // All or nothing: the free interface is not attached either.
     assert!(!filter.pins().exists(), "the attempt left pins");
     assert!(!lab.pbx.ip(["link", "show", WAN])?.contains("xdp"));
     drop(foreign);
@@ -247,7 +252,7 @@ fn a_second_instance_on_the_interface_is_named() -> Result<()> {
     let complaint = errors.last().context("it said nothing")?;
     assert!(complaint.contains(WAN), "the interface is not named: {complaint}");
     assert!(!second.pins().exists(), "the attempt left pins");
-    // The first one is not disturbed.
+    // The first instance is not affected.
     filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 100)?;
     sleep(Duration::from_secs(1));
@@ -257,8 +262,7 @@ fn a_second_instance_on_the_interface_is_named() -> Result<()> {
     Ok(())
 }
 
-/// Whatever goes wrong with one interface, those that an earlier daemon had attached keep
-/// filtering.
+/// A failure at one interface does not affect those that an earlier daemon has attached.
 #[test]
 fn a_failed_reload_or_start_keeps_what_filters() -> Result<()> {
     let lab = Lab::new()?;
@@ -283,7 +287,7 @@ fn a_failed_reload_or_start_keeps_what_filters() -> Result<()> {
     assert_eq!(status.code(), Some(1));
     filter.succeed(&["status", "--check"])?;
 
-    // And when it is free, the next start takes it too.
+    // Once it is free, the next start attaches it as well.
     other.unload()?;
     filter.launch()?;
     filter.succeed(&["status", "--check"])?;
@@ -335,7 +339,7 @@ fn unload_leaves_nothing() -> Result<()> {
     filter.unload()?;
     assert!(!lab.pbx.ip(["link", "show"])?.contains("xdp"));
     assert!(!filter.pins().exists());
-    // Twice is no harm, and a new start is a fresh one.
+    // A second time is harmless, and a new start begins fresh.
     let again = filter.cli(&["unload"])?;
     println!(
         "unload with nothing loaded: {} {}",
@@ -343,7 +347,7 @@ fn unload_leaves_nothing() -> Result<()> {
         String::from_utf8_lossy(&again.stderr).trim_end()
     );
     filter.launch()?;
-    // Also with the daemon dead.
+    // Without a daemon as well.
     filter.kill9()?;
     filter.succeed(&["unload"])?;
     assert!(!filter.pins().exists());

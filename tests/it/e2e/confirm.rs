@@ -1,5 +1,5 @@
-//! `run --confirm`: a filter that nobody confirms is detached in the end, on every way out; and
-//! drops nothing from the deadline on though its daemon is dead.
+//! `run --confirm`: an unconfirmed filter is detached on every exit path; and drops nothing after
+//! the deadline although its daemon is dead.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -23,18 +23,18 @@ fn is_enforcing(filter: &Filter<'_>) -> Result<bool> {
     Ok(filter.cli(&["status", "--check"])?.status.success())
 }
 
-/// Waits until the daemon says that it has detached.
+/// Waits until the daemon reports that it has detached.
 fn detached_in_time(filter: &Filter<'_>) -> Result<()> {
     let is_said = || filter.log().iter().any(|line| line.text.contains("unconfirmed after="));
     wait_until("it is detached", Duration::from_secs(60), || Ok(is_said())).map(drop)
 }
 
-/// What becomes of packets of the blocked source.
+/// The fate of the blocked source's packets.
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
     Dropped,
     Spared,
-    /// No program sees them.
+    /// No program is attached.
     Unseen,
 }
 
@@ -56,7 +56,7 @@ fn fate(lab: &Lab, filter: &Filter<'_>) -> Result<Fate> {
     }
 }
 
-/// That nothing of ours is on any interface, while the tables are there.
+/// Checks that nothing of ours is attached, while the tables exist.
 fn is_detached(lab: &Lab, filter: &Filter<'_>) -> Result<()> {
     assert!(!is_enforcing(filter)?);
     let links = lab.pbx.ip(["-details", "link"])?;
@@ -82,12 +82,12 @@ fn nobody_confirms() -> Result<()> {
     assert!(ready.text.contains("enforcing") && ready.text.contains("`sip-xdp confirm`"));
     assert_eq!(filter.json(&["status"])?["daemon"]["confirm"]["pending"], true);
     assert_eq!(fate(&lab, &filter)?, Fate::Dropped);
-    // A reload in between neither confirms nor starts the time again.
+    // A reload neither confirms nor restarts the time.
     let until = filter.json(&["status"])?["daemon"]["confirm"]["until"].clone();
     filter.configure("[limits.unknown]\nrequests = { count = 40, per = \"10s\" }\n")?;
     filter.succeed(&["reload"])?;
-    // The time is told by two clocks, which a busy machine does not read together; started again,
-    // it would be later by all that happened above, half a second at least.
+    // The time is converted by two clocks that are not read at the same instant; restarted, it
+    // would be later by at least half a second.
     let close = |a: &serde_json::Value, b: &serde_json::Value| -> Result<bool> {
         let time = |value: &serde_json::Value| -> Result<jiff::Timestamp> {
             Ok(value.as_str().context("no time")?.parse()?)
@@ -96,7 +96,7 @@ fn nobody_confirms() -> Result<()> {
     };
     assert!(close(&filter.json(&["status"])?["daemon"]["confirm"]["until"], &until)?);
 
-    // A broken file is no reason to go on enforcing.
+    // A broken file does not keep it enforcing.
     filter.configure("nonsense = 1\n")?;
     detached_in_time(&filter)?;
     assert!(
@@ -111,7 +111,7 @@ fn nobody_confirms() -> Result<()> {
     assert!(!filter.cli(&["confirm"])?.status.success(), "the file is broken");
     is_detached(&lab, &filter)?;
 
-    // It stays so over a reload and link events, and until somebody confirms after all.
+    // It stays detached over a reload and link events, until a confirmation.
     filter.configure("")?;
     filter.succeed(&["reload"])?;
     lab.pbx.ip(["link", "set", LAN, "down"])?;
@@ -125,8 +125,8 @@ fn nobody_confirms() -> Result<()> {
     filter.unload()
 }
 
-/// What shut the operator out may have taken the default route with it, by which the interfaces
-/// were found.
+/// The cause of a lockout may have removed the default route as well, by which the interfaces were
+/// found.
 #[test]
 fn it_steps_back_without_a_default_route() -> Result<()> {
     let lab = Lab::new()?;
@@ -154,7 +154,7 @@ fn somebody_confirms() -> Result<()> {
     );
     sleep(Duration::from_secs(9));
     assert!(is_enforcing(&filter)? && fate(&lab, &filter)? == Fate::Dropped);
-    // What was confirmed stays, whatever becomes of the daemon.
+    // After a confirmation it stays, whatever happens to the daemon.
     filter.kill9()?;
     assert_eq!(fate(&lab, &filter)?, Fate::Dropped);
     Ok(())
@@ -173,8 +173,8 @@ fn a_daemon_that_is_stopped_before_leaves_nothing_attached() -> Result<()> {
     filter.unload()
 }
 
-/// Nobody is there to detach: the programs themselves drop nothing any more, which `status` says,
-/// and the next start detaches and waits.
+/// Without a daemon to detach, the programs themselves drop nothing, which `status` reports; the
+/// next start detaches and waits.
 #[test]
 fn a_daemon_that_is_killed_drops_nothing_past_its_time() -> Result<()> {
     let lab = Lab::new()?;
@@ -188,7 +188,7 @@ fn a_daemon_that_is_killed_drops_nothing_past_its_time() -> Result<()> {
     assert_eq!(status["interfaces"][0]["trial_over"], true);
     assert!(status["warnings"].to_string().contains("nobody confirmed"), "{status}");
 
-    // Neither a start with --confirm, as that of a service, nor one that fails attaches again.
+    // Neither a start with --confirm, as by a service, nor a failed start attaches again.
     filter.configure("nonsense = 1\n")?;
     filter.launch_in_vain()?;
     is_detached(&lab, &filter)?;
@@ -211,7 +211,7 @@ fn a_daemon_that_is_killed_drops_nothing_past_its_time() -> Result<()> {
     filter.unload()
 }
 
-/// One that dies and comes back in time goes on to the same end.
+/// A restart within the time continues to the same deadline.
 #[test]
 fn a_restart_in_time_is_no_confirmation() -> Result<()> {
     let lab = Lab::new()?;
@@ -222,7 +222,7 @@ fn a_restart_in_time_is_no_confirmation() -> Result<()> {
     assert_eq!(fate(&lab, &filter)?, Fate::Dropped);
     detached_in_time(&filter)?;
     is_detached(&lab, &filter)?;
-    // Unloading forgets the trial.
+    // Unloading ends the trial.
     filter.unload()?;
     filter.launch()?;
     assert_eq!(filter.json(&["status"])?["daemon"]["confirm"]["pending"], true);
@@ -230,7 +230,7 @@ fn a_restart_in_time_is_no_confirmation() -> Result<()> {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() -> Result<()> {
+fn nonsensical_options_are_refused() -> Result<()> {
     let lab = Lab::new()?;
     let arguments = vec!["--confirm".to_owned(), "60s".to_owned()];
     let configuration = "dry_run = true\n".to_owned();

@@ -11,8 +11,7 @@ use sip_xdp_tests::{
     Attacker, Crowdsec, Filter, FilterOptions, Lab, Registrar, stream, wait_until,
 };
 
-/// A poll a second, pauses after failures, a program to be started for each question, on a machine
-/// with other work.
+/// One poll per second, pauses after failures, and a started program per query, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 
 fn feed(crowdsec: &Crowdsec<'_>) -> String {
@@ -38,7 +37,7 @@ fn start<'a>(lab: &'a Lab, configuration: String) -> Result<Filter<'a>> {
     Filter::start_with(&lab.pbx, lab.directory(), options)
 }
 
-/// Who blocks exactly this network.
+/// The owners of exactly this network.
 fn owners(filter: &Filter<'_>, network: &str) -> Result<Vec<String>> {
     let owner = |entry: Value| entry["owner"].as_str().unwrap_or_default().to_owned();
     Ok(filter.entries(network)?.into_iter().map(owner).collect())
@@ -65,8 +64,7 @@ fn wait_for_decision(crowdsec: &Crowdsec<'_>, value: &str, expected: Option<&str
     .map_err(|error| error.context(crowdsec.log()))
 }
 
-/// Waits until the feed has been asked twice more, so that what the server knew before has been
-/// told.
+/// Waits for two further polls of the feed, so that earlier decisions have arrived.
 fn wait_for_polls(filter: &Filter<'_>) -> Result<()> {
     let age = || -> Result<Option<u64>> { Ok(filter.json(&["feed", "list"])?[0]["age"].as_u64()) };
     for _ in 0..2 {
@@ -76,7 +74,7 @@ fn wait_for_polls(filter: &Filter<'_>) -> Result<()> {
 }
 
 #[test]
-fn what_others_decide_is_dropped() -> Result<()> {
+fn decisions_of_others_are_enforced() -> Result<()> {
     let lab = Lab::new()?;
     let crowdsec = Crowdsec::start(&lab.pbx, lab.directory())?;
     let filter = start(&lab, feed(&crowdsec))?;
@@ -100,7 +98,7 @@ fn what_others_decide_is_dropped() -> Result<()> {
     wait_for(&filter, &source, &[])?;
     assert_eq!(owners(&filter, "192.0.2.0/28")?, ["feed:crowdsec"]);
 
-    // Of two decisions about one address each ends by itself.
+    // Two decisions about one address end independently.
     crowdsec.cscli(&[
         "decisions",
         "add",
@@ -136,7 +134,7 @@ fn what_others_decide_is_dropped() -> Result<()> {
 }
 
 #[test]
-fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
+fn our_bans_are_published_until_an_unban() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let crowdsec = Crowdsec::start(&lab.pbx, lab.directory())?;
@@ -144,8 +142,7 @@ fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
     let filter = start(&lab, configuration)?;
     let source = ATTACKER.to_string();
 
-    // Guessing passwords leads to a ban here, and to a decision there, which does not come back as
-    // a feed's.
+    // A guesser is banned here and published there, and does not come back through the feed.
     let mut tool = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
     wait_until("it is banned", SOON, || filter.is_banned(&source))?;
     let own = format!("sip-xdp/{LOGIN}/");
@@ -158,8 +155,7 @@ fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
     wait_for_polls(&filter)?;
     assert_eq!(owners(&filter, &source)?, ["auto"], "what we told must not come back to us");
 
-    // Another one decides about the same address: that comes from the feed, and stays when we
-    // unban.
+    // Another decision about the same address comes through the feed, and survives our unban.
     crowdsec.cscli(&[
         "decisions",
         "add",
@@ -183,7 +179,7 @@ fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
     crowdsec.cscli(&["decisions", "delete", "--ip", &source])?;
     wait_for(&filter, &source, &[])?;
 
-    // What operators block, if that is wanted, for as long; and networks.
+    // Operators' entries, if configured, with their lifetime; and networks.
     filter.succeed(&["block", "add", "192.0.2.9", "--ttl", "1h", "--reason", "toll fraud"])?;
     filter.succeed(&["block", "add", "2001:db8:9::/64"])?;
     let manual = format!("{own}manual");
@@ -211,9 +207,9 @@ fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
     Ok(())
 }
 
-/// While the server is away bans wait, and are told once it is there again.
+/// During an outage of the server bans are queued, and published afterwards.
 #[test]
-fn a_server_that_was_away_is_told_later() -> Result<()> {
+fn bans_are_published_after_an_outage() -> Result<()> {
     let lab = Lab::new()?;
     let mut crowdsec = Crowdsec::start(&lab.pbx, lab.directory())?;
     let filter = start(&lab, publishing(&crowdsec, "manual = true"))?;
@@ -235,8 +231,8 @@ fn a_server_that_was_away_is_told_later() -> Result<()> {
         warnings.contains("CrowdSec is not told of bans: the connection was refused"),
         "{warnings}"
     );
-    // A server that was started again takes no earlier token, and the password is wrong for a
-    // while: no reason to give up.
+    // A restarted server accepts no earlier token, and the password is wrong for a while: both are
+    // retried.
     let password = std::fs::read(crowdsec.password_file())?;
     std::fs::write(crowdsec.password_file(), "another")?;
     crowdsec.launch()?;
@@ -250,7 +246,7 @@ fn a_server_that_was_away_is_told_later() -> Result<()> {
     wait_until("nothing waits", SOON, || {
         Ok(status()?["waiting"] == 0 && status()?["error"].is_null())
     })?;
-    // Each failure was said once, and so was the end of them.
+    // Each failure was logged once, and so was the recovery.
     let log = filter.log();
     let count = |text: &str| log.iter().filter(|line| line.text.contains(text)).count();
     assert_eq!(count("crowdsec failed reason=\"the connection was refused\""), 1);

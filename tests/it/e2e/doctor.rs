@@ -1,5 +1,7 @@
-//! `doctor` on hosts that were broken on purpose: it must name what is wrong, and nothing else; and
-//! `trust suggest`. Needs root.
+//! `doctor` on deliberately broken hosts: it must report exactly the defect; and `trust suggest`.
+//! Needs root.
+//!
+//! More than 400 lines: one test per defect of a host, with shared helpers.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +21,7 @@ use sip_xdp_tests::{sip, stream};
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// What it found.
+/// The result of `doctor`.
 struct Diagnosis {
     checks: Vec<Value>,
     is_well: bool,
@@ -33,7 +35,7 @@ impl Diagnosis {
         anyhow::ensure!(json["schema"] == 1, said());
         let checks: Vec<Value> = serde_json::from_value(json["checks"].take())?;
         let is_well = output.status.success();
-        // The exit status says what the checks say, and whatever is not well has a remedy.
+        // The exit status matches the checks, and every problem has a remedy.
         assert_eq!(checks.iter().all(|check| check["status"] != "fail"), is_well, "{}", said());
         assert!(
             checks.iter().all(|check| (check["status"] == "ok") == check["remedy"].is_null()),
@@ -47,7 +49,7 @@ impl Diagnosis {
         Self::read(&filter.cli(&[&["doctor", "--json"], arguments].concat())?)
     }
 
-    /// The one check of this name, about this interface if it is about one.
+    /// The check of this name, for this interface if given.
     fn check(&self, name: &str, interface: Option<&str>) -> &Value {
         let found: Vec<_> = self
             .checks
@@ -61,7 +63,7 @@ impl Diagnosis {
         found[0]
     }
 
-    /// Makes sure of a check's status, and that it says this.
+    /// Asserts a check's status and part of its text.
     fn says(&self, name: &str, status: &str, part: &str) {
         let check = self.check(name, None);
         println!("{check}");
@@ -84,7 +86,7 @@ fn nothing_loaded(lab: &Lab) -> Result<Filter<'_>> {
     )
 }
 
-/// A process of this name that listens on a port, on UDP and TCP: a name server, which nobody asks.
+/// A process of this name that listens on a port, on UDP and TCP: a name server without clients.
 fn server(
     lab: &Lab,
     namespace: &Namespace,
@@ -138,8 +140,8 @@ fn a_host_in_good_order_is_well() -> Result<()> {
     assert!(
         healthy.check("driver", Some(LAN))["detail"].to_string().contains("runs in the driver")
     );
-    // The kernel's own word about the clock, which is not ours to set.
-    // SAFETY: all zeroes is a valid `timex`, which asks and changes nothing.
+    // The kernel's state of the clock, which a test must not set. SAFETY: all zeroes is a valid
+    // `timex`, which only queries.
     let state = unsafe { libc::adjtimex(&mut std::mem::zeroed()) };
     let is_synchronised = state != libc::TIME_ERROR && state != -1;
     assert_eq!(
@@ -149,7 +151,7 @@ fn a_host_in_good_order_is_well() -> Result<()> {
         healthy.check("clock", None)
     );
 
-    // With the daemon dead.
+    // Without a daemon.
     filter.kill9()?;
     let alone = Diagnosis::of(&filter, &[])?;
     alone.says("filter", "warn", "no daemon answers");
@@ -186,7 +188,7 @@ fn a_server_on_a_port_that_is_not_listed() -> Result<()> {
     assert_eq!(found.failed(), ["unlisted_ports"]);
     found.says("unlisted_ports", "fail", "freeswitch (pid ");
     found.says("unlisted_ports", "fail", "ports = [5060, 5061, 5080]");
-    // What it advises is right.
+    // Its remedy works.
     filter.configure("ports = [5060, 5061, 5080]\n")?;
     let found = Diagnosis::of(&filter, &["--iface", LAN])?;
     found.says("unlisted_ports", "ok", "");
@@ -218,7 +220,7 @@ fn an_mtu_that_is_too_long_for_the_driver() -> Result<()> {
     let found = Diagnosis::of(&filter, &["--iface", "tap0", "--iface", WAN])?;
     println!("{}", found.check("mtu", Some("tap0")));
     assert_eq!(found.check("mtu", Some("tap0"))["status"], "warn");
-    // Its driver takes programs for long packets.
+    // Its driver supports multi-buffer packets.
     assert_eq!(found.check("mtu", Some(WAN))["status"], "ok");
     assert_eq!(found.check("interface", Some("tap0"))["status"], "warn", "it is down");
     Ok(())
@@ -231,7 +233,7 @@ fn an_interface_that_is_not_there() -> Result<()> {
     let found = Diagnosis::of(&filter, &["--iface", "wna"])?;
     assert_eq!(found.failed(), ["interface"]);
     found.says("interface", "fail", "there is no interface wna; there are: lo, ");
-    // And without any that could be meant.
+    // And without any candidate interface.
     Diagnosis::of(&filter, &[])?.says("interface", "fail", "no interface has a default route");
     Ok(())
 }
@@ -245,7 +247,7 @@ fn no_bpf_file_system() -> Result<()> {
     let arguments = ["doctor", "--json", "--iface", WAN];
     let found = Diagnosis::read(&filter.cli_inside(&HIDDEN, &arguments)?)?;
     found.says("bpffs", "warn", "mount -t bpf bpf /sys/fs/bpf");
-    // A service is not allowed to mount it.
+    // A service may not mount it.
     let mut without = HIDDEN;
     without[4] = "umount -l /sys/fs/bpf && exec setpriv --bounding-set -sys_admin -- \"$0\" \"$@\"";
     let found = Diagnosis::read(&filter.cli_inside(&without, &arguments)?)?;
@@ -263,7 +265,7 @@ fn root_without_its_rights() -> Result<()> {
     )?;
     bare.says("capabilities", "fail", "missing CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON");
     bare.says("bpf", "fail", "refused");
-    // Root of a user namespace seems to have them all.
+    // Root of a user namespace seems to have all capabilities.
     let inside = Diagnosis::read(
         &filter.cli_inside(&["unshare", "--user", "--map-root-user"], &arguments)?,
     )?;
@@ -273,7 +275,7 @@ fn root_without_its_rights() -> Result<()> {
 }
 
 #[test]
-fn somebody_who_is_not_root_sees_what_can_be_seen() -> Result<()> {
+fn users_other_than_root_see_the_accessible_part() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let _server = server(&lab, &lab.pbx, "asterisk", PBX_WAN, 5060)?;
@@ -341,7 +343,7 @@ fn feeds_that_cannot_be_reached() -> Result<()> {
 }
 
 #[test]
-fn responses_that_leave_where_nobody_looks() -> Result<()> {
+fn responses_on_unfiltered_interfaces() -> Result<()> {
     let lab = Lab::new()?;
     let filter = nothing_loaded(&lab)?;
     lab.pbx.ip(["route", "add", "default", "via", "203.0.113.254"])?;
@@ -353,7 +355,7 @@ fn responses_that_leave_where_nobody_looks() -> Result<()> {
 }
 
 #[test]
-fn somebody_who_hides_the_sources() -> Result<()> {
+fn source_nat_that_hides_sources() -> Result<()> {
     let lab = Lab::new()?;
     let filter = nothing_loaded(&lab)?;
     let proxy = server(&lab, &lab.pbx, "docker-proxy", PBX_WAN, 5060)?;
@@ -388,7 +390,7 @@ fn a_configuration_that_locks_everybody_out() -> Result<()> {
     let found = Diagnosis::of(&filter, &["--iface", WAN])?;
     assert_eq!(found.failed(), ["policy"]);
     found.says("policy", "fail", "nobody can talk");
-    // Those who use TCP or TLS are never learnt.
+    // Users of TCP and TLS are never learnt.
     filter.configure("policy = \"closed\"\n[trust]\nnetworks = [\"192.0.2.0/24\"]\n")?;
     let _server = server(&lab, &lab.pbx, "asterisk", PBX_WAN, 5061)?;
     Diagnosis::of(&filter, &["--iface", WAN])?.says("policy", "warn", "TCP or TLS (port 5061)");
@@ -435,7 +437,7 @@ fn a_known_phone_that_is_at_its_limit_is_proposed() -> Result<()> {
         Ok(text.contains("sip-xdp trust add 203.0.113.10 --reason 'known good, but at its limit"))
     })?;
     flood.stop()?;
-    // What is trusted is not proposed again.
+    // Trusted addresses are not proposed.
     filter.succeed(&["trust", "add", "203.0.113.10"])?;
     filter.succeed(&["trust", "add", "192.0.2.0/24"])?;
     assert!(proposed()?.is_empty());

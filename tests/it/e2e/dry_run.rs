@@ -1,5 +1,5 @@
-//! A dry run: the same evidence and the same decisions, but nothing is dropped; and what it decided
-//! is nothing any more when it is over. Needs root and Linux 6.6 or later.
+//! A dry run: the same evidence and decisions, but nothing is dropped, and its decisions do not
+//! outlast it. Needs root and Linux 6.6 or later.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread::sleep;
@@ -14,7 +14,7 @@ use sip_xdp_tests::{
 };
 
 const PROMPT: Duration = Duration::from_secs(15);
-/// Four ways to dial out, before one number, and one more for good measure.
+/// Four prefixes of one number, and one more.
 const NUMBERS: [&str; 5] =
     ["00441234567890", "011441234567890", "9011441234567890", "810441234567890", "+441234567890"];
 
@@ -31,14 +31,14 @@ fn start<'a>(lab: &'a Lab, configuration: &str) -> Result<Filter<'a>> {
     )
 }
 
-/// The addresses of those who attack, and for what each is banned.
+/// The attackers' addresses, with the kind of each ban.
 struct Attacks {
     addresses: [Ipv4Addr; 3],
     evidence: Vec<String>,
 }
 
-/// svcrack, a guesser in no hurry and a fraudster, one after the other, each until it is banned and
-/// a little longer.
+/// svcrack, a slow guesser and a fraudster, one after the other, each until its ban and a little
+/// longer.
 fn attack(lab: &Lab, filter: &Filter<'_>, first: u8) -> Result<Attacks> {
     let addresses = [
         lab.further_attacker(first)?,
@@ -71,11 +71,10 @@ fn attack(lab: &Lab, filter: &Filter<'_>, first: u8) -> Result<Attacks> {
     Ok(Attacks { addresses, evidence })
 }
 
-/// Waits for a ban and returns the kind of its evidence. How sure it is differs: who is limited
-/// echoes no nonce.
+/// Waits for a ban and returns its kind. Tiers differ: a limited source echoes no nonce.
 fn banned_for(filter: &Filter<'_>, source: Ipv4Addr) -> Result<String> {
     filter.wait_for_ban(&source.to_string(), PROMPT)?;
-    // The log tells it a moment later.
+    // The log line follows a moment later.
     let kind = || filter.ban_kind(&source.to_string());
     wait_until("the log tells the ban", PROMPT, || Ok(kind().is_some()))?;
     kind().context("it was just there")
@@ -122,7 +121,7 @@ fn the_same_is_decided_but_nothing_is_dropped() -> Result<()> {
             .text;
         assert!(said.contains(" dry_run=true "), "{said}");
     }
-    // Everything that passed got there.
+    // Everything that passed was received.
     let received: usize =
         dry.addresses.iter().map(|address| registrar.received_from(IpAddr::V4(*address))).sum();
     println!("Kamailio received {received}; would have dropped {would:?}");
@@ -130,7 +129,7 @@ fn the_same_is_decided_but_nothing_is_dropped() -> Result<()> {
     Ok(())
 }
 
-/// Neither its bans nor the memory of them.
+/// Neither its bans nor its offences remain.
 #[test]
 fn when_it_is_over_nothing_of_it_is_left() -> Result<()> {
     let lab = Lab::new()?;
@@ -158,7 +157,7 @@ fn when_it_is_over_nothing_of_it_is_left() -> Result<()> {
     assert_eq!(filter.packets(WAN, "drop.blocked")?, 0);
     assert_eq!(Phone::new(&lab.phone, lab.directory()).register()?.status, 200);
 
-    // The first ban is a first one.
+    // The first ban has the first length.
     let _guesser = guess()?;
     let real = filter.wait_for_ban(&source, PROMPT)?;
     println!("in a dry run {dry:?}, then {real:?}");

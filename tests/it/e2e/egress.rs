@@ -1,8 +1,7 @@
-//! Our responses are read on kernels without tcx, too: by a filter on the clsact qdisc. It outlives
-//! the daemon, is never there twice, and leaves with us; what others have on the interface stays.
-//! Needs root.
+//! Egress on kernels without tcx: a filter on the clsact qdisc. It outlives the daemon, is never
+//! attached twice, and is removed with the product; foreign filters stay. Needs root.
 //!
-//! The kernel that runs this has tcx, so the daemon runs inside the test and is told not to try it.
+//! The test kernel has tcx, so the daemon runs inside the test and is told not to try it.
 
 use std::sync::mpsc;
 use std::thread;
@@ -22,15 +21,15 @@ use tokio::sync::oneshot;
 const READY: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(5);
 
-/// Runs a daemon that has no tcx while `action` lasts.
+/// Runs a daemon without tcx during `action`.
 fn without_tcx<T>(lab: &Lab, filter: &Filter<'_>, action: impl FnOnce() -> Result<T>) -> Result<T> {
     let overrides =
         Overrides { egress_ways: Some(vec![EgressWay::Clsact]), ..Overrides::default() };
     with_daemon(lab, filter, overrides, action)
 }
 
-/// Runs a daemon inside the test while `action` lasts. Then it ends as if it was killed, unless it
-/// has ended before.
+/// Runs a daemon inside the test during `action`. Then it ends as if killed, unless it has ended
+/// before.
 pub(crate) fn with_daemon<T>(
     lab: &Lab,
     filter: &Filter<'_>,
@@ -51,7 +50,7 @@ pub(crate) fn with_daemon<T>(
     };
     thread::scope(|scope| {
         let daemon = scope.spawn(|| lab.pbx.enter(run));
-        // Without an action to wait for, what went wrong is what the daemon says.
+        // If it never gets ready, its own error is the result.
         let outcome = is_ready.recv_timeout(READY).map(|()| action());
         drop(stop);
         daemon.join().map_err(|_| anyhow!("the daemon panicked"))??;
@@ -81,7 +80,7 @@ fn tc(lab: &Lab, arguments: &str) -> Result<String> {
     )
 }
 
-/// How many filters of ours read what leaves by an interface.
+/// Number of our egress filters on an interface.
 fn filters(lab: &Lab, interface: &str) -> Result<usize> {
     Ok(tc(lab, &format!("filter show dev {interface} egress"))?
         .matches("handle 0x5060 sip_xdp_egress direct-action")
@@ -97,7 +96,7 @@ fn has_clsact(lab: &Lab, interface: &str) -> Result<bool> {
     Ok(tc(lab, &format!("qdisc show dev {interface}"))?.contains("clsact"))
 }
 
-/// How responses are read, by interface, as `status` says it.
+/// Egress attachment by interface, from `status`.
 fn ways(filter: &Filter<'_>) -> Result<Vec<Value>> {
     let status = filter.json(&["status"])?;
     let interfaces = status["interfaces"].as_array().context("`status` has no interfaces")?;
@@ -108,7 +107,7 @@ fn warnings(filter: &Filter<'_>) -> Result<String> {
     Ok(filter.json(&["status"])?["warnings"].to_string())
 }
 
-/// Registers a phone, and returns how many acceptances were seen to leave.
+/// Registers a phone, and returns the number of 2xx responses seen.
 fn accepted(lab: &Lab, filter: &Filter<'_>) -> Result<u64> {
     let count = || -> Result<u64> {
         let stats = filter.json(&["stats"])?;
@@ -120,7 +119,7 @@ fn accepted(lab: &Lab, filter: &Filter<'_>) -> Result<u64> {
         assert_eq!(registration.status, 200);
         wait_until("the response is seen", SOON, || Ok(count()? > before))
             .with_context(|| format!("{before} before"))?;
-        // A phone that did not wait long enough has asked again, and is answered again.
+        // A phone that retransmitted was answered again.
         if registration.sent == 2 {
             return Ok(count()? - before);
         }
@@ -164,7 +163,7 @@ fn a_filter_stays_and_is_replaced_in_place() -> Result<()> {
         })?;
     }
     println!("{}", tc(&lab, &format!("filter show dev {LAN} egress"))?);
-    // A kernel with tcx: the better way takes over, and nothing is read twice.
+    // A kernel with tcx: the link takes over, and nothing is counted twice.
     filter.launch()?;
     assert_eq!(ways(&filter)?, [json!("tcx"), json!("tcx")]);
     assert_eq!(
@@ -173,7 +172,7 @@ fn a_filter_stays_and_is_replaced_in_place() -> Result<()> {
     );
     assert_eq!(accepted(&lab, &filter)?, 1);
     filter.stop()?;
-    // And back, which only happens here.
+    // And back, which happens only in this test.
     without_tcx(&lab, &filter, || {
         assert_eq!(ways(&filter)?, [json!("clsact"), json!("clsact")]);
         assert_eq!(accepted(&lab, &filter)?, 1);
@@ -185,7 +184,7 @@ fn a_filter_stays_and_is_replaced_in_place() -> Result<()> {
 }
 
 #[test]
-fn what_others_have_there_stays() -> Result<()> {
+fn foreign_filters_and_qdiscs_stay() -> Result<()> {
     const MATCH_ALL: &str = "protocol all prio 7 u32 match u32 0 0 classid 1:1";
     let lab = Lab::new()?;
     let mut filter = prepare(&lab, &[WAN, LAN])?;
@@ -198,14 +197,14 @@ fn what_others_have_there_stays() -> Result<()> {
             .matches("match 00000000/00000000")
             .count())
     };
-    // The kernel shows those of one direction in the other one, too.
+    // The kernel shows filters of one direction in the other one as well.
     let before = (theirs(WAN, "ingress")?, theirs(WAN, "egress")?);
     assert!(before.0 > 0 && before.1 > 0, "{before:?}");
     let intact =
         || -> Result<bool> { Ok((theirs(WAN, "ingress")?, theirs(WAN, "egress")?) == before) };
     without_tcx(&lab, &filter, || {
         assert_eq!((filters(&lab, WAN)?, intact()?), (1, true));
-        // They come later to a qdisc of ours.
+        // Foreign filters are added to our qdisc later.
         tc(&lab, &format!("filter add dev {LAN} ingress {MATCH_ALL}")).map(drop)
     })?;
     filter.unload()?;
@@ -222,14 +221,14 @@ fn what_others_have_there_stays() -> Result<()> {
     );
     assert!(!filter.pins().exists());
 
-    // An empty qdisc of theirs stays as well.
+    // A foreign empty qdisc stays as well.
     tc(&lab, &format!("qdisc del dev {WAN} clsact"))?;
     tc(&lab, &format!("qdisc add dev {WAN} clsact"))?;
     without_tcx(&lab, &filter, || filter.succeed(&["unload"]).map(drop))?;
     assert_eq!((filters(&lab, WAN)?, has_clsact(&lab, WAN)?), (0, true));
 
-    // Beside an ingress qdisc there is no place: that is said, and nothing is read the wrong way
-    // round.
+    // An ingress qdisc takes the place of clsact: that is reported, and incoming packets are not
+    // read as outgoing.
     tc(&lab, &format!("qdisc del dev {WAN} clsact"))?;
     tc(&lab, &format!("qdisc add dev {WAN} ingress"))?;
     without_tcx(&lab, &filter, || {
@@ -264,7 +263,7 @@ fn exactly_ours_leaves() -> Result<()> {
     without_tcx(&lab, &filter, || is_there(&lab))?;
     filter.succeed(&["unload", "--iface", LAN])?;
     assert_eq!((filters(&lab, WAN)?, filters(&lab, LAN)?, has_clsact(&lab, LAN)?), (1, 0, false));
-    // What is no longer configured is detached.
+    // Interfaces that are no longer configured are detached.
     without_tcx(&lab, &filter, || {
         assert_eq!((filters(&lab, WAN)?, filters(&lab, LAN)?), (1, 1));
         filter.configure(&format!("interfaces = [{LAN:?}]\n"))?;
@@ -278,7 +277,7 @@ fn exactly_ours_leaves() -> Result<()> {
     filter.unload()?;
     assert!(!has_clsact(&lab, LAN)?);
 
-    // A start that fails at the second interface takes everything off the first one again.
+    // A start that fails at the second interface detaches the first one again.
     filter.configure(&format!("interfaces = {:?}\n", [WAN, LAN]))?;
     let foreign = ForeignProgram::attach(&lab.pbx, LAN)?;
     let failed = without_tcx(&lab, &filter, || Ok(())).err().context("it was to fail")?;
@@ -292,10 +291,10 @@ fn exactly_ours_leaves() -> Result<()> {
     Ok(())
 }
 
-/// Somebody takes everything off the interface, or the interface goes and another one gets its
-/// number.
+/// Removal of everything from the interface by somebody else, and another interface with a re-used
+/// index.
 #[test]
-fn what_is_gone_is_made_anew() -> Result<()> {
+fn removed_filters_are_attached_again() -> Result<()> {
     let lab = Lab::new()?;
     let mut filter = prepare(&lab, &[WAN])?;
     without_tcx(&lab, &filter, || {
@@ -305,7 +304,7 @@ fn what_is_gone_is_made_anew() -> Result<()> {
         assert_eq!((ways(&filter)?, filters(&lab, WAN)?), (vec![json!("clsact")], 1));
         Ok(())
     })?;
-    // Somebody else has made a new qdisc: it is not ours any more.
+    // A new qdisc of somebody else is not ours.
     tc(&lab, &format!("qdisc del dev {WAN} clsact"))?;
     tc(&lab, &format!("qdisc add dev {WAN} clsact"))?;
     without_tcx(&lab, &filter, || is_there(&lab))?;

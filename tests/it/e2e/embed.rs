@@ -1,5 +1,4 @@
-//! The example of a program that embeds the filter, run as it is. Needs root and Linux 6.6 or
-//! later.
+//! The example of the library, run as it is. Needs root and Linux 6.6 or later.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

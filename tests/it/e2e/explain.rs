@@ -1,5 +1,5 @@
-//! `explain`: what becomes of an address, and why, with the daemon alive and dead. Needs root and
-//! Linux 6.6 or later.
+//! `explain`: the fate of an address with reasons, with and without a daemon. Needs root and Linux
+//! 6.6 or later.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn explain(filter: &Filter<'_>, address: &str) -> Result<Value> {
     Ok(report)
 }
 
-/// What is decided, and why.
+/// Verdict and reason.
 fn decided(report: &Value) -> (&str, &str) {
     (report["verdict"].as_str().unwrap_or_default(), report["because"].as_str().unwrap_or_default())
 }
@@ -40,7 +40,7 @@ fn decides(report: &Value, verdict: &str, because: &str) {
 }
 
 #[test]
-fn whoever_is_listed_or_known_is_explained() -> Result<()> {
+fn listed_and_known_sources_are_explained() -> Result<()> {
     let lab = Lab::new()?;
     let registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let mut filter = Filter::start(&lab.pbx, lab.directory())?;
@@ -134,7 +134,7 @@ fn whoever_is_listed_or_known_is_explained() -> Result<()> {
 }
 
 #[test]
-fn whoever_floods_is_limited() -> Result<()> {
+fn floods_are_limited() -> Result<()> {
     let lab = Lab::new()?;
     let configuration =
         "[detect]\nregister = { enabled = false }\nrequests = { enabled = false }\n".to_owned();
@@ -156,7 +156,7 @@ fn whoever_floods_is_limited() -> Result<()> {
         );
     }
     stream.stop()?;
-    // The bucket of requests is full again after ten seconds; the other one is not, and says so.
+    // The bucket of requests is full again after ten seconds; the other one is not, and shows it.
     wait_until("it may send again", SOON, || {
         Ok(filter.json(&["explain", &attacker])?["verdict"] == "pass")
     })?;
@@ -169,7 +169,7 @@ fn whoever_floods_is_limited() -> Result<()> {
 }
 
 #[test]
-fn a_closed_policy_and_a_dry_run_are_said() -> Result<()> {
+fn a_closed_policy_and_a_dry_run_are_reported() -> Result<()> {
     let lab = Lab::new()?;
     let configuration = "policy = \"closed\"\n[admit]\nnetworks = [\"192.0.2.0/24\"]\n".to_owned();
     let arguments = vec!["--dry-run".to_owned()];

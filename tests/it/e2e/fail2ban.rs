@@ -1,5 +1,5 @@
-//! A real fail2ban that bans through sip-xdp, with the action file of the package. Needs root and
-//! Linux 6.6 or later.
+//! A real fail2ban that bans through sip-xdp, with the package's action file. Needs root and Linux
+//! 6.6 or later.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -11,7 +11,7 @@ use sip_xdp_tests::fail2ban::MAX_RETRY;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, WAN};
 use sip_xdp_tests::{Fail2ban, Filter, Lab, registrar, stream, wait_until};
 
-/// fail2ban asks its logs once a second, and starts a shell for each action.
+/// fail2ban polls its logs once a second, and starts a shell for each action.
 const SOON: Duration = Duration::from_secs(30);
 
 /// An empty log.
@@ -21,7 +21,7 @@ fn log(lab: &Lab, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// As many failures of an address as a jail takes for enough.
+/// As many failures of an address as a jail needs.
 fn fail(log: &Path, address: &str) -> Result<()> {
     let mut log = OpenOptions::new().append(true).open(log)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
@@ -31,7 +31,7 @@ fn fail(log: &Path, address: &str) -> Result<()> {
     Ok(())
 }
 
-/// Who blocks an address, and why.
+/// The owners that block an address, with reasons.
 fn owners(filter: &Filter<'_>, address: &str) -> Result<Vec<(String, String)>> {
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     Ok(filter
@@ -77,7 +77,7 @@ fn jails_ban_and_unban_and_remember() -> Result<()> {
     })?;
     packets.stop()?;
 
-    // A second jail bans it too, and lets go: it stays blocked for the first one.
+    // A second jail bans and unbans it: the first one's block stays.
     fail(&web, &source)?;
     wait_for(&filter, &fail2ban, &source, Some("fail2ban:sip, fail2ban:web"))?;
     fail2ban.client(&["set", "web", "unbanip", &source])?;
@@ -85,7 +85,7 @@ fn jails_ban_and_unban_and_remember() -> Result<()> {
     fail2ban.client(&["set", "sip", "unbanip", &source])?;
     wait_for(&filter, &fail2ban, &source, None)?;
 
-    // What an operator blocks, no jail unblocks.
+    // A jail cannot remove an operator's block.
     filter.succeed(&["block", "add", "192.0.2.9", "--reason", "toll fraud"])?;
     fail2ban.client(&["set", "sip", "banip", "192.0.2.9"])?;
     wait_until("both block it", SOON, || Ok(owners(&filter, "192.0.2.9")?.len() == 2))?;
@@ -93,14 +93,14 @@ fn jails_ban_and_unban_and_remember() -> Result<()> {
     wait_until("only the operator does", SOON, || Ok(owners(&filter, "192.0.2.9")?.len() == 1))?;
     assert_eq!(owners(&filter, "192.0.2.9")?, [("manual".to_owned(), "toll fraud".to_owned())]);
 
-    // IPv6, and a ban that never ends by itself.
+    // IPv6, and a permanent ban.
     fail2ban.client(&["set", "web", "bantime", "-1"])?;
     fail2ban.client(&["set", "web", "banip", "2001:db8:66::66"])?;
     wait_for(&filter, &fail2ban, "2001:db8:66::66", Some("fail2ban:web"))?;
     assert!(filter.entries("2001:db8:66::66")?[0]["expires"].is_null());
     fail2ban.client(&["set", "web", "bantime", "600"])?;
 
-    // A restart: it unbans everybody, and bans them again, without a complaint.
+    // A restart unbans all and bans them again, without errors.
     fail2ban.client(&["set", "sip", "banip", &source])?;
     wait_for(&filter, &fail2ban, &source, Some("fail2ban:sip"))?;
     assert_eq!(fail2ban.count_logged("ERROR"), 0, "{}", fail2ban.log());
@@ -108,7 +108,7 @@ fn jails_ban_and_unban_and_remember() -> Result<()> {
     assert!(owners(&filter, &source)?.is_empty(), "a fail2ban that ends unbans everybody");
     let fail2ban = start()?;
     wait_for(&filter, &fail2ban, &source, Some("fail2ban:sip"))?;
-    // What it bans again is blocked already, if it died instead.
+    // After a crash it bans already blocked addresses again.
     drop(fail2ban);
     filter.succeed(&["block", "add", &source, "--by", "fail2ban:sip", "--ttl", "5m"])?;
     let fail2ban = start()?;
@@ -119,15 +119,15 @@ fn jails_ban_and_unban_and_remember() -> Result<()> {
     assert!(fail2ban.holds("sip", ATTACKER)?);
     assert_eq!(fail2ban.count_logged("ERROR"), 0, "{}", fail2ban.log());
 
-    // An operator's unban is for good, whoever blocks it.
+    // An operator's unban removes all owners.
     filter.succeed(&["unban", &source])?;
     assert!(owners(&filter, &source)?.is_empty());
     println!("{}", fail2ban.client(&["status", "sip"])?);
     fail2ban.stop()
 }
 
-/// fail2ban must not think that somebody is banned who is not: it waits for a daemon that is
-/// starting, and says what failed.
+/// fail2ban must not take an address for banned that is not: it waits for a starting daemon, and
+/// reports failures.
 #[test]
 fn a_daemon_that_starts_again_is_waited_for() -> Result<()> {
     let lab = Lab::new()?;
@@ -143,7 +143,7 @@ fn a_daemon_that_starts_again_is_waited_for() -> Result<()> {
     })?;
     filter.launch()?;
     wait_for(&filter, &fail2ban, "192.0.2.9", Some("fail2ban:sip"))?;
-    // Who must stay reachable is not banned, and its log says so.
+    // Protected addresses are not banned, and its log says so.
     filter.succeed(&["trust", "add", "192.0.2.10"])?;
     fail(&sip, "192.0.2.10")?;
     let why = "192.0.2.10 was not blocked: it is trusted";

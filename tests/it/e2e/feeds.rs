@@ -1,5 +1,5 @@
-//! Feeds and the real daemon: what they list is dropped, and stays so whatever happens to the feed
-//! or to the daemon.
+//! Feeds with the real daemon: their entries are dropped, whatever happens to the feed or the
+//! daemon.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use sip_xdp_tests::{Filter, FilterOptions, Lab, ListServer, Reply, stream, wait_
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Where the server of lists is: with the phones.
+/// The server of lists, among the phones.
 fn address() -> SocketAddr {
     SocketAddr::from((PHONE, 8_000))
 }
@@ -58,14 +58,14 @@ fn list(with_attacker: bool, others: u32) -> String {
 }
 
 #[test]
-fn what_a_feed_lists_is_dropped_until_it_does_not() -> Result<()> {
+fn feed_blocks_come_and_go_with_the_feed() -> Result<()> {
     let lab = Lab::new()?;
     let server = ListServer::start_in(&lab.phone, address(), Reply::list(list(true, 19)))?;
     let filter = start(&lab, configuration("public", "list.txt"))?;
     wait_for(&filter, "public", 20)?;
     assert!(is_logged(&filter, "feed public added=20 removed=0 total=20"));
 
-    // Not one packet gets through while the list is replaced again and again.
+    // No packet passes while the list is replaced repeatedly.
     let flood = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
     for others in [15, 19, 12, 18, 19] {
         server.reply(Reply::list(list(true, others)));
@@ -80,7 +80,7 @@ fn what_a_feed_lists_is_dropped_until_it_does_not() -> Result<()> {
         "an entry that stays listed is never lost"
     );
 
-    // Who shows it, who does not, and what helps.
+    // Listings, commands that cannot remove it, and the remedy.
     let source = ATTACKER.to_string();
     assert_eq!(filter.succeed(&["block", "list"])?, "none\n");
     assert!(filter.succeed(&["block", "list", "--all"])?.contains("feed:public"));
@@ -116,7 +116,7 @@ fn what_a_feed_lists_is_dropped_until_it_does_not() -> Result<()> {
 }
 
 #[test]
-fn a_refused_list_is_said_and_may_be_accepted() -> Result<()> {
+fn a_refused_list_is_reported_and_may_be_accepted() -> Result<()> {
     let lab = Lab::new()?;
     let server = ListServer::start_in(&lab.phone, address(), Reply::list(list(true, 19)))?;
     let filter = start(&lab, configuration("public", "list.txt"))?;
@@ -132,7 +132,7 @@ fn a_refused_list_is_said_and_may_be_accepted() -> Result<()> {
     filter.succeed(&["feed", "sync", "public", "--accept"])?;
     assert_eq!(row(&filter, "public")?["ipv4"], 4);
     assert!(failure(&filter, &["feed", "sync", "other"])?.contains("there is no feed other"));
-    // A list with the host itself in it takes nobody away from it.
+    // A list with the host's own addresses does not affect them.
     server.reply(Reply::list(list(true, 3) + "198.51.100.0/24\n203.0.113.0/24\n0.0.0.0/0\n"));
     filter.succeed(&["feed", "sync", "public"])?;
     let row = row(&filter, "public")?;
@@ -154,7 +154,7 @@ fn restarts_reboots_and_no_network() -> Result<()> {
     filter.succeed(&["feed", "sync", "second", "--accept"])?;
     drop(server);
 
-    // Killed and started again: what it listed is in force all the time, and then its own.
+    // Killed and restarted: its entries stay in force, and then its own list.
     let source = ATTACKER.to_string();
     let flood = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
     std::thread::sleep(Duration::from_millis(300));
@@ -181,7 +181,7 @@ fn restarts_reboots_and_no_network() -> Result<()> {
     assert_eq!(filter.entries(&source)?.len(), 1);
     assert_eq!(filter.entries("198.51.100.200")?.len(), 1);
 
-    // A feed that is no longer configured goes, on reload and over a restart.
+    // A feed that is no longer configured is removed, on reload and on restart.
     filter.configure(&configuration("public", "one.txt"))?;
     filter.succeed(&["reload"])?;
     assert!(filter.entries("198.51.100.200")?.is_empty());
@@ -193,12 +193,12 @@ fn restarts_reboots_and_no_network() -> Result<()> {
 }
 
 #[test]
-fn what_was_listed_stays_until_every_feed_has_spoken() -> Result<()> {
+fn earlier_entries_stay_until_every_feed_has_a_list() -> Result<()> {
     let lab = Lab::new()?;
     let server = ListServer::start_in(&lab.phone, address(), Reply::list(list(true, 19)))?;
     let mut filter = start(&lab, configuration("public", "list.txt"))?;
     wait_for(&filter, "public", 20)?;
-    // The file is gone, and so is the network.
+    // Neither the file nor the server is available.
     server.reply(Reply::new("500 Oh", &[], ""));
     filter.stop()?;
     std::fs::remove_dir_all(filter.state_directory().join("feeds"))?;

@@ -1,5 +1,5 @@
-//! Packets with forged sources must not harm those whose addresses they carry: a known phone, a
-//! carrier, a stranger. Needs root and Linux 6.6 or later.
+//! Forged sources must not harm the owners of the addresses: a known phone, a carrier, a stranger.
+//! Needs root and Linux 6.6 or later.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::thread::sleep;
@@ -11,15 +11,15 @@ use sip_xdp_tests::phones::{FIRST_PORT, PhonesTally};
 use sip_xdp_tests::topology::{OUTSIDE, PBX_WAN, PHONE, WAN, address};
 use sip_xdp_tests::{Filter, Lab, Party, Phones, PhonesOptions, Registrar, RegistrarOptions};
 
-/// How many forged packets a second, and for how long.
+/// Forged packets per second, and duration.
 const RATE: u32 = 1000;
 const TIME: Duration = Duration::from_secs(12);
 const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
-/// The longest ban that may follow from what anybody can forge.
+/// The longest ban on forgeable evidence.
 const SHORT: Duration = Duration::from_secs(300);
 
-/// A lab that takes forged packets, and answers them to whom they seem to come from.
+/// A lab that accepts forged packets, and answers them to their claimed sources.
 fn lab() -> Result<Lab> {
     let lab = Lab::new()?;
     lab.accept_forgeries()?;
@@ -33,7 +33,7 @@ fn registrar(lab: &Lab) -> Result<Registrar> {
     Registrar::start_with(&lab.pbx, lab.directory(), &options)
 }
 
-/// Forges for a while; returns how many packets were sent.
+/// Forges for a while; returns the number of packets sent.
 fn forge_from(
     lab: &Lab,
     source: Ipv4Addr,
@@ -52,13 +52,13 @@ fn forge_from(
     Ok(sent)
 }
 
-/// Any port but the one that the phone uses.
+/// Any port but the phone's.
 fn strange_port(number: u64) -> u16 {
     30_000 + (number.wrapping_mul(7919) % 30_000) as u16
 }
 
-/// A known phone registers twice a second while packets are forged in its name. Returns what it saw
-/// meanwhile.
+/// A known phone registers twice a second while packets are forged in its name. Returns its
+/// results.
 fn phone_during_forgery(
     what: &str,
     port: impl Fn(u64) -> u16 + Send + 'static,
@@ -92,7 +92,7 @@ fn phone_during_forgery(
 #[test]
 fn a_known_phone_whose_port_the_forger_does_not_know() -> Result<()> {
     let tally = phone_during_forgery("a phone's address, other ports", strange_port)?;
-    // The last one may be on its way.
+    // The last one may be in flight.
     assert!(
         tally.begun >= 10,
         "the phone was to register all the time, but began only {} times",
@@ -107,7 +107,7 @@ fn a_known_phone_whose_port_the_forger_does_not_know() -> Result<()> {
     Ok(())
 }
 
-/// What gets through then is printed, not promised.
+/// The result is printed, not asserted.
 #[test]
 fn a_known_phone_whose_port_the_forger_knows() -> Result<()> {
     phone_during_forgery("a phone's address and port", |_| FIRST_PORT).map(drop)

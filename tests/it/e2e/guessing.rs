@@ -1,6 +1,5 @@
-//! Whoever guesses passwords, looks for extensions or servers, or tries to call at our cost is
-//! banned for what the registrar answers, not for its rate: at any speed and in every disguise.
-//! Needs root and Linux 6.6 or later.
+//! Guessers, scanners and toll fraud are banned for the registrar's responses, not for their rate:
+//! at any speed and in every disguise. Needs root and Linux 6.6 or later.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread::sleep;
@@ -16,16 +15,16 @@ use sip_xdp_tests::{
     wait_for_a_nonce_of_its_own, wait_until,
 };
 
-/// From the first request to the ban, for what is not slow on purpose.
+/// Time from the first request to the ban, for attacks that are not slow on purpose.
 const PROMPT: Duration = Duration::from_secs(15);
-/// What the kernel lets a stranger send within ten seconds, and a little more.
+/// The kernel's limit of an unknown source within ten seconds, with a margin.
 const LIMIT: usize = 60;
 
-/// What an attack must lead to.
+/// The expected result of an attack.
 struct Expected {
-    /// At most so many requests get to Kamailio.
+    /// Maximum number of requests that reach Kamailio.
     requests: usize,
-    /// The kinds of evidence that may be named.
+    /// Acceptable kinds of evidence.
     kinds: &'static [&'static str],
     /// Whether the evidence must be proven.
     is_proven: bool,
@@ -59,8 +58,7 @@ impl<'a> Fixture<'a> {
         Ok(())
     }
 
-    /// Prints what became of an attacker, and keeps what is wrong with it for the end, when all of
-    /// them have been seen.
+    /// Prints the result of an attacker, and collects faults for the end.
     fn judge(
         &mut self,
         what: &str,
@@ -69,7 +67,7 @@ impl<'a> Fixture<'a> {
         expected: &Expected,
     ) -> Result<()> {
         let from = from.into();
-        // What had passed before the ban is on its way to the log.
+        // Packets that passed before the ban are on their way to the log.
         sleep(Duration::from_millis(300));
         let (received, failures) =
             (self.registrar.received_from(from), self.registrar.failures_of(from).len());
@@ -103,8 +101,8 @@ impl<'a> Fixture<'a> {
             format!("the log was to name one of {kinds:?}, not {kind:?}"),
         );
         let tier = ban.tier.as_str();
-        // Rejected credentials prove themselves by their nonce; what gives a tool away may be seen
-        // before it has any.
+        // Rejected credentials are proven by their nonce; a signature may be seen before there is
+        // any.
         let is_proven = expected.is_proven && kind != "signature";
         complain(
             is_proven && tier != "proven",
@@ -121,7 +119,7 @@ impl<'a> Fixture<'a> {
     }
 }
 
-/// Runs a tool in every disguise, each from an address of its own, one after the other.
+/// Runs a tool in every disguise, each from its own address, one after the other.
 fn is_banned_in_every_disguise(
     expected: &Expected,
     attack: impl Fn(&Attacker<'_>) -> Result<Process>,
@@ -155,14 +153,14 @@ fn svcrack_at_its_own_speed() -> Result<()> {
 
 #[test]
 fn svcrack_without_pauses() -> Result<()> {
-    // It is so fast that a limit may act before anything else is known of it.
+    // It is so fast that a limit may act first.
     let kinds = &["signature", "rejected", "requests", "register"];
     let expected = Expected { requests: LIMIT, kinds, is_proven: false };
     is_banned_in_every_disguise(&expected, |attacker| attacker.crack_with_pauses("101", "0"))
 }
 
-/// A password every seven seconds. All disguises at the same time, in different seconds: it takes
-/// two minutes as it is.
+/// A password every seven seconds. All disguises run at the same time, in different seconds, since
+/// it takes two minutes.
 #[test]
 fn svcrack_slowly() -> Result<()> {
     const PASSWORDS: usize = 20;
@@ -226,7 +224,7 @@ fn svwar_with_invite() -> Result<()> {
     is_banned_in_every_disguise(&ENUMERATION, |attacker| attacker.enumerate("INVITE"))
 }
 
-/// Each run sends a single request; what gives it away is that it comes again and again.
+/// Each run sends a single request; the repetition is the evidence.
 #[test]
 fn svmap_again_and_again() -> Result<()> {
     const RUNS: usize = 5;
@@ -240,8 +238,8 @@ fn svmap_again_and_again() -> Result<()> {
         for _ in 0..RUNS {
             let before = fixture.filter.requests("options")?;
             let mut tool = attacker.map(&PBX_WAN.to_string())?;
-            // A suspect's second request in a second is dropped; the filter counts it all the same,
-            // until it is banned.
+            // A suspect's second request within a second is dropped but counted, until it is
+            // banned.
             let is_seen = || {
                 Ok(fixture.filter.requests("options")? > before
                     || fixture.filter.is_banned(&from.to_string())?)
@@ -258,7 +256,7 @@ fn svmap_again_and_again() -> Result<()> {
         if let Ok(ban) = &ban
             && (ban.tier != "unproven" || ban.lasts > Some(Duration::from_secs(301)))
         {
-            // Anybody can send that in somebody else's name.
+            // Anybody can forge that.
             fixture
                 .complaints
                 .push(format!("{disguise:?}: an unproven, short ban was expected, not {ban:?}"));
@@ -268,7 +266,7 @@ fn svmap_again_and_again() -> Result<()> {
     fixture.end()
 }
 
-/// Every way to dial out that somebody may have set up, before one number, at five calls a second.
+/// Common prefixes for dialling out, before one number, at five calls per second.
 #[test]
 fn calls_to_one_number_under_many_prefixes() -> Result<()> {
     const NUMBERS: [&str; 10] = [

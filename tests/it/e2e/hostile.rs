@@ -1,5 +1,5 @@
-//! What attackers write is text, wherever it is shown: it makes no element of a page, and no
-//! terminal obeys it. Needs root, Linux 6.6 or later, chromium and tmux.
+//! Attacker-chosen text, wherever it is shown: it creates no element of a page, and no terminal
+//! obeys it. Needs root, Linux 6.6 or later, chromium and tmux.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -18,28 +18,28 @@ use sip_xdp_tests::{
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Users that an attacker makes up; of three in turn all three are in the evidence. The last one
-/// rings, clears the screen and gives the window another title, with control characters of seven
-/// bits, of eight, and of eight in UTF-8, and turns the line around.
+/// Users that an attacker makes up; evidence names three in turn. The last one rings the bell,
+/// clears the screen and sets the window title, with control characters of seven bits, of eight,
+/// and of eight in UTF-8, and reverses the line.
 const USERS: [&[u8]; 3] = [
     b"<script>document.title='owned'</script>",
     b"\"><img src=x onerror=document.title='owned'>",
     b"\x1b]0;owned\x07\x1b[2J\x9b31m\xc2\x9b31m\xe2\x80\xaeevil\r\nban",
 ];
 
-/// A request, although its target, its sender and its User-Agent are for a terminal.
+/// A request whose target, sender and User-Agent contain terminal controls.
 const RAW: &[u8] = b"OPTIONS sip:\x1b]0;owned\x07\x1b[2J\xc2\x9b31m@lab.example SIP/2.0\r\n\
     Via: SIP/2.0/UDP 198.51.100.100:5060;branch=z9hG4bKraw;rport\r\nMax-Forwards: 70\r\n\
     From: <sip:\x1b]0;owned\x07\x1b[2J\xc2\x9b31m@lab.example>;tag=raw\r\nTo: \
                     <sip:x@lab.example>\r\nCall-ID: raw\r\nCSeq: 1 OPTIONS\r\n\
     User-Agent: \x1b]0;owned\x07\r\nContent-Length: 0\r\n\r\n";
 
-/// A user as it stands in a URI.
+/// A user escaped for a URI.
 fn escaped(user: &[u8]) -> String {
     user.iter().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// REGISTERs of users that nobody has, each another one, from port 5060 of an address.
+/// REGISTERs of different unknown users, from port 5060 of an address.
 fn tries_users(lab: &Lab, from: impl Into<IpAddr>) -> Result<Stream> {
     let (from, to) = (SocketAddr::new(from.into(), 5060), SocketAddr::from((PBX_WAN, 5060)));
     Stream::start(stream::socket(&lab.attacker, from, to)?, 4, move |number| {
@@ -50,13 +50,13 @@ fn tries_users(lab: &Lab, from: impl Into<IpAddr>) -> Result<Stream> {
     })
 }
 
-/// Fails if a terminal would do anything but show this.
+/// Fails if a text has terminal controls.
 fn is_plain(what: &str, text: &str) {
     let is_odd = |c: &char| *c != '\n' && (c.is_control() || matches!(c, '\u{202a}'..='\u{202e}'));
     assert_eq!(text.chars().find(is_odd), None, "{what} would move more than a pen: {text:?}");
 }
 
-/// A lab in which an attacker has been banned for users that it made up.
+/// A lab in which an attacker was banned for invented users.
 fn attack(lab: &Lab, configuration: String) -> Result<(Registrar, Filter<'_>)> {
     let registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let filter = Filter::start_with(
@@ -132,7 +132,7 @@ fn a_terminal_shows_it() -> Result<()> {
         .into_iter()
         .collect::<Result<Vec<_>>>()?;
 
-    // Who sends it is remembered of a source that is not blocked, as far as the semicolon.
+    // The last user of an unblocked source is remembered, up to the semicolon.
     let curious = lab.further_attacker(0)?;
     let socket = stream::socket(&lab.attacker, (curious, 5060).into(), (PBX_WAN, 5060).into())?;
     let mut explained = String::new();
@@ -147,7 +147,7 @@ fn a_terminal_shows_it() -> Result<()> {
     let attacker = ATTACKER.to_string();
     let tries = tries_users(&lab, ATTACKER)?;
     filter.wait_for_ban(&attacker, SOON)?;
-    // Of what is dropped from now on there are samples, with the first lines as they are.
+    // Drop samples have the start lines as received.
     let raw = stream::socket(&lab.attacker, (ATTACKER, 5061).into(), (PBX_WAN, 5060).into())?;
     let has_sample = |text: &str| {
         text.lines().any(|line| line.contains("OPTIONS sip:") && line.contains("owned"))
@@ -166,8 +166,7 @@ fn a_terminal_shows_it() -> Result<()> {
     for watcher in &watchers {
         is_plain("watch", &said(watcher));
     }
-    // What other programs give as a reason may come from such a request as well, in one that it
-    // writes on.
+    // Reasons of other programs may contain such text as well.
     let reason = String::from_utf8_lossy(USERS[2]).into_owned();
     filter.succeed(&["block", "add", "192.0.2.66", "--reason", &reason])?;
     for arguments in [
@@ -198,7 +197,7 @@ fn a_terminal_shows_it() -> Result<()> {
         "who reads JSON gets all of it"
     );
 
-    // Of an entry that is made by hand, and of one that a program makes, the log has one line.
+    // Manual entries and those of programs have one log line each.
     let log: Vec<_> = filter.log().into_iter().map(|line| line.text).collect();
     log.iter().for_each(|line| is_plain("the log", line));
     assert!(log.iter().any(|line| line.contains("ban ") && line.contains("evil")), "{log:#?}");
@@ -214,7 +213,7 @@ fn a_terminal_shows_it() -> Result<()> {
     is_plain("what a program is told", &told);
     assert!(told.contains("SIP_XDP_REASON=") && told.contains("evil"), "{told}");
 
-    // Whatever `top` has sent to its terminal: its own control sequences, and none of theirs.
+    // The raw output of `top`: its own control sequences, and none of the attacker's.
     let screen = terminal.wait("both are shown", |screen| {
         screen.contains("192.0.2.66") && screen.contains("evil")
     })?;

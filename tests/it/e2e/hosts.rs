@@ -1,4 +1,4 @@
-//! Host names that are trusted: their addresses are followed, and stay when DNS fails.
+//! Trusted host names: their addresses are followed, and stay when DNS fails.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, PHONE, WAN};
 use sip_xdp_tests::{Filter, FilterOptions, Lab, NameServer, stream, wait_until};
 
-/// How long an answer may take that nothing stands in the way of.
+/// Timeout of an unobstructed DNS response.
 const SOON: Duration = Duration::from_secs(5);
 
 const CARRIER: &str = "sip.carrier.example";
@@ -56,7 +56,7 @@ fn start<'a>(lab: &'a Lab, server: &NameServer<'_>, configuration: &str) -> Resu
     Filter::start_with(&lab.pbx, lab.directory(), options)
 }
 
-/// Asks DNS again now.
+/// Triggers a DNS query.
 fn ask_again(filter: &Filter<'_>) -> Result<()> {
     filter.succeed(&["reload"]).map(drop)
 }
@@ -74,7 +74,7 @@ fn a_host_is_followed_and_kept() -> Result<()> {
     println!("trusted {took:.1?} after `trust add`");
     let asked = Instant::now();
 
-    // It works: nothing of a flood is dropped.
+    // Trust works: nothing of a flood is dropped.
     let flood = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 100)?;
     std::thread::sleep(Duration::from_secs(1));
     let sent = flood.stop()?;
@@ -91,13 +91,13 @@ fn a_host_is_followed_and_kept() -> Result<()> {
     println!("{list}");
     assert!(list.contains("our carrier") && list.contains("2001:db8:77::1"));
 
-    // The answer ends after a second, so it is asked for again as soon as that is allowed.
+    // The TTL is one second, so the name is queried again as soon as allowed.
     server.serve(&[record(CARRIER, "192.0.2.7")])?;
     wait_for(&filter, &["192.0.2.7"], Duration::from_secs(40))?;
     println!("an address that changed is followed {:.1?} after the last answer", asked.elapsed());
     assert!(asked.elapsed() > Duration::from_secs(25));
 
-    // No such name, and then no name server: nothing changes but the error.
+    // NXDOMAIN, then no name server: only the error changes.
     server.serve(&[])?;
     ask_again(&filter)?;
     wait_until("the failure is shown", SOON, || Ok(host(&filter, CARRIER)?["error"].is_string()))?;
@@ -108,7 +108,7 @@ fn a_host_is_followed_and_kept() -> Result<()> {
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(addresses(&filter)?, ["192.0.2.7"]);
 
-    // Neither a restart nor a reboot without DNS changes that, and none of it waits for DNS.
+    // A restart or reboot without DNS changes nothing, and does not wait for DNS.
     filter.restart()?;
     assert_eq!(addresses(&filter)?, ["192.0.2.7"]);
     filter.unload()?;
@@ -121,7 +121,7 @@ fn a_host_is_followed_and_kept() -> Result<()> {
     );
     assert!(row["age"].as_u64().is_some_and(|age| age < 120), "{row}");
 
-    // And it is back as soon as it is asked for.
+    // The next successful query restores it.
     server.serve(&[record(CARRIER, "192.0.2.8")])?;
     ask_again(&filter)?;
     wait_for(&filter, &["192.0.2.8"], SOON)?;
@@ -175,7 +175,7 @@ fn a_domain_is_followed_through_its_services() -> Result<()> {
     let refused = filter.cli(&["trust", "del", "carrier.example"])?;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("trust.hosts"), "the file is named");
 
-    // What two names have stays until both have lost it.
+    // A shared address stays until both names have lost it.
     records.retain(|record| !record.contains("192.0.2.5") || record.contains("too."));
     server.serve(&records)?;
     ask_again(&filter)?;
@@ -188,7 +188,7 @@ fn a_domain_is_followed_through_its_services() -> Result<()> {
     let left = ["192.0.2.1", "192.0.2.2", "192.0.2.4", "2001:db8:77::2"];
     wait_for(&filter, &left, SOON)?;
 
-    // What is on disk is destroyed, and nobody answers: what the kernel has stays.
+    // The saved file is destroyed and DNS is down: the kernel's entries stay.
     server.stop()?;
     filter.kill9()?;
     let instance = filter.pins().file_name().context("the pins have no name")?;
@@ -199,14 +199,14 @@ fn a_domain_is_followed_through_its_services() -> Result<()> {
     Ok(())
 }
 
-/// They hold a time against a limit: nothing runs beside them.
+/// Timed tests: nothing runs beside them.
 mod measured {
     use super::*;
 
     #[test]
     fn a_name_server_that_is_not_there_delays_nothing() -> Result<()> {
         let lab = Lab::new()?;
-        // An address that nobody has: questions are lost, not refused.
+        // An unused address: queries are lost, not refused.
         let server = NameServer::prepare(&lab.phone, [203, 0, 113, 99], lab.directory())?;
         let names: Vec<String> =
             (0..50).map(|number| format!("\"n{number}.carrier.example\"")).collect();

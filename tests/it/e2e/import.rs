@@ -1,4 +1,4 @@
-//! Whole files of networks, and the state of another instance. Needs root and Linux 6.6 or later.
+//! Files of networks, and state dumps. Needs root and Linux 6.6 or later.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -55,7 +55,7 @@ fn a_bad_line_keeps_all_out() -> Result<()> {
 }
 
 #[test]
-fn what_must_stay_is_refused_and_the_rest_entered() -> Result<()> {
+fn protected_networks_are_refused_and_the_rest_added() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     filter.succeed(&["trust", "add", "192.0.2.5"])?;
@@ -76,7 +76,7 @@ fn what_must_stay_is_refused_and_the_rest_entered() -> Result<()> {
 }
 
 #[test]
-fn what_does_not_fit_is_said() -> Result<()> {
+fn entries_without_room_are_reported() -> Result<()> {
     let lab = Lab::new()?;
     let configuration = "[capacity]\nnetworks = 16\n".to_owned();
     let options = FilterOptions { configuration, ..FilterOptions::default() };
@@ -112,7 +112,7 @@ fn an_export_comes_back_and_nftables_takes_it() -> Result<()> {
     filter.succeed(&["block", "add", "172.16.0.0/12", "--ttl", "1h"])?;
     let before = networks(&filter, "block")?;
     check(&filter, "list.nft")?;
-    // With the daemon dead, too.
+    // Without a daemon as well.
     filter.kill9()?;
     check(&filter, "dead.nft")?;
     let plain = file(&lab, "plain", &filter.succeed(&["block", "export"])?)?;
@@ -126,8 +126,7 @@ fn an_export_comes_back_and_nftables_takes_it() -> Result<()> {
     Ok(())
 }
 
-/// One instance learns, another one takes it up: who is known good, who is banned and how often,
-/// what is trusted.
+/// One instance learns, another one imports: known-good sources, bans with offences, trust.
 #[test]
 fn a_standby_takes_up_what_was_learnt() -> Result<()> {
     let lab = Lab::new()?;
@@ -181,7 +180,7 @@ fn a_standby_takes_up_what_was_learnt() -> Result<()> {
         let report = second.json(&["explain", &attacker])?;
         Ok(report["verdict"] == "drop" && report["history"].as_array().map(Vec::len) == Some(1))
     })?;
-    // Twice is no harm.
+    // A second import is harmless.
     let counts = second.json(&["state", "import", text(&state)])?;
     for kind in ["block", "trust", "accepted", "hosts"] {
         assert_eq!(counts[kind]["added"], 0, "{kind}: {counts:#}");
@@ -195,10 +194,9 @@ fn a_standby_takes_up_what_was_learnt() -> Result<()> {
     .map(drop)
 }
 
-/// Figures that nobody ever counted: the daemon goes on at once, and the next ban has the longest
-/// length.
+/// Implausible counts: the daemon continues at once, and the next ban has the maximum length.
 #[test]
-fn an_offence_count_of_any_size_stops_nobody() -> Result<()> {
+fn any_offence_count_can_be_imported() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let attacker = ATTACKER.to_string();
@@ -218,7 +216,7 @@ fn an_offence_count_of_any_size_stops_nobody() -> Result<()> {
     Ok(())
 }
 
-/// They hold a time against a limit: nothing runs beside them.
+/// Timed tests: nothing runs beside them.
 mod measured {
     use super::*;
 
@@ -236,7 +234,7 @@ mod measured {
         assert!(start.elapsed() < Duration::from_secs(30));
         assert_eq!((&answer["added"], &answer["lines"]), (&100_000.into(), &100_000.into()));
         assert_eq!(networks(&filter, "block")?, lines.iter().cloned().collect());
-        // They are the kernel's, and on disk.
+        // They are in the kernel and on disk.
         filter.restart()?;
         assert_eq!(networks(&filter, "block")?.len(), 100_000);
         assert_eq!(filter.json(&["explain", &lines[99_999]])?["verdict"], "drop");

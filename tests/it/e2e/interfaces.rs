@@ -1,5 +1,7 @@
-//! Interfaces come and go, change their names and their kind, and the filter is on them again as
-//! soon as they are there. Needs root.
+//! Dynamic interfaces: they come and go, change name and kind, and are filtered again as soon as
+//! they exist. Needs root.
+//!
+//! More than 400 lines: one test per event of an interface, with shared helpers.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,10 +18,10 @@ use sip_xdp_tests::topology::{ATTACKER, LAN, OUTSIDE, PBX_WAN, WAN, address};
 use sip_xdp_tests::{Capture, Filter, FilterOptions, Lab, Namespace, usage, wait_until};
 use sip_xdp_tests::{sip, stream};
 
-/// What the daemon may take on a machine that is busy. How long it takes is printed.
+/// Time allowed for the daemon on a busy machine. The actual time is printed.
 const SOON: Duration = Duration::from_secs(15);
 
-/// Makes an interface of the PBX anew, with the attacker at its other end.
+/// Recreates an interface of the PBX, with the attacker at its other end.
 fn make(lab: &Lab, name: &str, outside: &str) -> Result<()> {
     succeed(
         Command::new("ip")
@@ -88,7 +90,7 @@ fn said(filter: &Filter<'_>, name: &str, kind: &str) -> usize {
     filter.log().iter().filter(|line| line.text.contains(&start)).count()
 }
 
-/// A watcher that is already being told.
+/// A watcher that has already received an event.
 fn watcher(filter: &Filter<'_>) -> Result<Process> {
     let mut watcher = filter.start_command(&["watch", "--json"])?;
     wait_until("the watcher is told", SOON, || {
@@ -102,8 +104,8 @@ fn watcher(filter: &Filter<'_>) -> Result<Process> {
     Ok(watcher)
 }
 
-/// Waits until packets of the blocked source are dropped by the interface, and makes sure that none
-/// gets by from then on.
+/// Waits until the blocked source's packets are dropped by the interface, and asserts that none
+/// passes from then on.
 fn stays_blocked(lab: &Lab, filter: &Filter<'_>, name: &str) -> Result<()> {
     let before = filter.packets(name, "drop.blocked")?;
     let seen = Capture::start(&lab.pbx, name, "udp and dst port 5060", lab.directory())?;
@@ -200,7 +202,7 @@ fn a_renamed_interface_stays_filtered_until_another_has_its_name() -> Result<()>
         stream.stop().map(drop)
     };
     dropped(&filter)?;
-    // The next daemon, and a reload, see it in the same way.
+    // The next daemon, and a reload, agree.
     filter.kill9()?;
     filter.launch()?;
     filter.succeed(&["reload"])?;
@@ -213,7 +215,7 @@ fn a_renamed_interface_stays_filtered_until_another_has_its_name() -> Result<()>
     wait_until("the old one is not", SOON, || Ok(!has_program(&lab.pbx, "uplink")?))?;
     wait_until("all is well", SOON, || is_enforcing(&filter))?;
     assert_eq!(said(&filter, WAN, "detached"), 1);
-    // And it may be its old one again.
+    // The old name may return.
     delete(&lab, WAN)?;
     wait_until("it is said to be gone", SOON, || Ok(said(&filter, WAN, "gone") == 1))?;
     lab.pbx.ip(["link", "set", "uplink", "down"])?;
@@ -225,7 +227,7 @@ fn a_renamed_interface_stays_filtered_until_another_has_its_name() -> Result<()>
     Ok(())
 }
 
-/// A PPP line has no Ethernet header, and a longer MTU may keep a driver from running the program.
+/// A PPP line has no Ethernet header, and a larger MTU may exclude native mode.
 #[test]
 fn an_interface_that_comes_back_as_another_kind_gets_the_right_program() -> Result<()> {
     let lab = Lab::new()?;
@@ -268,7 +270,7 @@ fn an_interface_that_comes_back_as_another_kind_gets_the_right_program() -> Resu
     Ok(())
 }
 
-/// The queue of a tun device, by which packets arrive on it.
+/// A tun device's queue, through which packets arrive.
 struct Tun(fs::File);
 
 impl Tun {
@@ -304,7 +306,7 @@ impl Tun {
     }
 }
 
-/// The kernel may have no VLAN devices; a name with a dot is what else is special about them.
+/// The kernel may lack VLAN devices; a name with a dot is their other peculiarity.
 #[test]
 fn a_vlan_interface_comes_and_goes() -> Result<()> {
     const VLAN: &str = "wan.100";
@@ -313,7 +315,7 @@ fn a_vlan_interface_comes_and_goes() -> Result<()> {
         interfaces: vec![WAN.to_owned(), VLAN.to_owned()],
         ..FilterOptions::default()
     };
-    // One interface is there, so that the filter starts, and waits for the other one.
+    // One interface exists, so that the filter starts, and waits for the other one.
     let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     assert!(warnings(&filter)?.contains("there is no interface wan.100"), "{}", warnings(&filter)?);
     assert!(!is_enforcing(&filter)?);
@@ -338,7 +340,7 @@ fn a_vlan_interface_comes_and_goes() -> Result<()> {
         if is_real { "a VLAN interface" } else { "no VLAN devices here, a veth of that name" },
         warnings(&filter)?
     );
-    // What is not to be waited for is given up.
+    // An interface can be given up.
     filter.succeed(&["unload", "--iface", VLAN])?;
     assert!(is_enforcing(&filter)?);
     Ok(())
@@ -366,14 +368,14 @@ fn whatever_goes_on_without_a_daemon_is_put_right_by_the_next_one() -> Result<()
     let options = FilterOptions { interfaces: vec![WAN.to_owned()], ..FilterOptions::default() };
     let mut filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
-    // Made anew while nobody looks.
+    // Recreated while no daemon runs.
     filter.kill9()?;
     delete(&lab, WAN)?;
     assert!(warnings(&filter)?.contains("wan is gone"), "{}", warnings(&filter)?);
     make(&lab, WAN, OUTSIDE)?;
     filter.launch()?;
     stays_blocked(&lab, &filter, WAN)?;
-    // The only interface is away when the daemon starts: it was right before, so it is waited for.
+    // The only interface is missing when the daemon starts: it existed before, so it is waited for.
     filter.kill9()?;
     delete(&lab, WAN)?;
     filter.launch()?;
@@ -392,16 +394,16 @@ fn whatever_goes_on_without_a_daemon_is_put_right_by_the_next_one() -> Result<()
     Ok(())
 }
 
-/// What somebody takes off is put on again; `unload` is how to take it off.
+/// A program detached by somebody else is attached again; `unload` is the way to detach it.
 #[test]
 fn a_program_that_is_taken_off_is_put_on_again() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let old = index(&lab.pbx, WAN)?;
-    // Nobody but the pin holds the link.
+    // Only the pin holds the link.
     fs::remove_file(filter.pins().join("links").join(&old))?;
     assert!(warnings(&filter)?.contains("the program was taken off"), "{}", warnings(&filter)?);
-    // The kernel does not tell; with the next change it is seen, and otherwise within half a
+    // The kernel sends no notification; it is noticed with the next change, or within half a
     // minute.
     lab.pbx.ip(["link", "set", WAN, "mtu", "1400"])?;
     wait_until("it is filtered again", SOON, || {
@@ -409,7 +411,7 @@ fn a_program_that_is_taken_off_is_put_on_again() -> Result<()> {
     })?;
     assert_eq!(said(&filter, WAN, "detached"), 1);
     filter.succeed(&["unload", "--iface", WAN])?;
-    // What happens to LAN afterwards shows that the change was seen.
+    // What happens to LAN afterwards shows that the change was processed.
     lab.pbx.ip(["link", "set", WAN, "mtu", "1300"])?;
     delete(&lab, LAN)?;
     wait_until("the change is seen", SOON, || Ok(said(&filter, LAN, "gone") == 1))?;
@@ -417,8 +419,7 @@ fn a_program_that_is_taken_off_is_put_on_again() -> Result<()> {
     Ok(())
 }
 
-/// What an instance has in the kernel, beside its maps: programs that use its tables, and links of
-/// those programs.
+/// An instance's kernel objects besides its maps: programs that use its tables, and their links.
 fn in_kernel(filter: &Filter<'_>) -> Result<(usize, usize)> {
     let guide = aya::maps::MapInfo::from_pin(filter.pins().join(format!(
         "v{}/{}",

@@ -1,5 +1,5 @@
-//! An attacker with a whole IPv6 network changes its address with every password: it is banned with
-//! all of them, unless we live in that network ourselves. Needs root and Linux 6.6 or later.
+//! An attacker with an IPv6 network and a new address per password: the network is banned, unless
+//! the host itself is in it. Needs root and Linux 6.6 or later.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -78,7 +78,7 @@ fn neighbours_of_ours_are_banned_one_by_one() -> Result<()> {
         println!("{}: {ban:?}", neighbour(host));
         outcomes.push(ban);
     }
-    // Whoever lives beside them is not disturbed.
+    // A neighbouring network is not affected.
     let guess = Guess::new(SocketAddr::from((neighbour(0x199), 5060)), pbx(), "101");
     let honest = Guesser::start(&lab.attacker, guess)?;
     wait_until("an innocent neighbour is answered", PROMPT, || Ok(honest.rejected() >= 2))?;
@@ -96,7 +96,7 @@ fn neighbours_of_ours_are_banned_one_by_one() -> Result<()> {
     Ok(())
 }
 
-/// Its registration is seen to leave, as that of others is.
+/// Its registration is seen on the way out.
 #[test]
 fn a_phone_becomes_known_good() -> Result<()> {
     let lab = Lab::new()?;
@@ -120,7 +120,7 @@ fn a_phone_becomes_known_good() -> Result<()> {
         .with_context(|| filter.decisions())?;
     let line = format!("good {PHONE6} port=5070");
     assert!(filter.log().iter().any(|said| said.text.ends_with(&line)), "{}", filter.decisions());
-    // A reboot does not change what is known of it.
+    // A reboot keeps it.
     filter.unload()?;
     filter.launch()?;
     assert_eq!(filter.sources("good")?, 1);

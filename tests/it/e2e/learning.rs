@@ -1,5 +1,5 @@
-//! `learn`: on a first start volume limits, but bans nobody, for as long as was asked and no
-//! longer. Needs root and Linux 6.6 or later.
+//! `learn`: after a first start volume is limited but bans nothing, for exactly the configured
+//! time. Needs root and Linux 6.6 or later.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
@@ -27,7 +27,7 @@ fn is_learning(filter: &Filter<'_>) -> Result<bool> {
     Ok(filter.json(&["status"])?["daemon"]["learning"] == true)
 }
 
-/// One sender's flood from a new address: is it banned?
+/// Whether a flood from a new address is banned.
 fn flood_is_banned(lab: &Lab, filter: &Filter<'_>, number: u8) -> Result<bool> {
     let source = lab.further_attacker(number)?;
     let limited = filter.packets(WAN, "drop.limited")?;
@@ -48,8 +48,8 @@ fn guesser_is_banned(lab: &Lab, filter: &Filter<'_>, number: u8) -> Result<()> {
         Guess::new(SocketAddr::from((source, 5060)), SocketAddr::from((PBX_WAN, 5060)), "101");
     let _guesser = Guesser::start(&lab.attacker, guess)?;
     filter.wait_for_ban(&source.to_string(), PROMPT)?;
-    let is_told = || Ok(filter.ban_kind(&source.to_string()).as_deref() == Some("rejected"));
-    wait_until("the log tells the ban", PROMPT, is_told)?;
+    let is_logged = || Ok(filter.ban_kind(&source.to_string()).as_deref() == Some("rejected"));
+    wait_until("the log tells the ban", PROMPT, is_logged)?;
     Ok(())
 }
 
@@ -66,7 +66,7 @@ fn volume_bans_nobody_but_wrong_passwords_do() -> Result<()> {
         filter.decisions()
     );
     guesser_is_banned(&lab, &filter, 1)?;
-    // A new daemon goes on with it.
+    // A new daemon continues it.
     filter.restart()?;
     assert!(is_learning(&filter)?, "after a restart");
     assert!(!flood_is_banned(&lab, &filter, 2)?);
@@ -76,7 +76,7 @@ fn volume_bans_nobody_but_wrong_passwords_do() -> Result<()> {
     filter.unload()?;
     filter.launch()?;
     assert!(is_learning(&filter)?, "after a reboot");
-    // Who does not want it any more says so.
+    // It can be ended by configuration.
     filter.configure("learn = \"0s\"\n")?;
     filter.restart()?;
     assert!(!is_learning(&filter)?);
@@ -104,7 +104,7 @@ fn it_ends_when_it_should_and_does_not_begin_anew() -> Result<()> {
     Ok(())
 }
 
-/// Where there is a state, a start is not the first one.
+/// With stored state a start is not the first one.
 #[test]
 fn a_state_without_it_is_no_first_start() -> Result<()> {
     let lab = Lab::new()?;

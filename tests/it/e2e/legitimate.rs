@@ -1,4 +1,4 @@
-//! What must never be banned: monitoring, keepalives, trusted sources.
+//! Traffic that must never be banned: monitoring, keepalives, trusted sources.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
@@ -11,8 +11,7 @@ use sip_xdp_tests::{
     Attacker, Capture, Filter, FilterOptions, Lab, Phone, Registrar, Stream, stream,
 };
 
-/// sipsak's agent is on lists of attack tools; who uses it to look after a server is not an
-/// attacker.
+/// sipsak's agent is on lists of attack tools; monitoring with it is legitimate.
 #[test]
 fn monitoring_passes() -> Result<()> {
     let lab = Lab::new()?;
@@ -30,7 +29,7 @@ fn monitoring_passes() -> Result<()> {
     Ok(())
 }
 
-/// However many come, they neither lead to a ban nor use up what the phone's requests may use.
+/// Any number of them neither bans nor uses up the phone's limit of requests.
 #[test]
 fn keepalives_do_not_count() -> Result<()> {
     const KINDS: [&[u8]; 4] = [
@@ -69,7 +68,7 @@ fn keepalives_do_not_count() -> Result<()> {
     Ok(())
 }
 
-/// Trust is checked before anything else.
+/// Trust has precedence.
 #[test]
 fn a_trusted_source_is_never_banned() -> Result<()> {
     let lab = Lab::new()?;

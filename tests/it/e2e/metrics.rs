@@ -1,5 +1,5 @@
-//! Metrics: what is measured is true, and whatever clients do, the filter does not suffer. Needs
-//! root and Linux 6.6 or later.
+//! Metrics: their values are right, and clients cannot affect the filter. Needs root and Linux 6.6
+//! or later.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddrV4, TcpListener, TcpStream};
@@ -59,8 +59,7 @@ fn they_say_what_happened() -> Result<()> {
             && feeds.iter().any(|feed| feed["error"].is_string()))
     })?;
 
-    // Nothing is sent any more: what is read in turn must agree, but for what is only kept for a
-    // moment.
+    // Nothing is sent any more: readings must agree, except for short-lived values.
     wait_until("metrics and stats agree", SOON, || {
         let (text, stats) = (metrics(&lab)?, filter.json(&["stats"])?);
         let counted = |interface: &str, verdict: &str, reason: &str| {
@@ -118,7 +117,7 @@ fn they_say_what_happened() -> Result<()> {
         "no series for a source"
     );
 
-    // The daemon's own view of it, and the same on a page.
+    // The daemon's own view, and the same in `status`.
     assert_eq!(filter.json(&["status"])?["daemon"]["metrics"]["listen"], METRICS);
     let overview = http::json(&lab.pbx, METRICS, "/api/overview")?;
     let worst = overview["worst"].as_array().context("no array")?;
@@ -137,7 +136,7 @@ fn they_say_what_happened() -> Result<()> {
 }
 
 #[test]
-fn a_port_in_use_stops_nobody() -> Result<()> {
+fn a_port_in_use_does_not_stop_the_daemon() -> Result<()> {
     let lab = Lab::new()?;
     let other = lab.pbx.enter(|| TcpListener::bind(METRICS).context("cannot listen"))?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
@@ -222,7 +221,7 @@ fn odd_requests_are_refused() -> Result<()> {
     let without_host = http::send(&lab.pbx, METRICS, "GET / HTTP/1.0\r\n\r\n")?;
     assert_eq!(without_host.status, 421);
     for head in ["\r\n\r\nnonsense\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\u{0}\u{1}\u{2}\r\n\r\n"] {
-        // An error, or nothing at all.
+        // An error, or nothing.
         assert!(
             http::send(&lab.pbx, METRICS, head).map_or(true, |answer| answer.status >= 400),
             "{head:?}"
@@ -231,10 +230,9 @@ fn odd_requests_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Whatever is sent, from however many sources, there are as many series as before: who stores them
-/// is not flooded.
+/// The number of series does not depend on senders, so that the metrics' store is not flooded.
 #[test]
-fn nobody_decides_how_many_series_there_are() -> Result<()> {
+fn senders_cannot_create_series() -> Result<()> {
     let lab = Lab::new()?;
     lab.accept_forgeries()?;
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
@@ -250,12 +248,12 @@ fn nobody_decides_how_many_series_there_are() -> Result<()> {
         samples.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
     };
     let before = series(&metrics(&lab)?);
-    // One who is really there, so that there is a ban, with evidence.
+    // A real attacker, so that there is a ban with evidence.
     let attacker = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
     let ban = filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
     let to = SocketAddrV4::new(PBX_WAN, 5060);
     let storm = forge_sources(&lab.attacker, to, 3_000, move |number, from| {
-        // Every other one has a method that nobody else has.
+        // Every other request has a unique method.
         let (method, user) = (format!("MADEUP{number}"), format!("invented-{number}"));
         let method = if number % 2 == 0 { "REGISTER" } else { &method };
         let header = format!("Subject: invented-{number}\r\n");
@@ -282,7 +280,7 @@ fn nobody_decides_how_many_series_there_are() -> Result<()> {
         before.len(),
         after.len()
     );
-    // The first packet of a reason and the first event of a name are seen, no more.
+    // Only the first packet of a reason and the first event of a name add a series.
     assert!(new.len() <= 24, "{} series are new: {new:#?}", new.len());
     for made_up in ["MADEUP", "madeup", "invented", &ATTACKER.to_string()] {
         assert!(!text.contains(made_up), "{made_up} is in the metrics:\n{text}");
@@ -291,10 +289,9 @@ fn nobody_decides_how_many_series_there_are() -> Result<()> {
     Ok(())
 }
 
-/// Who sends half a request, or an endless one, or hundreds of connections, takes nothing from the
-/// filter.
+/// Incomplete and endless requests, and hundreds of connections, do not affect the filter.
 #[test]
-fn hostile_clients_harm_nobody() -> Result<()> {
+fn hostile_clients_do_not_affect_the_filter() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     wait_for_metrics(&lab, METRICS)?;
@@ -307,11 +304,11 @@ fn hostile_clients_harm_nobody() -> Result<()> {
     let mut idle: Vec<TcpStream> =
         (0..300).map(|_| http::connect(&lab.pbx, METRICS)).collect::<Result<_>>()?;
     for stream in &mut idle {
-        // Those that found no place are closed already.
+        // Connections beyond the maximum are closed already.
         let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Slow: ");
     }
 
-    // The filter does its work meanwhile.
+    // The filter works meanwhile.
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
     filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
     stream.stop()?;

@@ -1,4 +1,4 @@
-//! The whole product in network namespaces, against real tools. Needs root.
+//! End-to-end tests in network namespaces, against real tools. Needs root.
 
 mod allowing;
 mod attach;
@@ -20,6 +20,7 @@ mod explain;
 mod fail2ban;
 mod feeds;
 mod forgery;
+mod guess_budgets;
 mod guessing;
 mod hep;
 mod hostile;

@@ -1,4 +1,4 @@
-//! Who is told what happens: a program and a server. Needs root and Linux 6.6 or later.
+//! Notification by a program and a webhook. Needs root and Linux 6.6 or later.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use sip_xdp_tests::{
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A program that appends what it is told to a file, an object a line.
+/// A program that appends its messages to a file, one object per line.
 fn program(lab: &Lab, told: &Path) -> Result<PathBuf> {
     let path = lab.directory().join("page");
     let script = format!(
@@ -27,7 +27,7 @@ fn program(lab: &Lab, told: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The objects in a file, and the lines that are none.
+/// The objects in a file, and malformed lines.
 fn messages(told: &Path) -> (Vec<Value>, Vec<String>) {
     let text = fs::read_to_string(told).unwrap_or_default();
     let (objects, others): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with('{'));
@@ -58,7 +58,7 @@ fn server(lab: &Lab) -> Result<ListServer> {
 }
 
 #[test]
-fn a_ban_and_a_feed_in_trouble_are_told() -> Result<()> {
+fn bans_and_feed_failures_are_notified() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let hook = server(&lab)?;
@@ -125,7 +125,7 @@ fn a_ban_and_a_feed_in_trouble_are_told() -> Result<()> {
     assert_eq!((&ban["address"], &ban["owner"]), (&source.clone().into(), &"auto".into()));
     assert!(variables.iter().all(|line| line.starts_with("an argument ")), "{variables:?}");
 
-    // The server was told the same.
+    // The server received the same.
     wait_until("the server is told as often", SOON, || Ok(hook.requests().len() >= objects.len()))?;
     let head = hook.requests()[0].to_ascii_lowercase();
     assert!(
@@ -149,9 +149,9 @@ fn a_ban_and_a_feed_in_trouble_are_told() -> Result<()> {
     Ok(())
 }
 
-/// More than so many messages are not sent, and the next one says how many.
+/// Further messages are suppressed, and the next one has their number.
 #[test]
-fn a_flood_of_events_is_no_flood_of_messages() -> Result<()> {
+fn messages_are_rate_limited() -> Result<()> {
     let lab = Lab::new()?;
     let told = lab.directory().join("told");
     let filter = start(
@@ -169,7 +169,7 @@ fn a_flood_of_events_is_no_flood_of_messages() -> Result<()> {
             &serde_json::json!({ "command": "delete", "list": "block", "network": network }),
         )?;
     }
-    // Whatever was not told is told as a number, and every unban is one of both.
+    // Suppressed events are counted, and every unban is either sent or counted.
     let sum = || {
         let (objects, _) = messages(&told);
         let unbans = objects.iter().filter(|object| object["event"] == "unban").count() as u64;
@@ -189,9 +189,9 @@ fn a_flood_of_events_is_no_flood_of_messages() -> Result<()> {
     Ok(())
 }
 
-/// Who hangs, fails or is away delays nobody and is said once.
+/// Hanging, failing and missing recipients delay nothing and are reported once.
 #[test]
-fn outlets_that_fail_delay_nobody_and_are_said_once() -> Result<()> {
+fn failing_channels_delay_nothing_and_are_reported_once() -> Result<()> {
     let lab = Lab::new()?;
     let hook = server(&lab)?;
     let notify = |command: &str| {
@@ -239,13 +239,13 @@ fn outlets_that_fail_delay_nobody_and_are_said_once() -> Result<()> {
         "{warnings}"
     );
 
-    // Another failure is said; so is that all is well again.
+    // A different failure is logged; so is the recovery.
     filter.configure(&notify("[\"/nonexistent/page\"]"))?;
     hook.reply(Reply::new("500 Oh", &[], ""));
     filter.succeed(&["reload"])?;
     filter.succeed(&["unban", &ATTACKER.to_string()])?;
-    // Only the one that was started by the reload is asked: its predecessor may still be busy with
-    // a last message.
+    // Only the notifier started by the reload is checked: its predecessor may still be busy with a
+    // last message.
     wait_until("both fail in another way", SOON, || {
         let errors = &notify_status()?["errors"];
         Ok(errors["webhook"] == "HTTP 500"
@@ -258,7 +258,7 @@ fn outlets_that_fail_delay_nobody_and_are_said_once() -> Result<()> {
     filter.succeed(&["unban", "10.1.1.1"])?;
     wait_for_log(&filter, "notify webhook is well again")?;
     assert!(filter.log().iter().all(|line| !line.text.contains("sEcret")));
-    // A configuration that cannot be meant is refused, and the running one stays.
+    // An invalid configuration is refused, and the running one stays.
     filter.configure("[notify]\nwebhook = \"hooks.example\"\n")?;
     let output = filter.cli(&["config", "check"])?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,5 +1,5 @@
-//! An office with one phone that has a wrong password: that phone is banned, and nobody else there
-//! notices. Needs root and Linux 6.6 or later.
+//! An office with one misconfigured phone: that phone is banned, and the others are not affected.
+//! Needs root and Linux 6.6 or later.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use sip_xdp_tests::{
 
 const PORT: u16 = 5071;
 const TRIES: u32 = 3;
-/// A phone that is refused tries again after so long.
+/// Retry interval of a refused phone.
 const PAUSE: Duration = Duration::from_millis(20_500);
 
 #[test]
@@ -61,7 +61,7 @@ fn a_phone_with_a_wrong_password_is_banned_alone() -> Result<()> {
     println!("{shown}");
     assert!(shown.contains(&format!("{PHONE} port={PORT} ")), "{shown}");
 
-    // It is shut out, and the other one is not.
+    // The bad phone is dropped, the other one is not.
     let party = Party::open(&lab.phone, from)?;
     let (accepted, blocked) = (phones.tally().accepted, filter.packets(LAN, "drop.blocked")?);
     party.request("OPTIONS", "ping", to)?;

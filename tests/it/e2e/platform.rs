@@ -1,6 +1,6 @@
-//! Hosts whose kernel, container or service manager withholds something: what `run` does there,
-//! what `doctor` says, and that both say the same. What no host here can withhold is tested where
-//! it is judged (`sip_xdp::dataplane::probe`). Needs root.
+//! Hosts with missing kernel features or restrictions of containers and service managers: the
+//! reactions of `run` and `doctor`, which must agree. Features that no host here can lack are
+//! tested in `sip_xdp::dataplane::probe`. Needs root.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -36,7 +36,7 @@ fn a_profile_that_refuses_membarrier_changes_nothing() -> Result<()> {
         let refused_calls = vec![(libc::SYS_membarrier, error)];
         let options = FilterOptions { configuration, refused_calls, ..FilterOptions::default() };
         let mut filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
-        // Lengths of networks change, and entries leave: both wait for the kernel's programs.
+        // Prefix lengths change and entries leave: both wait for a grace period.
         filter.succeed(&["feed", "sync", "public"])?;
         assert_eq!(filter.entries("192.0.2.0/24")?.len(), 1, "error {error}");
         filter.succeed(&["block", "add", "198.18.7.0/27"])?;

@@ -1,8 +1,6 @@
-//! `kill -9` at any moment: while a command is carried out, while a feed is synchronised, while
-//! somebody is banned, while the daemon starts; sometimes with everything in the kernel gone as
-//! well, as after a power cut. Whatever a command has acknowledged is there afterwards, what it has
-//! taken out is gone, and the kernel's tables, the ledger and the store say the same. Needs root
-//! and Linux 6.6 or later.
+//! `kill -9` at any moment: during a command, a feed's synchronisation, a ban, a start; sometimes
+//! with a loss of all kernel state, as in a power cut. Acknowledged changes survive, and kernel
+//! tables, ledger and store agree. Needs root and Linux 6.6 or later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -31,34 +29,34 @@ use sip_xdp_tests::{
 const SOON: Duration = Duration::from_secs(20);
 const SECOND: u64 = 1_000_000_000;
 
-/// How many hosts commands are about, of each list: few, so that they meet often.
+/// Number of hosts per list that commands use: few, so that they collide often.
 const HOSTS: u64 = 40;
-/// How many networks are imported at once.
+/// Number of networks per import.
 const IMPORTED: u64 = 300;
-/// What every version of the feed lists, and what only one does.
+/// Networks in every version of the feed, and in one version only.
 const KEPT: u32 = 2_000;
 const CHANGING: u32 = 200;
 
-/// What may be listed of a network: nothing, or an entry that ends between these two times of the
-/// filter's clock.
+/// The possible state of an entry: absent, or with an end between these times of the filter's
+/// clock.
 type Claim = Option<(u64, u64)>;
 
 type Id = (List, Network);
 
-/// What commands did, as far as their answers tell. After one without an answer there are two
+/// The effects of commands, as far as their responses tell. A command without a response leaves two
 /// possibilities.
 struct Model {
     claims: BTreeMap<Id, Vec<Claim>>,
-    /// The version of the feed that was last acknowledged, and the one that its server has now.
+    /// The last acknowledged version of the feed, and the server's current one.
     synced: u32,
     served: u32,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 enum Answer {
     Done(Value),
     Refused,
-    /// The daemon died before it said.
+    /// The daemon died before its response.
     Lost,
 }
 
@@ -75,7 +73,7 @@ fn host(list: List, number: u64) -> Network {
     Network::host(IpAddr::V4(Ipv4Addr::new(198, 18, third, number as u8)))
 }
 
-/// The networks of a version of the feed. Their first part is in all of them.
+/// The networks of a version of the feed. All versions share the first part.
 fn version(number: u32) -> BTreeSet<Network> {
     let network = |n: u32| Network::host(IpAddr::V4(Ipv4Addr::from(0x0b00_0000 + 5 * n)));
     let changing = KEPT + number * CHANGING..KEPT + (number + 1) * CHANGING;
@@ -91,19 +89,19 @@ impl Model {
         Self { claims: BTreeMap::new(), synced: 0, served: 0 }
     }
 
-    /// Notes what an answer says of a network that was to become this.
+    /// Records a response about an entry with this wanted state.
     fn note(&mut self, id: Id, answer: &Answer, wanted: Claim) {
         let possible = self.claims.entry(id).or_insert_with(|| vec![None]);
         match answer {
             Answer::Done(_) => *possible = vec![wanted],
-            // Taking out what is not there, or not any more.
+            // Removal of a missing entry.
             Answer::Refused if wanted.is_none() => *possible = vec![None],
             Answer::Refused => {}
             Answer::Lost => possible.push(wanted),
         }
     }
 
-    /// One command, drawn at random. Returns false if the daemon did not live to answer it.
+    /// One random command. Returns false if the daemon died before its response.
     fn command(
         &mut self,
         filter: &Filter<'_>,
@@ -119,7 +117,8 @@ impl Model {
         let answer = match draw.below(20) {
             0..10 => {
                 let network = host(list, number);
-                let request = json!({ "command": "add", "list": name, "network": network, "ttl": ttl,
+                let request = json!({
+                    "command": "add", "list": name, "network": network, "ttl": ttl,
                     "reason": "laboratory", "force": false, "operator": null });
                 let answer = ask(filter, &request);
                 self.note((list, network), &answer, Some((end(begun), end(clock::now()))));
@@ -137,7 +136,8 @@ impl Model {
                 let networks = (0..IMPORTED as u32)
                     .map(|n| Network::host(IpAddr::V4(Ipv4Addr::from(first + n))));
                 let networks: Vec<Network> = networks.collect();
-                let request = json!({ "command": "import", "list": "block", "networks": networks, "ttl": ttl,
+                let request = json!({
+                    "command": "import", "list": "block", "networks": networks, "ttl": ttl,
                     "reason": "laboratory", "force": false, "operator": null });
                 let answer = ask(filter, &request);
                 let wanted = Some((end(begun), end(clock::now())));
@@ -151,8 +151,7 @@ impl Model {
         Ok(!matches!(answer, Answer::Lost))
     }
 
-    /// A new version of the feed. Returns false if the daemon did not live to say that it is in
-    /// force.
+    /// A new version of the feed. Returns false if the daemon died before its acknowledgement.
     fn sync(&mut self, filter: &Filter<'_>, server: &ListServer) -> Result<bool> {
         self.served += 1;
         server.reply(reply(self.served));
@@ -175,13 +174,12 @@ impl Model {
         }
     }
 
-    /// Holds what is listed against what may be, and from then on knows it.
+    /// Compares the listed entries with the possible ones, and adopts them.
     fn check(&mut self, listed: &BTreeMap<Id, Entry>) -> Result<()> {
         let now = clock::now();
         for (id, possible) in &mut self.claims {
             let found = listed.get(id).map(|entry| entry.expires);
-            // The store keeps milliseconds, of a clock that is asked a moment before or after the
-            // other one.
+            // The store keeps milliseconds of a clock that is read at another instant.
             let fits = |claim: &Claim| match (claim, found) {
                 (None, None) => true,
                 (Some((from, _)), None) => *from <= now,
@@ -210,13 +208,13 @@ fn ledger(pins: &Pins) -> Result<Vec<(List, Entry)>> {
     Ok(entries.into_iter().filter(|(_, entry)| !entry.is_over(now)).collect())
 }
 
-/// What operators list.
+/// The operators' entries.
 fn manual(entries: &[(List, Entry)]) -> BTreeMap<Id, Entry> {
     let manual = entries.iter().filter(|(_, entry)| entry.owner == Owner::Manual);
     manual.map(|(list, entry)| ((*list, entry.network), entry.clone())).collect()
 }
 
-/// What the table that the kernel asks lists: what somebody claims, and what feeds list.
+/// The kernel's table: networks with claims, and those of feeds.
 fn tabled(pins: &Pins) -> Result<(BTreeSet<Id>, BTreeSet<Network>)> {
     let guide = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
@@ -233,12 +231,12 @@ fn tabled(pins: &Pins) -> Result<(BTreeSet<Id>, BTreeSet<Network>)> {
     Ok((claimed, fed))
 }
 
-/// In a second: what ends before is left out, since the clock goes on while one looks.
+/// In a second: earlier ends are left out, since the clock goes on.
 fn soon() -> u64 {
     clock::now() + SECOND
 }
 
-/// What lasts longer than this.
+/// Entries that last longer than this.
 fn lasting(
     entries: Vec<(List, Entry)>,
     soon: u64,
@@ -247,7 +245,7 @@ fn lasting(
     lasting.map(|(list, entry)| (list, entry.network, entry.port, entry.owner)).collect()
 }
 
-/// The ledger, the table and the store say the same.
+/// Ledger, table and store agree.
 fn all_agree(pins: &Pins, filter: &Filter<'_>) -> Result<()> {
     let listed: BTreeSet<Id> = lasting(ledger(pins)?, soon())
         .into_iter()
@@ -256,7 +254,7 @@ fn all_agree(pins: &Pins, filter: &Filter<'_>) -> Result<()> {
         .collect();
     let (claimed, _) = tabled(pins)?;
     let missing: Vec<_> = listed.difference(&claimed).collect();
-    // What was banned a moment ago is in the table first.
+    // A recent ban is in the table first.
     ensure!(missing.is_empty(), "the kernel does not ask for {missing:?}");
     wait_until("the store has what the kernel has", SOON, || {
         let stored = Store::read_only(&filter.state_directory().join("state.db"))?.state()?.entries;
@@ -271,7 +269,7 @@ fn all_agree(pins: &Pins, filter: &Filter<'_>) -> Result<()> {
     .map(drop)
 }
 
-/// The feed is one of the versions that it may be, and what all versions have was never out.
+/// The feed is one of its possible versions, and the shared part was never absent.
 fn feed_is_whole(model: &mut Model, pins: &Pins) -> Result<()> {
     let mut found = None;
     wait_until("the feed is as it was, or as it was to be", SOON, || {
@@ -325,7 +323,7 @@ fn whatever_was_acknowledged_survives() -> Result<()> {
         let answered = thread::scope(|scope| {
             scope.spawn(move || {
                 sleep(moment);
-                // It is our child, and has not been waited for: the id is still its own.
+                // It is our child and has not been waited for: the id is still its own.
                 kill(pid, Signal::SIGKILL)
             });
             let mut answered = 0;
@@ -337,7 +335,7 @@ fn whatever_was_acknowledged_survives() -> Result<()> {
         filter.kill9()?;
         (commands, lost) = (commands + answered, lost + 1);
 
-        // The filter goes on alone, with what was acknowledged.
+        // The filter continues alone, with all acknowledged changes.
         kept_are_listed(&pins).with_context(|| format!("round {round}, with nobody running"))?;
         let before = ledger(&pins)?;
         let reboots_now = draw.below(3) == 0;

@@ -1,5 +1,5 @@
-//! What the daemon may do once it filters: the capabilities of each of its threads, and of what it
-//! starts. Needs root and Linux 6.6 or later.
+//! Privileges of the running daemon: capabilities of each thread, and of started programs. Needs
+//! root and Linux 6.6 or later.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,8 +17,7 @@ const NET_ADMIN: u64 = 1 << 12;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 
-/// What capabilities(7) says of one thread: its sets as /proc shows them, and whether it can gain
-/// any.
+/// The capability sets of a thread (capabilities(7)), and whether it can gain any.
 #[derive(Debug, PartialEq, Eq)]
 struct Rights {
     inheritable: u64,
@@ -118,8 +117,7 @@ fn a_daemon_keeps_what_it_needs_and_what_it_starts_gets_nothing() -> Result<()> 
     let started = Rights::read(&fs::read_to_string(&told)?)?;
     assert_eq!(started, Rights::only(0), "what a notified program may do");
 
-    // What is left suffices: for another configuration, another interface, and to take everything
-    // off.
+    // The rest suffices: for another configuration, another interface, and for detaching.
     filter.configure("[limits.unknown]\nrequests = { count = 7, per = \"10s\" }\n")?;
     filter.succeed(&["reload"])?;
     lab.pbx.ip(["link", "set", WAN, "name", "away"])?;

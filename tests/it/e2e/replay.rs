@@ -1,5 +1,7 @@
-//! `replay` names those whom the filter would have stopped, as it does live, from whatever kind of
-//! capture; and says clearly what it cannot read. Needs root.
+//! `replay` finds the same attackers as the live filter, in all kinds of captures, and reports what
+//! it cannot read. Needs root.
+//!
+//! More than 400 lines: all cases share the capture and its helpers.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -87,7 +89,7 @@ fn a_day_of_two_hundred_phones_names_exactly_the_attackers() -> Result<()> {
     assert_eq!(report["capture"]["packets"], packets.len());
     assert_eq!(report["registrar"]["networks"], serde_json::json!([SERVER.ip().to_string()]));
     assert_eq!(report["registrar"]["guessed"], true);
-    // The phone that nobody has reset fills the bucket for the patient, too.
+    // A misconfigured phone fills the slow bucket as well.
     assert_eq!(
         addresses(&report, "banned"),
         hosts(&[FAST, SLOW, FRAUD, SCANNER, STALE]),
@@ -99,7 +101,7 @@ fn a_day_of_two_hundred_phones_names_exactly_the_attackers() -> Result<()> {
     for good in report["good"].as_array().unwrap() {
         assert_eq!(good["dropped"], 0, "{good}");
     }
-    // Each of them did what the reason says, and no more passed than that takes.
+    // Each did what its reason says, and no more passed than that needs.
     for ban in report["banned"].as_array().unwrap() {
         let (before, passed) =
             (ban["before"]["passed"].as_u64().unwrap(), ban["after"]["passed"].as_u64().unwrap());
@@ -149,7 +151,7 @@ fn every_kind_of_file_gives_the_same_answer() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_read_is_said_and_the_rest_is_used() -> Result<()> {
+fn unreadable_parts_are_reported_and_the_rest_used() -> Result<()> {
     sip_xdp_tests::require_root()?;
     let directory = tempfile::tempdir()?;
     let packets = HOUR.packets();
@@ -168,14 +170,14 @@ fn what_cannot_be_read_is_said_and_the_rest_is_used() -> Result<()> {
             "{name}: {error}"
         );
     }
-    // Cut off in the middle of a packet: what is before it counts.
+    // Truncated in the middle of a packet: earlier packets count.
     let file = write(directory.path(), "cut.pcap", &whole[..whole.len() - 100])?;
     let report = replay(&file, &[])?;
     let trouble = report["capture"]["trouble"].as_str().unwrap_or_default();
     assert!(trouble.contains("in the middle of the record that begins at byte"), "{report:#}");
     assert!(report["capture"]["packets"].as_u64() > Some(packets.len() as u64 - 3), "{report:#}");
     assert_eq!(addresses(&report, "banned"), hosts(&[SLOW, STALE]));
-    // Out of order, and from nowhere to nowhere.
+    // Out of order, and with unrelated addresses.
     let mut swapped = packets.clone();
     swapped.swap(10, 500);
     swapped.push((0, vec![0xff; 60]));
@@ -187,8 +189,7 @@ fn what_cannot_be_read_is_said_and_the_rest_is_used() -> Result<()> {
     Ok(())
 }
 
-/// One attack in what people have it in: the same bans, or a line that names what it is and what to
-/// do.
+/// One attack in common encapsulations: the same bans, or a line with the format and a remedy.
 #[test]
 fn every_wrapping_gives_the_bans_of_the_plain_capture() -> Result<()> {
     sip_xdp_tests::require_root()?;
@@ -210,7 +211,7 @@ fn every_wrapping_gives_the_bans_of_the_plain_capture() -> Result<()> {
         println!("{}: {:#}", file.display(), report["capture"]);
         let name = file.display();
         if name.to_string().contains("two-files") {
-            // Twice the attack: it begins the same.
+            // Twice the attack: the first ban is the same.
             assert_eq!(bans(&report).first(), bans(&plain).first(), "{name}");
             assert_eq!(report["capture"]["files"], 2, "{name}");
         } else {
@@ -227,7 +228,7 @@ fn copies_of_packets_change_nothing() -> Result<()> {
     sip_xdp_tests::require_root()?;
     let directory = tempfile::tempdir()?;
     let packets = HOUR.packets();
-    // As a capture of all interfaces has them: three times, within a millisecond.
+    // As in a capture of all interfaces: three times within a millisecond.
     let copies = |(at, frame): &(u64, Vec<u8>)| {
         [(*at, frame.clone()), (*at + 20_000, frame.clone()), (*at + 400_000, frame.clone())]
     };
@@ -245,7 +246,7 @@ fn copies_of_packets_change_nothing() -> Result<()> {
 }
 
 #[test]
-fn what_is_no_capture_is_named_with_what_to_do() -> Result<()> {
+fn other_files_are_named_with_a_remedy() -> Result<()> {
     sip_xdp_tests::require_root()?;
     let directory = tempfile::tempdir()?;
     for (name, content, says) in [
@@ -260,7 +261,7 @@ fn what_is_no_capture_is_named_with_what_to_do() -> Result<()> {
             "{name}: {error}"
         );
     }
-    // A link type that is not read: all packets, by name.
+    // An unsupported link type: all packets, by name.
     let mut radio = pcap(Cover::Ethernet, &HOUR.packets()[..50]);
     radio[20..24].copy_from_slice(&127_u32.to_le_bytes());
     let file = write(directory.path(), "radio.pcap", &radio)?;
@@ -294,10 +295,10 @@ fn two_configurations_are_compared_source_by_source() -> Result<()> {
     Ok(())
 }
 
-/// A live ban and its replay rest on the same evidence. The live one is decided by another process
-/// a moment after the packet that makes it certain, so what is compared is the evidence itself, and
-/// how many packets of the attacker passed until they were dropped: with 200 ms between two
-/// passwords, no more than one packet more may have slipped through live.
+/// A live ban and its replay have the same evidence. The live one is decided by another process a
+/// moment after the decisive packet, so that the evidence itself is compared, and the number of the
+/// attacker's packets that passed: with 200 ms between passwords, at most one more may have passed
+/// live.
 fn is_replayed_to_the_same_ban(configuration: &str, disguises: &[Disguise]) -> Result<()> {
     let lab = Lab::new()?;
     let registrar = Registrar::start(&lab.pbx, lab.directory())?;
@@ -307,7 +308,7 @@ fn is_replayed_to_the_same_ban(configuration: &str, disguises: &[Disguise]) -> R
     let config = write(lab.directory(), "replay.toml", configuration.as_bytes())?;
     for (number, disguise) in (1..).zip(disguises) {
         let from = lab.further_attacker(number)?;
-        // On the attacker's side: what the filter drops is there, too.
+        // On the attacker's side, where dropped packets are captured as well.
         let expression = format!("udp and host {from}");
         let capture = Capture::start_whole(&lab.attacker, OUTSIDE, &expression, lab.directory())?;
         let attacker =
@@ -355,7 +356,7 @@ fn is_replayed_to_the_same_ban(configuration: &str, disguises: &[Disguise]) -> R
     Ok(())
 }
 
-/// The number that a reason begins with: how much evidence there was.
+/// The leading number of a reason: the amount of evidence.
 fn number_in(reason: &str) -> Option<u32> {
     reason.split(' ').next()?.parse().ok()
 }

@@ -1,5 +1,5 @@
-//! What a daemon knew, the next one knows: after a restart, after a crash, and after a reboot,
-//! which takes everything in the kernel away. Needs root and Linux 6.6 or later.
+//! Persistence of the daemon's knowledge: over a restart, a crash, and a reboot without kernel
+//! state. Needs root and Linux 6.6 or later.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
@@ -16,7 +16,7 @@ use sip_xdp_tests::{
 };
 
 const PROMPT: Duration = Duration::from_secs(15);
-/// The port of the phone that has a wrong password.
+/// The port of the misconfigured phone.
 const BAD_PORT: u16 = 5071;
 
 fn registrar(lab: &Lab) -> Result<Registrar> {
@@ -40,7 +40,7 @@ fn guess(lab: &Lab, every: Duration) -> Result<Guesser> {
     Guesser::start(&lab.attacker, Guess { every, ..Guess::new(from, to, "101") })
 }
 
-/// What `block list` says, without what goes on by itself; ends are within a second of each other.
+/// The output of `block list` without changing values; ends agree to a second.
 fn listed(filter: &Filter<'_>) -> Result<Vec<(Value, i64)>> {
     let list = filter.json(&["block", "list"])?;
     let rows = list.as_array().context("`block list` is no array")?;
@@ -61,8 +61,7 @@ fn bans_and_phones_are_known_again() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = registrar(&lab)?;
     let mut filter = start(&lab, "")?;
-    // Three offices with known phones, and one phone in the first of them that has a wrong
-    // password.
+    // Three offices with known phones, the first with a misconfigured phone.
     let addresses = [10, 11, 12].map(|host| Ipv4Addr::new(203, 0, 113, host));
     for further in &addresses[1..] {
         address(&lab.phone, OUTSIDE, &[&format!("{further}/24")])?;
@@ -96,7 +95,7 @@ fn bans_and_phones_are_known_again() -> Result<()> {
             _ => filter.unload()?,
         }
         filter.launch()?;
-        // At once, not after a while.
+        // Immediately, not after a while.
         assert_eq!(filter.sources("good")?, 3, "after {end}");
         let after = listed(&filter)?;
         assert_eq!(after.len(), before.len(), "after {end}: {after:?}");
@@ -107,8 +106,8 @@ fn bans_and_phones_are_known_again() -> Result<()> {
                 "after {end}: {row} until {expires}, not {expires_before}"
             );
         }
-        // The registered phones go on, ten times as fast as strangers may, and the bad one does
-        // not.
+        // Registered phones pass at ten times the rate of unknown sources, and the bad one is
+        // dropped.
         let limited = filter.packets(LAN, "drop.limited")?;
         let blocked = filter.packets(LAN, "drop.blocked")?;
         let good = flood(&lab, PHONE, FIRST_PORT)?;
@@ -146,7 +145,9 @@ fn flood(lab: &Lab, from: Ipv4Addr, port: u16) -> Result<Stream> {
 }
 
 /// Four of seven passwords before, and three after.
-fn patience_does_not_pay(begins_anew: impl FnOnce(&mut Filter<'_>) -> Result<()>) -> Result<()> {
+fn restarts_do_not_reset_slow_evidence(
+    begins_anew: impl FnOnce(&mut Filter<'_>) -> Result<()>,
+) -> Result<()> {
     const PAUSE: Duration = Duration::from_secs(1);
     let lab = Lab::new()?;
     let _registrar = registrar(&lab)?;
@@ -170,12 +171,12 @@ fn patience_does_not_pay(begins_anew: impl FnOnce(&mut Filter<'_>) -> Result<()>
 
 #[test]
 fn a_patient_guesser_gains_nothing_by_a_restart() -> Result<()> {
-    patience_does_not_pay(|filter| filter.restart())
+    restarts_do_not_reset_slow_evidence(|filter| filter.restart())
 }
 
 #[test]
 fn a_patient_guesser_gains_nothing_by_a_reboot() -> Result<()> {
-    patience_does_not_pay(|filter| {
+    restarts_do_not_reset_slow_evidence(|filter| {
         filter.unload()?;
         filter.launch()
     })
@@ -188,7 +189,7 @@ fn bans_grow_unless_pardoned() -> Result<()> {
     let mut filter = start(&lab, "[bans]\nfirst = \"3s\"\n")?;
     let source = ATTACKER.to_string();
     let guesser = guess(&lab, Duration::from_millis(50))?;
-    // The next one comes so soon after the last one that they are told apart by when they began.
+    // The next one follows so soon that they are distinguished by their start.
     let mut last = String::new();
     let mut next = |filter: &Filter<'_>| -> Result<u64> {
         wait_until("the next ban", 2 * PROMPT, || {
@@ -208,7 +209,7 @@ fn bans_grow_unless_pardoned() -> Result<()> {
     filter.succeed(&["unban", &source])?;
     seen.push(next(&filter)?);
     seen.push(next(&filter)?);
-    // It is on its way to the disk for a fifth of a second at most, if that is not busy.
+    // It reaches the disk within a fifth of a second, if that is not busy.
     sleep(Duration::from_secs(1));
     filter.kill9()?;
     filter.launch()?;

@@ -1,7 +1,8 @@
-//! Every JSON output is what its schema in `sip-xdp/schemas` says: without a filter, with one that
-//! has nothing to tell, with one that has much, and with its daemon dead. That each command has a
-//! schema is tested with the command line itself; here each schema must be used. Needs root and
-//! Linux 6.6 or later.
+//! Every JSON output conforms to its schema in `sip-xdp/schemas`: without a filter, with an idle
+//! one, with a busy one, and without its daemon. Another test checks that each command has a
+//! schema; here each schema must be used. Needs root and Linux 6.6 or later.
+//!
+//! More than 400 lines: one filter is brought into every state that an output has fields for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,7 +25,7 @@ use sip_xdp_tests::{
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A filter that has much to tell: host names, feeds, messages, a CrowdSec that cannot be reached.
+/// A busy filter: host names, feeds, messages, an unreachable CrowdSec.
 const CONFIGURATION: &str = r#"
 [trust]
 networks = ["192.0.2.16/28"]
@@ -49,7 +50,7 @@ url = "http://127.0.0.1:9"
 key_file = "PASSWORD"
 "#;
 
-/// The schemas, and which of them something was held against.
+/// The schemas, and which of them were used.
 struct Schemas {
     validators: BTreeMap<String, Validator>,
     used: BTreeSet<String>,
@@ -71,7 +72,7 @@ impl Schemas {
                 .map_err(|error| anyhow::anyhow!("{name} is no schema: {error}"))?;
             schemas.insert(name, schema);
         }
-        // They name each other by file.
+        // They refer to each other by file.
         let place = |name: &String| format!("json-schema:///{name}.json");
         let registry = Registry::new()
             .extend(schemas.iter().map(|(name, schema)| (place(name), schema)))?
@@ -89,7 +90,7 @@ impl Schemas {
         })
     }
 
-    /// Holds an output against a schema.
+    /// Validates an output.
     fn check(&mut self, name: &str, output: &Value) -> Result<()> {
         let validator =
             self.validators.get(name).with_context(|| format!("there is no schema {name}"))?;
@@ -102,7 +103,7 @@ impl Schemas {
         Ok(())
     }
 
-    /// Runs a command, which must print what the schema of its name says, and may fail beside that.
+    /// Runs a command, whose output must match the schema of its name, whatever its status.
     fn command(&mut self, filter: &Filter<'_>, line: &str) -> Result<Value> {
         let words: Vec<&str> = line.split(' ').collect();
         let name = [2, 1].into_iter().filter_map(|length| Some(words.get(..length)?.join("-")));
@@ -121,7 +122,7 @@ impl Schemas {
         lines.iter().try_for_each(|line| self.command(filter, line).map(drop))
     }
 
-    /// What the web page reads.
+    /// The web page's data.
     fn page(&mut self, lab: &Lab) -> Result<()> {
         wait_until("the page answers", SOON, || Ok(http::get(&lab.pbx, METRICS, "/").is_ok()))?;
         for name in ["overview", "history"] {
@@ -133,8 +134,7 @@ impl Schemas {
         self.check("report", &http::json(&lab.pbx, METRICS, "/api/report?since=1d")?)
     }
 
-    /// The lines that a watcher has printed so far. Returns which events there were, those of
-    /// interfaces with their kind.
+    /// The events that a watcher has printed so far: their names, and kinds of interface events.
     fn events(&mut self, watcher: &Process) -> Result<BTreeSet<String>> {
         let mut seen = BTreeSet::new();
         for line in watcher.lines().into_iter().filter(|line| !line.error) {
@@ -233,7 +233,8 @@ impl Files {
         };
         let pbx = directory.join("pbx");
         fs::create_dir(&pbx)?;
-        let identify = "[carrier]\ntype=identify\nmatch=203.0.113.128/25\n[lost]\ntype=identify\nmatch=0.0.0.0/0\n";
+        let identify = "[carrier]\ntype=identify\nmatch=203.0.113.128/25\n\
+                        [lost]\ntype=identify\nmatch=0.0.0.0/0\n";
         fs::write(pbx.join("pjsip.conf"), identify)?;
         let list =
             file("list", "192.0.2.100\nthis is none\n10.0.0.1\n192.0.2.101\n192.0.2.128/25\n")?;
@@ -283,8 +284,8 @@ fn with_much_to_tell(schemas: &mut Schemas) -> Result<()> {
     daemon.wait(SOON).map(drop)
 }
 
-/// A confirmation that comes too late, an interface that goes and comes back, and a watcher that
-/// does not read.
+/// Rare states: a late confirmation, an interface that goes and returns, and a watcher that does
+/// not read.
 fn what_is_rare(schemas: &mut Schemas) -> Result<()> {
     let lab = Lab::new()?;
     let arguments = vec!["--confirm".to_owned(), "1s".to_owned()];
@@ -301,7 +302,7 @@ fn what_is_rare(schemas: &mut Schemas) -> Result<()> {
         filter.succeed(&["trust", "add", "192.0.2.5"])?;
         Ok(!watcher.lines().is_empty())
     })?;
-    // With one end of a veth pair the other one goes, too.
+    // Deleting one end of a veth pair deletes the other one, too.
     lab.pbx.ip(["link", "del", WAN])?;
     wait_until("it is seen to be gone", SOON, || {
         Ok(schemas.events(&watcher)?.contains("interface: gone"))
@@ -313,8 +314,7 @@ fn what_is_rare(schemas: &mut Schemas) -> Result<()> {
         Ok(schemas.events(&watcher)?.contains("interface: attached"))
     })?;
 
-    // More entries end in the same second than the daemon keeps for a watcher, and the socket
-    // holds.
+    // More entries expire in one second than the watcher's backlog and its socket hold.
     watcher.signal(Signal::SIGSTOP)?;
     let networks: Vec<String> =
         (0..6_000).map(|n| format!("10.0.{}.{}\n", n / 250, n % 250)).collect();
@@ -331,7 +331,7 @@ fn what_is_rare(schemas: &mut Schemas) -> Result<()> {
     watcher.stop(Signal::SIGINT).map(drop)
 }
 
-/// What operators and tools change, and what a watcher sees of it.
+/// Changes by operators and tools, as a watcher sees them.
 fn changes(
     schemas: &mut Schemas,
     filter: &Filter<'_>,
@@ -358,7 +358,7 @@ fn changes(
         &format!("trust suggest --pbx-dir {}", files.pbx.display()),
     ];
     schemas.commands(filter, &lines)?;
-    // What the list has to tell, too: what was left out, and what has changed.
+    // With a list that has skipped entries and changes.
     let rows = schemas.command(filter, "feed sync public")?;
     ensure!(rows[0]["skipped"]["malformed"] == 1 && rows[0]["first_malformed"] == 2, "{rows:#}");
     fs::write(&files.list, "192.0.2.100\n192.0.2.102\n")?;
@@ -370,7 +370,7 @@ fn changes(
     .map(drop)
 }
 
-/// A phone that registers, somebody who guesses passwords, and somebody who floods.
+/// A registering phone, a guesser, and a flood.
 fn attacks(schemas: &mut Schemas, lab: &Lab, filter: &Filter<'_>, watcher: &Process) -> Result<()> {
     ensure!(
         Phone::new(&lab.phone, lab.directory()).register()?.status == 200,
@@ -403,13 +403,13 @@ fn attacks(schemas: &mut Schemas, lab: &Lab, filter: &Filter<'_>, watcher: &Proc
     .map(drop)
 }
 
-/// What people are told: one object after the other.
+/// The messages of notification, one object after the other.
 fn messages(schemas: &mut Schemas, files: &Files) -> Result<()> {
     wait_until("somebody is told", SOON, || {
         let told = fs::read_to_string(&files.notes).unwrap_or_default();
         let mut seen = BTreeSet::new();
         for message in serde_json::Deserializer::from_str(&told).into_iter() {
-            // The last one may still be being written.
+            // The last one may be incomplete.
             let Ok(message) = message else { break };
             schemas.check("notify", &message)?;
             seen.extend(message["event"].as_str().map(str::to_owned));
@@ -419,7 +419,7 @@ fn messages(schemas: &mut Schemas, files: &Files) -> Result<()> {
     .map(drop)
 }
 
-/// Takes up what was exported, of which something is missing by now.
+/// Imports an export of which some entries are missing by now.
 fn takes_its_state_up_again(schemas: &mut Schemas, lab: &Lab, filter: &Filter<'_>) -> Result<()> {
     let mut exported = schemas.command(filter, "state export")?;
     for part in ["block", "trust", "accepted", "history"] {
@@ -429,8 +429,10 @@ fn takes_its_state_up_again(schemas: &mut Schemas, lab: &Lab, filter: &Filter<'_
         );
     }
     let block = exported["block"].as_array_mut().context("no list")?;
-    let own = json!({ "network": PBX_WAN, "owner": "auto", "reason": "", "tier": "proven", "added": exported_time(),
-                      "expires": null, "port": null });
+    let own = json!({
+        "network": PBX_WAN, "owner": "auto", "reason": "", "tier": "proven",
+        "added": exported_time(), "expires": null, "port": null,
+    });
     block.push(own);
     let file = lab.directory().join("export.json");
     fs::write(&file, exported.to_string())?;
@@ -486,13 +488,14 @@ fn replays(schemas: &mut Schemas) -> Result<()> {
     Ok(())
 }
 
-/// A schema that takes everything would never fail.
+/// A schema that accepts everything would never fail.
 #[test]
-fn what_is_not_in_a_schema_is_refused() -> Result<()> {
+fn properties_missing_from_a_schema_are_refused() -> Result<()> {
     let mut schemas = Schemas::read()?;
     let event = json!({
-        "time": "2026-01-02T03:04:05Z", "event": "ban", "kind": "rejected", "address": "192.0.2.7", "port": null,
-        "reason": "10 passwords", "tier": "proven", "dry_run": false, "owner": "auto", "expires": null,
+        "time": "2026-01-02T03:04:05Z", "event": "ban", "kind": "rejected",
+        "address": "192.0.2.7", "port": null, "reason": "10 passwords", "tier": "proven",
+        "dry_run": false, "owner": "auto", "expires": null,
     });
     schemas.check("watch", &event)?;
     schemas

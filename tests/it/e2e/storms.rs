@@ -1,7 +1,6 @@
-//! What looks like an attack and is none: three hundred phones behind one address that come back
-//! together, a registrar that is silent or refuses everybody, nonces that are too old, keepalives.
-//! None of it may lead to a ban. `SIP_XDP_LONG=1` lets outages last as long as they do in the
-//! field. Needs root and Linux 6.6 or later.
+//! Legitimate storms: three hundred phones behind one address after an outage, a registrar that is
+//! silent or refuses everybody, stale nonces, keepalives. None may lead to a ban. `SIP_XDP_LONG=1`
+//! uses realistic outages. Needs root and Linux 6.6 or later.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,9 +17,9 @@ use sip_xdp_tests::{
 
 const PHONES: u16 = 300;
 const SUBSCRIPTIONS: u16 = 20;
-/// After a storm all of them are registered within that time.
+/// Time within which all are registered after a storm.
 const PROMPT: Duration = Duration::from_secs(30);
-/// A phone that gave up waits for half a minute before it tries again.
+/// A phone pauses for half a minute after a failure.
 const PATIENT: Duration = Duration::from_secs(90);
 
 fn registrar(lab: &Lab) -> Result<Registrar> {
@@ -28,7 +27,7 @@ fn registrar(lab: &Lab) -> Result<Registrar> {
     Registrar::start_with(&lab.pbx, lab.directory(), &options)
 }
 
-/// Prints how it went, with rates over the time that it took.
+/// Prints the result, with rates.
 fn report(what: &str, took: Duration, phones: &Phones, filter: &Filter<'_>) -> Result<()> {
     let tally = phones.tally();
     let (limited, blocked) =
@@ -44,8 +43,7 @@ fn report(what: &str, took: Duration, phones: &Phones, filter: &Filter<'_>) -> R
     Ok(())
 }
 
-/// Waits until all phones are registered, then until they are subscribed; nobody may be banned all
-/// the while.
+/// Waits until all phones are registered, then subscribed; nobody may be banned meanwhile.
 fn all_come_back(
     what: &str,
     phones: &Phones,
@@ -70,10 +68,10 @@ fn all_come_back(
     subscribed.map(drop)
 }
 
-/// The responses leave by a way that nobody watches: nobody becomes known good, and what the phones
-/// send is limited. Not even a flood of one sender leads to a ban then.
+/// Responses on an unfiltered interface: nobody becomes known good, and phones are limited. Not
+/// even a flood of one sender leads to a ban then.
 #[test]
-fn responses_that_nobody_sees() -> Result<()> {
+fn unseen_responses() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = registrar(&lab)?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
@@ -101,7 +99,7 @@ fn responses_that_nobody_sees() -> Result<()> {
     Ok(())
 }
 
-/// The registrar says nothing, the phones repeat themselves, and then it speaks again.
+/// The registrar is silent, the phones retransmit, and then it recovers.
 fn silence(what: &str, are_known: bool) -> Result<()> {
     let lab = Lab::new()?;
     let registrar = registrar(&lab)?;
@@ -142,12 +140,12 @@ fn a_silent_registrar_and_phones_that_are_known() -> Result<()> {
 }
 
 #[test]
-fn a_silent_registrar_and_phones_that_nobody_knows() -> Result<()> {
+fn a_silent_registrar_and_unknown_phones() -> Result<()> {
     silence("silence, nothing known before", false)
 }
 
-/// The registrar refuses what it accepted a minute ago: its data base is gone. Phones do what
-/// phones do then.
+/// The registrar refuses previously accepted users, as after the loss of its database, and phones
+/// react as usual.
 fn refusal(what: &str, mood: Mood, offices: u8) -> Result<()> {
     let lab = Lab::new()?;
     let registrar = registrar(&lab)?;
@@ -198,7 +196,7 @@ fn a_registrar_that_refuses_everybody() -> Result<()> {
     refusal("403 to everybody, one office", Mood::Refusing, 1)
 }
 
-/// Each registration begins with a nonce that is too old; the registrar asks again, and accepts the
+/// Each registration begins with a stale nonce; the registrar challenges again, and accepts the
 /// second try.
 #[test]
 fn nonces_that_are_too_old() -> Result<()> {
@@ -224,12 +222,11 @@ fn nonces_that_are_too_old() -> Result<()> {
     filter.nobody_is_banned("for nonces that are too old")
 }
 
-/// They hold a time against a limit: nothing runs beside them.
+/// Timed tests: nothing runs beside them.
 mod measured {
     use super::*;
 
-    /// From the port that it is registered from, as phones behind a router send them, but far more
-    /// of them.
+    /// From its registered port, as through a router, but at a high rate.
     #[test]
     fn keepalives_of_a_registered_phone() -> Result<()> {
         let lab = Lab::new()?;
@@ -260,7 +257,7 @@ mod measured {
     }
 
     #[test]
-    fn three_hundred_phones_that_nobody_knows() -> Result<()> {
+    fn three_hundred_unknown_phones() -> Result<()> {
         let lab = Lab::new()?;
         let _registrar = registrar(&lab)?;
         let filter = Filter::start(&lab.pbx, lab.directory())?;

@@ -1,5 +1,5 @@
-//! The filter outlives its daemon: it goes on dropping when that is killed, a new one adopts it
-//! without a gap, and a ban ends when it should with nobody there to end it.
+//! The filter without its daemon: it keeps dropping, a new daemon adopts it without a gap, and bans
+//! expire on time by themselves.
 
 use std::fs;
 use std::path::Path;
@@ -21,8 +21,8 @@ fn the_filter_goes_on_when_the_daemon_is_killed() -> Result<()> {
     let source = ATTACKER.to_string();
     let mut svcrack = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
     wait_until("the source is banned", Duration::from_secs(10), || filter.is_banned(&source))?;
-    // The ledger has it a moment before the tables do: with the first entry of a length, a grace
-    // period of the kernel.
+    // The ledger has it a moment before the tables: the first entry of a prefix length waits for a
+    // grace period.
     let is_enforced = || Ok(filter.packets(WAN, "drop.blocked")? > 0);
     wait_until("the ban is in force", Duration::from_secs(10), is_enforced)?;
 
@@ -111,7 +111,7 @@ fn manual_blocks_survive_a_restart() -> Result<()> {
     let before = (filter.json(&["block", "list"])?, filter.json(&["trust", "list"])?);
     filter.restart()?;
     assert_eq!((filter.json(&["block", "list"])?, filter.json(&["trust", "list"])?), before);
-    // A reboot: what was loaded is gone, the state directory is not.
+    // A reboot: kernel state is lost, the state directory is not.
     filter.unload()?;
     filter.launch()?;
     let after = (filter.json(&["block", "list"])?, filter.json(&["trust", "list"])?);
@@ -131,7 +131,7 @@ fn a_ban_survives_a_crash_and_a_reboot() -> Result<()> {
     svcrack.stop(nix::sys::signal::Signal::SIGTERM)?;
     sleep(Duration::from_millis(500));
     let before = filter.entries(&source)?;
-    // The daemon dies, and with the machine goes what is in the kernel.
+    // The daemon dies, and kernel state is lost.
     filter.kill9()?;
     let copy = lab.directory().join("state-at-the-crash");
     copy_files(&filter.state_directory(), &copy)?;
@@ -159,7 +159,7 @@ fn a_broken_store_is_set_aside_and_the_filter_starts() -> Result<()> {
         let names: Vec<_> = names.collect::<Result<_>>()?;
         Ok(names.iter().flatten().filter(|name| name.starts_with("state.db.corrupt-")).count())
     };
-    // While the filter is loaded, what it blocks does not depend on the file.
+    // While the filter is loaded, its blocks do not depend on the file.
     filter.stop()?;
     fs::write(filter.state_directory().join("state.db"), "{ this is not what it was }")?;
     filter.launch()?;
@@ -171,7 +171,7 @@ fn a_broken_store_is_set_aside_and_the_filter_starts() -> Result<()> {
         "{warnings}"
     );
 
-    // The new file knows it again. Then a reboot with half a file.
+    // The new file has it. Then a reboot with half a file.
     filter.unload()?;
     let half = fs::metadata(filter.state_directory().join("state.db"))?.len() / 2;
     fs::OpenOptions::new()
@@ -220,8 +220,8 @@ fn the_lists_of_an_earlier_version_are_read_once() -> Result<()> {
     let lab = Lab::new()?;
     let mut filter = Filter::prepare(&lab.pbx, lab.directory(), FilterOptions::default())?;
     let earlier = filter.state_directory().join("lists.json");
-    let entry = r#"{"network":"192.0.2.0/24","auto":false,"unproven":false,"added":"2026-01-02T03:04:05Z","expires":null,
-        "reason":"by hand"}"#;
+    let entry = r#"{"network":"192.0.2.0/24","auto":false,"unproven":false,
+        "added":"2026-01-02T03:04:05Z","expires":null,"reason":"by hand"}"#;
     fs::create_dir_all(filter.state_directory())?;
     fs::write(&earlier, format!(r#"{{"schema":1,"block":[{entry}],"trust":[]}}"#))?;
     filter.launch()?;

@@ -1,5 +1,5 @@
-//! `top` in a real terminal: it is drawn, keys do what they say, it leaves the terminal as it was.
-//! Needs root and Linux 6.6 or later.
+//! `top` in a real terminal: drawing, keys, and restoration of the terminal. Needs root and Linux
+//! 6.6 or later.
 
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn start(terminal: &Terminal, filter: &Filter<'_>) -> Result<Pid> {
     start_command(terminal, &filter.command(&["top", "--interval", "500ms"]))
 }
 
-/// The same with a command that does what `top` does.
+/// With a command like `top`.
 fn start_command(terminal: &Terminal, command: &Command) -> Result<Pid> {
     let pid = terminal.run(command)?;
     terminal.wait("top is drawn", |screen| {
@@ -26,8 +26,7 @@ fn start_command(terminal: &Terminal, command: &Command) -> Result<Pid> {
     Ok(pid)
 }
 
-/// The terminal is as it was: the prompt is back, the screen that was there before is, and what is
-/// typed is seen.
+/// The terminal is restored: prompt, earlier screen, and echo.
 fn is_restored(terminal: &Terminal, status: &str) -> Result<()> {
     let screen = terminal
         .wait("the prompt is back", |screen| screen.contains(&format!("left with {status}")))?;
@@ -86,7 +85,7 @@ fn keys_do_what_they_say() -> Result<()> {
     })?;
     stream.stop()?;
 
-    // Nothing happens without a yes.
+    // Nothing happens without a confirmation.
     terminal.press("u")?;
     terminal.wait("it asks", |screen| screen.contains(&format!("Unblock {attacker}")))?;
     terminal.press("n")?;
@@ -126,7 +125,7 @@ fn keys_do_what_they_say() -> Result<()> {
     terminal
         .wait("the daemon refuses, and says why", |screen| screen.contains("was not blocked"))?;
 
-    // The daemon dies; what the kernel does is still shown.
+    // Without a daemon the kernel's data are still shown.
     filter.kill9()?;
     let screen = terminal.wait("it says so", |screen| {
         screen.contains("NO DAEMON") && screen.contains("no daemon:")
@@ -151,7 +150,7 @@ fn a_signal_leaves_the_terminal_as_it_was() -> Result<()> {
     is_restored(&terminal, "0")
 }
 
-/// Whatever panics, the terminal is as it was, and what went wrong can be read.
+/// After any panic the terminal is restored, and the message is readable.
 #[test]
 fn a_panic_leaves_the_terminal_as_it_was() -> Result<()> {
     let lab = Lab::new()?;

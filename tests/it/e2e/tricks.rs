@@ -1,5 +1,5 @@
-//! However a guesser spells its requests: what the registrar understands, the filter understands.
-//! Needs root and Linux 6.6 or later.
+//! Unusual spellings of a guesser's requests: the filter understands what the registrar
+//! understands. Needs root and Linux 6.6 or later.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use sip_xdp_tests::{
     Filter, FilterOptions, Guess, Guesser, Lab, Phone, Registrar, wait_for_a_nonce_of_its_own,
 };
 
-/// From the first password to the ban: twenty are sent in a second.
+/// Time from the first password to the ban: twenty are sent per second.
 const PROMPT: Duration = Duration::from_secs(8);
-/// How many passwords it may take.
+/// Maximum number of passwords that pass.
 const PASSWORDS: usize = 30;
 
 #[test]
 fn no_spelling_helps_a_guesser() -> Result<()> {
     let lab = Lab::new()?;
     let registrar = Registrar::start(&lab.pbx, lab.directory())?;
-    // Twelve sources that try one user would make a decoy of it.
+    // Twelve sources that try one user would make it a decoy.
     let configuration = "[detect.decoy]\nenabled = false\n".to_owned();
     let options = FilterOptions { configuration, ..FilterOptions::default() };
     let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;

@@ -1,4 +1,4 @@
-//! `watch`: decisions as they are made. Needs root and Linux 6.6 or later.
+//! `watch`: decisions as they happen. Needs root and Linux 6.6 or later.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,11 +12,10 @@ use sip_xdp_tests::{Filter, Lab, Phone, Registrar, stream, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Starts watching, and waits until it does.
+/// Starts watching, and waits until it is connected.
 fn watch(filter: &Filter<'_>, arguments: &[&str]) -> Result<Process> {
     let mut watcher = filter.start_command(&[&["watch"], arguments].concat())?;
-    // What happens before it is connected, it does not see; an entry that is made again and again
-    // shows when it is.
+    // Earlier events are not seen; an entry that is repeatedly added shows when it is connected.
     wait_until("it watches", SOON, || {
         filter.succeed(&["trust", "add", "192.0.2.200"])?;
         Ok(!watcher.lines().is_empty() || watcher.try_wait()?.is_some())
@@ -85,7 +84,7 @@ fn a_ban_is_seen_at_once() -> Result<()> {
     let expired = wait_for(&all, "unban", "192.0.2.0/28")?;
     assert_eq!(expired["kind"], "expired");
 
-    // What concerns one address is what is about it, or a network around it.
+    // Events about an address include those about networks around it.
     let of_one = events(&one)?;
     assert!(
         !of_one.is_empty() && of_one.iter().all(|event| event["address"] == "192.0.2.0/28"),
@@ -122,7 +121,7 @@ fn it_ends_with_the_daemon() -> Result<()> {
     Ok(())
 }
 
-/// What is dropped is on no capture of this host, but here.
+/// Dropped packets, which no capture of this host sees.
 #[test]
 fn dropped_packets_are_seen_and_written() -> Result<()> {
     let lab = Lab::new()?;
@@ -159,7 +158,7 @@ fn dropped_packets_are_seen_and_written() -> Result<()> {
     let said = writing.lines().into_iter().find(|line| line.error).context("it says nothing")?.text;
     let count: usize =
         said.split(' ').next().and_then(|count| count.parse().ok()).context("no number")?;
-    // Others read it: each packet, from whom, whole.
+    // Other programs can read it: every packet, with its source, complete.
     let read = succeed(Command::new("tcpdump").args(["-n", "-tt", "-A", "-r", file]))?;
     let from = format!("IP {attacker}.");
     let lines =
@@ -179,13 +178,13 @@ fn dropped_packets_are_seen_and_written() -> Result<()> {
     Ok(())
 }
 
-/// They hold a time against a limit: nothing runs beside them.
+/// Timed tests: nothing runs beside them.
 mod measured {
     use super::*;
 
-    /// Whoever does not read must not keep the daemon from its work.
+    /// A slow watcher must not delay the daemon.
     #[test]
-    fn a_watcher_that_does_not_read_delays_nobody() -> Result<()> {
+    fn a_watcher_that_does_not_read_delays_nothing() -> Result<()> {
         let lab = Lab::new()?;
         let filter = Filter::start(&lab.pbx, lab.directory())?;
         let mut watcher = watch(&filter, &["--json"])?;
@@ -197,7 +196,7 @@ mod measured {
         println!("4000 entries in {:?} beside a watcher that does not read", start.elapsed());
         assert!(start.elapsed() < Duration::from_secs(20));
         watcher.signal(Signal::SIGCONT)?;
-        // Its pipe and its socket hold some; what did not fit is told as a number.
+        // Its pipe and socket hold some; the rest is reported as a number.
         wait_until("it is told what it lost", SOON, || {
             let lines = watcher.lines().into_iter();
             let mut shown = 0;

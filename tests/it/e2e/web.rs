@@ -1,6 +1,6 @@
-//! The web page in a real browser, without a screen: on a desktop and on a phone, light and dark,
-//! with nothing to show and under attack. Needs root, Linux 6.6 or later, and chromium. With
-//! SIP_XDP_SCREENSHOTS=DIR the pictures are kept there.
+//! The web page in a real headless browser: desktop and phone, light and dark, idle and under
+//! attack. Needs root, Linux 6.6 or later, and chromium. With SIP_XDP_SCREENSHOTS=DIR the pictures
+//! are kept there.
 
 use std::fs;
 use std::net::SocketAddrV4;
@@ -16,9 +16,10 @@ use sip_xdp_tests::{Browser, Filter, FilterOptions, Lab, Phone, Registrar, strea
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// What would run, or show, if it were taken for anything but text.
+/// A string that would run, or show, if it were taken for anything but text.
 const HOSTILE: &str = "user \"<img src=x \
-                       onerror=document.title='owned'><script>document.title='owned'</script>&amp;\"";
+                       onerror=document.title='owned'>\
+                       <script>document.title='owned'</script>&amp;\"";
 
 #[test]
 fn it_shows_nothing_and_everything() -> Result<()> {
@@ -58,7 +59,7 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     assert!(bans.contains(&ATTACKER.to_string()), "{bans}");
     assert!(text(&page, "reasons").contains("blocked"), "{}", text(&page, "reasons"));
 
-    // What attackers choose is text: it is there letter by letter, and nothing of it runs.
+    // Attacker-chosen strings are text: shown letter by letter, and never run.
     assert!(page.contains("&lt;img src=x onerror="), "{worst}");
     assert!(
         !page.contains("<img") && page.contains("<title>sip-xdp</title>"),
@@ -66,7 +67,7 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     );
     assert_eq!(page.matches("<script").count(), 1);
 
-    // A page that is wider than the window would be cut off: what is in it breaks instead.
+    // A page wider than the window would be cut off: its contents wrap instead.
     for (name, window, dark) in [
         ("web", DESKTOP, false),
         ("web-dark", DESKTOP, true),
@@ -80,7 +81,7 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     stream.stop().map(drop)
 }
 
-/// Packets of forged sources, more of them than can be real: that is what the page says first.
+/// Packets of implausibly many forged sources, which the page reports first.
 #[test]
 fn it_shows_a_storm() -> Result<()> {
     let lab = Lab::new()?;
@@ -124,7 +125,7 @@ fn it_shows_a_storm() -> Result<()> {
     println!("{sent} packets were forged");
     filter.nobody_is_banned("in a storm of forged packets")?;
 
-    // When it is over the page says that, too.
+    // Its end is shown as well.
     wait_until("it is over", SOON, || {
         Ok(!filter.json(&["status"])?["warnings"].to_string().contains("a storm"))
     })?;

@@ -1,4 +1,4 @@
-//! APIBAN and CrowdSec: pages, changes, ends, and keys that nobody hears of.
+//! APIBAN and CrowdSec: pages, changes, ends, and secrecy of keys.
 
 use std::fs;
 
@@ -29,7 +29,7 @@ fn no_new_bans() -> Reply {
     json("400 Bad Request", "{\"ipaddress\":[\"no new bans\"],\"ID\":\"none\"}")
 }
 
-/// What a server says of an interface that it does not have.
+/// The response of a server without the interface.
 fn no_such_page() -> Reply {
     Reply::new("404 Not Found", &["Content-Type: text/html"], "<html>not found</html>")
 }
@@ -53,7 +53,7 @@ fn apiban_page_by_page() {
     let mut followed = Followed::new(config);
     followed.until("the list", |followed| followed.state.is_settled);
     assert_eq!(followed.listed(), ["198.51.100.1", "198.51.100.2", "198.51.100.3"]);
-    // From where it was, also after a restart.
+    // Continues from its position, also after a restart.
     let asked = server.requests().len();
     followed.sync(false);
     assert!(
@@ -188,7 +188,8 @@ fn a_key_file_is_read_each_time() {
 fn decision(value: &str, duration: &str) -> String {
     let scope = if value.contains('/') { "Range" } else { "Ip" };
     format!(
-        "{{\"id\":1,\"origin\":\"cscli\",\"type\":\"ban\",\"scope\":\"{scope}\",\"value\":\"{value}\",\"duration\":\"{duration}\",\"scenario\":\"s\"}}"
+        r#"{{"id":1,"origin":"cscli","type":"ban","scope":"{scope}","value":"{value}",
+            "duration":"{duration}","scenario":"s"}}"#
     )
 }
 
@@ -221,8 +222,8 @@ fn crowdsec_tells_what_changes() {
         ["198.51.100.3", "203.0.113.0/24"],
         "one deleted, one over, one new"
     );
-    // After a failure nobody knows what was told meanwhile: everything again, and that is what a
-    // new daemon asks for, too.
+    // After a failure the changes of the meantime are unknown: everything is fetched again, as by a
+    // new daemon.
     server.reply(json("500 Internal Server Error", ""));
     followed.sync(false);
     assert_eq!(followed.listed().len(), 2);

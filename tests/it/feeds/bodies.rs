@@ -1,4 +1,4 @@
-//! Bodies that real lists have: read right, or refused by one line that names what they are.
+//! Bodies of real lists: parsed correctly, or refused with a line that names the format.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ fn body(name: &str) -> Vec<u8> {
     fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What becomes of a body, as the first list of a feed with these further settings.
+/// The result of a body as the first list of a feed with these settings.
 fn first(name: &str, change: impl Fn(&mut FeedConfig)) -> (ListServer, Followed, FeedState) {
     let server = ListServer::start(Reply::list(body(name))).unwrap();
     let mut config =
@@ -38,7 +38,7 @@ fn each_body_is_read_right() {
     for (name, format, addresses, malformed, special) in [
         ("01-empty-for-good.txt", "list", 0, 0, 0),
         ("02-address-tab-count.txt", "counts", 60, 0, 0),
-        // Padded in full is decimal; any other leading zero is skipped.
+        // Completely padded addresses are decimal; any other leading zero is skipped.
         ("03-leading-zeros.txt", "list", 51, 4, 0),
         ("04-padded-ranges.dat", "list", 60 + 256 + 1, 0, 1),
         ("06-plain-ranges.txt", "list", 59 * 9 + 4, 0, 0),
@@ -83,7 +83,7 @@ fn odd_entries_never_become_other_addresses() {
     let good: Vec<_> =
         followed.listed().into_iter().filter(|entry| !entry.starts_with("45.8")).collect();
     println!("{good:?}, {:?}", state.tally.skipped);
-    // What has only blanks, a comma or a comment around it is meant.
+    // Entries with only blanks, a comma or a comment around them are valid.
     assert_eq!(good, ["45.90.9.10", "2001:db8:ffff::1", "2001:db8:ffff::2"]);
     for odd in [
         "1.2.3.4",
@@ -160,7 +160,7 @@ fn hosts_that_become_wide_networks_are_refused() {
             "{error}"
         );
         assert_eq!(covered(&followed), 150);
-        // Also by a daemon that only has what is on disk.
+        // Also by a daemon that only has the saved list.
         followed = followed.restart();
     }
     assert_eq!(followed.sync(true).error, None);
@@ -168,12 +168,12 @@ fn hosts_that_become_wide_networks_are_refused() {
 }
 
 #[test]
-fn an_empty_list_is_taken_once_and_said() {
+fn an_empty_list_is_accepted_once_and_reported() {
     let (_server, mut followed, state) = first("01-empty-for-good.txt", |_| ());
     assert!(state.is_settled && state.is_empty && state.error.is_none(), "{state:?}");
     assert_eq!(followed.row()["empty"], true);
     assert_eq!(followed.sync(false).error, None);
-    // Nothing at all is no list that says so.
+    // An empty body is no declared empty list.
     let server = ListServer::start(Reply::list("")).unwrap();
     let mut nothing = Followed::new(FeedConfig::new("test", &server.url("list")));
     assert!(
@@ -184,7 +184,7 @@ fn an_empty_list_is_taken_once_and_said() {
             .unwrap()
             .contains("empty")
     );
-    // Of a list that had entries, an operator takes it, once.
+    // If the list had entries, an operator can accept it, once.
     let server = ListServer::start(Reply::list(body("15a-before-150-hosts.txt"))).unwrap();
     let mut followed = Followed::new(FeedConfig::new("test", &server.url("list")));
     followed.until("the first list", |followed| followed.state.is_settled);

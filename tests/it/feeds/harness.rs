@@ -1,4 +1,4 @@
-//! A feed that is followed for real, by an engine whose daemon is a test.
+//! A real feed engine whose daemon is a test.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -24,11 +24,11 @@ pub(crate) struct Followed {
     pub(crate) state: FeedState,
     /// How often a list came into force.
     pub(crate) changes: usize,
-    /// What the daemon says to the next list.
+    /// The daemon's reaction to the next list.
     pub(crate) refuses: Option<String>,
 }
 
-/// A feed of a server, asked only when a test says so.
+/// A feed of a server, fetched only on demand.
 pub(crate) fn config(server: &ListServer, path: &str, format: FeedFormat) -> FeedConfig {
     let every = "1d".parse().unwrap();
     FeedConfig { format, every, ..FeedConfig::new("test", &server.url(path)) }

@@ -1,4 +1,4 @@
-//! Politeness, what is kept on disk, and what happens when time passes.
+//! Politeness, saved lists, and the passing of time.
 
 use std::fs;
 use std::time::Duration;
@@ -40,7 +40,7 @@ fn a_list_that_has_not_changed_is_not_sent_again() {
             .to_ascii_lowercase()
             .contains("if-modified-since: wed, 21 oct 2015 07:28:00 gmt")
     );
-    // A server that says so without being asked is mistaken.
+    // An unsolicited 304 is an error.
     let lying = ListServer::start(Reply::new("304 Not Modified", &[], "")).unwrap();
     let mut followed = Followed::new(config(&lying, "list.txt", FeedFormat::List));
     assert!(followed.sync(false).error.unwrap().contains("304"));
@@ -116,7 +116,7 @@ fn a_list_that_finds_no_room_is_not_kept() {
 }
 
 #[test]
-fn a_list_that_nobody_confirms_ends() {
+fn an_unconfirmed_list_expires() {
     let server = ListServer::start(Reply::list(addresses(20))).unwrap();
     let mut config = config(&server, "list.txt", FeedFormat::List);
     (config.every, config.ttl) = (Span::seconds(1), Span::seconds(2));
@@ -129,10 +129,10 @@ fn a_list_that_nobody_confirms_ends() {
 }
 
 #[test]
-fn a_disk_that_cannot_be_written_is_said() {
+fn an_unwritable_disk_is_reported() {
     let server = ListServer::start(Reply::list(addresses(20))).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    // A file where the directory of the feed's file should be.
+    // A directory where the feed's file should be.
     fs::create_dir(directory.path().join("test.list.new")).unwrap();
     fs::create_dir(directory.path().join("test.list")).unwrap();
     let mut followed =

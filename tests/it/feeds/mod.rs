@@ -1,5 +1,5 @@
-//! Feeds against servers that do everything that has been seen in the field, and some more. Needs
-//! neither root nor a kernel.
+//! Feeds against servers with all kinds of behaviour seen in the field. Needs neither root nor a
+//! kernel.
 
 #![expect(clippy::unwrap_used, reason = "tests panic rather than return errors")]
 

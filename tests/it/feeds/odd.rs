@@ -1,5 +1,4 @@
-//! Answers that are no list, or not the list that they should be. Whatever comes, the last good
-//! list stays in force.
+//! Wrong and implausible responses. Whatever comes, the last good list stays in force.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ fn followed() -> (ListServer, Followed) {
     (server, followed)
 }
 
-/// What the feed says to this answer; the last list must stay.
+/// The feed's error for this response; the last list must stay.
 fn is_kept(reply: Reply, expected: &str) {
     let (server, mut followed) = followed();
     server.reply(reply);
@@ -26,7 +25,7 @@ fn is_kept(reply: Reply, expected: &str) {
     assert!(error.contains(expected), "{error:?}, not {expected:?}");
     assert_eq!((followed.listed().len(), followed.changes), (100, 1), "the last good list stays");
     println!("{error}");
-    // And it is well again with the next good answer.
+    // And it recovers with the next good response.
     server.reply(Reply::list(addresses(101)));
     assert_eq!(followed.sync(false).error, None);
     assert_eq!(followed.listed().len(), 101);
@@ -261,9 +260,10 @@ fn nobody_listens() {
 }
 
 #[test]
-fn bogons_and_everybody() {
+fn bogons_and_default_routes() {
     let (server, mut followed) = followed();
-    let odd = "0.0.0.0/0\n::/0\n10.0.0.0/8\n0.1.0.1\n127.0.0.1\n192.168.1.1\nfe80::1\n::1\n::ffff:8.8.8.8\n224.0.0.1\n";
+    let odd = "0.0.0.0/0\n::/0\n10.0.0.0/8\n0.1.0.1\n127.0.0.1\n192.168.1.1\n\
+               fe80::1\n::1\n::ffff:8.8.8.8\n224.0.0.1\n";
     server.reply(Reply::list(addresses(100) + odd));
     assert_eq!(followed.sync(false).error, None);
     assert_eq!(followed.listed().len(), 100);
@@ -286,7 +286,7 @@ fn what_must_stay_reachable() {
     assert!(followed.blocks("198.51.100.2") && followed.blocks("192.0.2.7"));
     let row = followed.row();
     assert_eq!((&row["split"], &row["skipped"]["protected"]), (&1.into(), &1.into()), "{row}");
-    // When that changes, the next list is fetched anew, and has it.
+    // When that changes, the next list is fetched completely, and has it.
     followed.protect(&[]);
     followed.sync(false);
     assert!(followed.blocks("198.51.100.1") && followed.blocks("203.0.113.1"));
@@ -321,7 +321,7 @@ fn crlf_bom_and_ipv6() {
     );
 }
 
-/// A gzip file as any server would send it, made by the tool that everybody has.
+/// A gzip file made by gzip(1), as servers send it.
 fn gzip_of(text: &str) -> Vec<u8> {
     use std::io::Write as _;
     let mut command = std::process::Command::new("gzip");

@@ -1,5 +1,5 @@
-//! The host's judgement and the kernel's are the same code, compiled for two machines: on real
-//! messages and on mutated packets they must say the same, packet by packet, limits and all.
+//! The decision order on the host and in the kernel is the same code for two machines: on real
+//! messages and on mutated packets both must agree, packet by packet, limits included.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -104,7 +104,7 @@ impl Tables for HostTables {
     }
 }
 
-/// A small generator (splitmix64), so that every run sees the same packets.
+/// A small generator (splitmix64) for reproducible packets.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -151,7 +151,7 @@ impl Pair {
     }
 }
 
-/// The RFC 4475 torture messages: those of the corpus if there is one, else some of the RFC's own
+/// The RFC 4475 torture messages: those of the corpus if available, else some of the RFC's own
 /// start lines.
 fn torture_messages() -> Vec<(String, Vec<u8>)> {
     let Some(corpus) = std::env::var_os("SIP_XDP_CORPUS") else {
@@ -197,7 +197,7 @@ fn torture_messages_are_judged_alike() {
     messages.extend(own_messages());
     for (n, (name, message)) in messages.iter().enumerate() {
         pair.set_clock(START + n as u64 * SECOND);
-        // Messages larger than a packet start as its first fragment would.
+        // Larger messages start as their first fragment would.
         let part = &message[..message.len().min(1_400)];
         let judgement = pair.agree(&sip("192.0.2.7", part), name);
         assert_ne!(judgement.reason, Reason::NotSip, "{name}");

@@ -1,4 +1,4 @@
-//! The egress program: our own responses, counted by what they say; everything goes on.
+//! The egress program: the server's responses are counted by class; every packet continues.
 
 use std::net::IpAddr;
 
@@ -68,7 +68,7 @@ fn nothing_else_is_counted() {
     }
 }
 
-/// A response as it leaves in one kind of frame: a name, the link, the frame, and to whom it goes.
+/// A response in each encapsulation: name, link type, frame, destination.
 fn leaving(payload: &[u8]) -> Vec<(&'static str, Link, Vec<u8>, &'static str)> {
     let (v4, v6) = (Ip::udp("192.0.2.1"), Ip::udp("2001:db8::2"));
     let (to4, to6) = ("198.51.100.1", "2001:db8::1");
@@ -106,7 +106,7 @@ fn leaving(payload: &[u8]) -> Vec<(&'static str, Link, Vec<u8>, &'static str)> {
 }
 
 #[test]
-fn what_leaves_is_sampled_whatever_is_around_it() {
+fn outgoing_messages_are_sampled_in_any_encapsulation() {
     let short =
         b"SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP 192.0.2.7\r\nCSeq: 1 REGISTER\r\n\r\n".to_vec();
     let long: Vec<u8> = short.iter().copied().chain(std::iter::repeat_n(b'x', 1_200)).collect();

@@ -1,5 +1,4 @@
-//! Hosts that feeds list, in the rows that are asked first: rows with more hosts than they have
-//! room for, hosts that others block too, and what a crash leaves.
+//! Feed hosts in their rows: rows with more hosts than room, hosts with other owners, and crashes.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,7 +16,7 @@ use sip_xdp_common::lookup::networks::Hashing;
 use crate::kernel::frames::{Ip, tcp};
 use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
-/// Hosts in 77.0.0.0/8 that are of one row.
+/// Hosts in 77.0.0.0/8 that share a row.
 pub(crate) fn of_one_row(kernel: &Kernel, count: usize) -> Vec<Ipv4Addr> {
     let Hashing { seed, row_shift, .. } = hashing(kernel);
     let row = |address: u32| RowKey::of(address, seed, row_shift).row;
@@ -29,13 +28,13 @@ fn hashing(kernel: &Kernel) -> Hashing {
     header::read(kernel.map_again(names::TABLE_HEADER).unwrap()).unwrap().hashing
 }
 
-/// How many hosts of the row are to be looked for elsewhere.
+/// Number of hosts of the row that are held elsewhere.
 fn elsewhere(kernel: &Kernel) -> u64 {
     let rows = Mapped::new(kernel.map_again(names::FEED_HOSTS).unwrap()).unwrap();
     rows.one(77).unwrap().words()[1].load(Relaxed) >> ELSEWHERE_SHIFT
 }
 
-/// Those of these hosts that are dropped, by their numbers.
+/// The numbers of the dropped ones among these hosts.
 fn dropped(kernel: &mut Kernel, hosts: &[Ipv4Addr]) -> Vec<usize> {
     let frame =
         |host: &Ipv4Addr| Ip { protocol: 6, ..Ip::udp(&host.to_string()) }.frame(&tcp(5060));
@@ -64,8 +63,7 @@ fn a_row_with_too_many_hosts_says_where_the_others_are() {
         assert_eq!(dropped(&mut kernel, &hosts), numbers(0..listed), "{listed} listed");
     }
     assert_eq!(elsewhere(&kernel), MARKS as u64);
-    // Other hosts of the feed, among them one that had no room: who stays keeps its place, whether
-    // there is room or not.
+    // Other hosts of the feed, among them one that had no room: hosts that stay keep their place.
     feed(&mut kernel, &hosts[MARKS..3 * MARKS]);
     assert_eq!(dropped(&mut kernel, &hosts), numbers(MARKS..3 * MARKS));
     assert_eq!(elsewhere(&kernel), MARKS as u64);
@@ -74,7 +72,7 @@ fn a_row_with_too_many_hosts_says_where_the_others_are() {
 }
 
 #[test]
-fn a_ban_ends_by_itself_whatever_a_feed_has_said_of_the_host() {
+fn a_ban_expires_independently_of_a_feed() {
     let mut kernel = Kernel::new(&settings());
     let hosts = of_one_row(&kernel, 5);
     let end = START + 10 * SECOND;
@@ -89,7 +87,7 @@ fn a_ban_ends_by_itself_whatever_a_feed_has_said_of_the_host() {
     assert_eq!(dropped(&mut kernel, &hosts), [3], "the kernel has ended them");
     kernel.lists.expire(end).unwrap();
     assert_eq!((dropped(&mut kernel, &hosts), elsewhere(&kernel)), (vec![3], 0));
-    // The other way round: the feed goes on.
+    // Conversely: the feed's entry outlasts the ban.
     block(&mut kernel, hosts[3], end + SECOND);
     kernel.set_clock(end + SECOND);
     kernel.lists.expire(end + SECOND).unwrap();
@@ -139,7 +137,7 @@ fn rows_that_a_crash_left_wrong_are_put_right() {
         rows.words().iter().zip(words).for_each(|(word, wrong)| word.store(wrong, Relaxed));
         kernel.lists = Lists::open(|name| kernel.map_again(name)).unwrap();
         assert_eq!(dropped(&mut kernel, &hosts), truth, "{what}");
-        // And what follows counts on it.
+        // And the count stays right.
         kernel.lists.replace_feed("", Vec::new()).unwrap();
         kernel
             .lists

@@ -1,4 +1,4 @@
-//! Builds frames, honest and otherwise. Checksums are zero: the filter leaves them to the host.
+//! Builders of frames, valid and invalid. Checksums are zero: the filter leaves them to the host.
 
 use std::net::IpAddr;
 
@@ -38,7 +38,7 @@ pub(crate) struct Ip {
     pub(crate) extensions: Vec<(u8, Vec<u8>)>,
     /// IPv4: flags and offset. IPv6 has its fragment header among the extensions.
     pub(crate) fragment: u16,
-    /// Added to the honest length.
+    /// Added to the correct length.
     pub(crate) lie: i32,
 }
 
@@ -130,7 +130,7 @@ pub(crate) fn udp_from(source: u16, destination: u16, payload: &[u8]) -> Vec<u8>
     bytes
 }
 
-/// The same with a length of one's own choice.
+/// A UDP datagram with a wrong length.
 pub(crate) fn udp_lying(destination: u16, payload: &[u8], length: u16) -> Vec<u8> {
     let mut bytes = 40_000_u16.to_be_bytes().to_vec();
     bytes.extend(destination.to_be_bytes());

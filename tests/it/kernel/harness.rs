@@ -1,4 +1,4 @@
-//! A filter of one's own: private maps, a clock that the test sets, and an answer per frame.
+//! A private filter: its own maps, a settable clock, and an outcome per frame.
 
 use std::cell::RefCell;
 
@@ -25,7 +25,7 @@ pub(crate) const SECOND: u64 = 1_000_000_000;
 /// Where tests start the clock.
 pub(crate) const START: u64 = 1_000 * SECOND;
 
-/// What the program did with a frame.
+/// The program's decision on a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Outcome {
     /// `XDP_DROP`, not `XDP_PASS`.
@@ -138,7 +138,7 @@ impl Kernel {
         Outcome { dropped: action == 1, reason, message, would: would.is_some() }
     }
 
-    /// The action for one frame, without looking at the counters.
+    /// The action for one frame, without the counters.
     pub(crate) fn action(&mut self, frame: &[u8]) -> u32 {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
         loader::ingress(&mut self.object)
@@ -148,13 +148,12 @@ impl Kernel {
             .return_value
     }
 
-    /// Lets [`Kernel::run`] count from here on, after frames that it has not seen.
+    /// Synchronises the counters of [`Kernel::run`] after frames that it has not seen.
     pub(crate) fn catch_up(&mut self) {
         self.last.replace(sum(&self.counters, 0));
     }
 
-    /// Sends one frame through the egress program, which must let it go on, and returns what it was
-    /// counted as.
+    /// Runs one frame through the egress program, which must continue, and returns its class.
     pub(crate) fn leave(&mut self, frame: &[u8]) -> Option<Answer> {
         let before = self.answers();
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
@@ -193,6 +192,11 @@ impl Kernel {
     /// A second handle on the maps of the lists, as the next daemon would have.
     pub(crate) fn map_again(&self, name: &str) -> anyhow::Result<Map> {
         self.maps.open(name)
+    }
+
+    /// Lets the next daemon open the lists.
+    pub(crate) fn reopen(&mut self) {
+        self.lists = Lists::open(|name| self.maps.open(name)).unwrap();
     }
 
     /// The events since the last call.

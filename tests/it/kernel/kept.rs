@@ -1,5 +1,5 @@
-//! Lists are replaced while packets arrive: what stays on them matches at every moment, and what
-//! was never on them is never dropped.
+//! Replacement of lists while packets arrive: entries that stay match at every moment, and
+//! addresses that were never listed are never dropped.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,16 +17,16 @@ use crate::kernel::differential::Random;
 use crate::kernel::frames::{Ip, tcp};
 use crate::kernel::harness::{Kernel, settings};
 
-/// The shortest time to ask for.
+/// Minimum duration.
 const LEAST: Duration = Duration::from_secs(4);
-/// The fewest replacements meanwhile.
+/// Minimum number of replacements.
 const ROUNDS: u32 = 10;
-/// Time enough for both anywhere.
+/// Timeout of both.
 const MOST: Duration = Duration::from_secs(60);
 /// Networks of the feed. Half of them are others each time.
 const LISTED: u32 = 20_000;
 
-/// On the feed all the time.
+/// Permanently on the feed.
 const BY_FEED: [&str; 8] = [
     "10.1.0.7",
     "10.2.2.7",
@@ -37,18 +37,18 @@ const BY_FEED: [&str; 8] = [
     "2001:db8:2::7",
     "2001:db8:3::/64",
 ];
-/// Blocked by an operator all the time, and by the feed now and then.
+/// Permanently blocked by an operator, and by the feed at times.
 const BY_HAND: [&str; 4] = ["10.6.6.7", "10.130.7.0/24", "10.8.0.0/20", "2001:db8:4::/56"];
-/// On one feed or on two, but always on one: handed back and forth.
+/// Handed over between two feeds: always on at least one.
 const HANDED_OVER: [&str; 4] = ["10.9.9.7", "10.10.10.0/24", "2001:db8:5::7", "2001:db8:6::/48"];
-/// In a network of hosts alone, on a feed until the feed hands them over to an operator: some in
-/// each round.
+/// In a network with hosts only, on a feed until they are handed over to an operator: some in each
+/// round.
 const HANDED_TO_HAND: std::ops::Range<u8> = 0..240;
-/// In how many rounds they are handed over.
+/// Number of rounds in which they are handed over.
 const HANDED_IN: u32 = 30;
-/// Trusted all the time, in networks that are blocked all the time.
+/// Permanently trusted, in permanently blocked networks.
 const TRUSTED: [&str; 3] = ["10.5.17.16/28", "10.6.6.7", "2001:db8:1:1::/64"];
-/// On the feed now and then: beside, in and around what stays, in the same /24s.
+/// On the feed at times: beside, in and around permanent entries, in the same /24s.
 const NOW_AND_THEN: [&str; 14] = [
     "10.1.0.6",
     "10.1.0.8",
@@ -65,11 +65,11 @@ const NOW_AND_THEN: [&str; 14] = [
     "2001:db8:3:0:8000::/65",
     "2001:db8::/47",
 ];
-/// Blocked by an operator now and then.
+/// Blocked by an operator at times.
 const BY_HAND_NOW_AND_THEN: [&str; 4] =
     ["10.1.0.9", "10.130.4.5", "10.128.0.0/9", "2001:db8:3::/57"];
 
-/// Sources that are to be dropped: in what stays, and not trusted.
+/// Sources to be dropped: in permanent entries, and not trusted.
 const BLOCKED_SOURCES: [&str; 22] = [
     "10.1.0.7",
     "10.2.2.7",
@@ -94,7 +94,7 @@ const BLOCKED_SOURCES: [&str; 22] = [
     "2001:db8:6:7::8",
     "10.5.17.32",
 ];
-/// Sources that are to pass: on no list at any time, or trusted.
+/// Sources that pass: never listed, or trusted.
 const PASSING_SOURCES: [&str; 16] = [
     "10.1.0.10",
     "10.1.1.7",
@@ -118,8 +118,8 @@ fn networks(texts: &[&str]) -> impl Iterator<Item = Network> {
     texts.iter().map(|text| text.parse().unwrap())
 }
 
-/// A network that nobody asks about: every other one stays, the rest are others in each round. The
-/// lengths that occur differ from round to round.
+/// An untested network: every other one stays, the others change in each round. The prefix lengths
+/// in use change as well.
 fn filling(number: u32, round: u32) -> Network {
     let stays = number.is_multiple_of(2);
     let mut random = Random(u64::from(number) << 32 | u64::from(if stays { 0 } else { round }));
@@ -140,13 +140,13 @@ fn filling(number: u32, round: u32) -> Network {
     Network::around(IpKey::new(octets), bits as u8)
 }
 
-/// The hosts that are handed over to an operator: those that have not been after a round.
+/// Hosts that are not handed over yet after a round.
 fn left_to_feed(round: u32) -> impl Iterator<Item = Network> {
     let is_left = move |n: &u8| u32::from(*n) % HANDED_IN >= round;
     HANDED_TO_HAND.filter(is_left).map(|n| Network::host(Ipv4Addr::new(10, 66, 0, n).into()))
 }
 
-/// Replaces feeds and changes what operators block, until it is told to stop.
+/// Replaces feeds and changes operators' entries, until stopped.
 fn replace(mut lists: Lists, rounds: &AtomicU32, stop: &AtomicBool) {
     for round in (1_u32..).take_while(|_| !stop.load(Ordering::Relaxed)) {
         let mut random = Random(round.into());
@@ -196,7 +196,7 @@ fn there_is_no_moment_in_which_a_kept_entry_does_not_match() {
     kernel.lists.replace_feed("one", networks(&HANDED_OVER).collect()).unwrap();
     kernel.lists.replace_feed("hosts", left_to_feed(0).collect()).unwrap();
     let mut lists = Lists::open(|name| kernel.map_again(name)).unwrap();
-    // What it has adopted is its own from now on.
+    // From now on adopted entries are its own.
     lists.replace_feed("large", networks(&BY_FEED).collect()).unwrap();
     lists.replace_feed("one", networks(&HANDED_OVER).collect()).unwrap();
     lists.replace_feed("hosts", left_to_feed(0).collect()).unwrap();

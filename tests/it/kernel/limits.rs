@@ -1,4 +1,4 @@
-//! The limits in the kernel: from the very packet, per source, and never for keepalives.
+//! The limits in the kernel: from the exact packet on, per source, and never for keepalives.
 
 use sip_xdp::dataplane::loader::Settings;
 use sip_xdp_common::abi::layout::{BY_ADDRESS, EventKind, KernelEvent, List, NEVER};
@@ -134,22 +134,23 @@ fn the_limits_are_the_configured_ones() {
     assert_eq!(passed(&mut kernel, STRANGER, &request("SUBSCRIBE"), 10), 3);
 }
 
-/// A message that is not all of a sample: a first fragment, or one of more than 1,472 bytes.
+/// Messages that a sample does not hold entirely: first fragments, and those of more than 1,472
+/// bytes.
 #[test]
-fn what_the_detector_cannot_see_whole_has_a_limit_of_its_own() {
+fn fragmented_and_overlong_messages_have_their_own_limit() {
     let long = [request("REGISTER"), vec![b'x'; 1_500]].concat();
     let first = |source: &str| {
         Ip { fragment: 0x2000, ..Ip::udp(source) }.frame(&udp(5060, &request("INVITE")))
     };
     let mut kernel = Kernel::new(&settings());
-    // The packet that makes the meter is not charged for it.
+    // The packet that creates the meter is not charged.
     assert_eq!(passed(&mut kernel, "192.0.2.8", &long, 30), 11);
     let run =
         |kernel: &mut Kernel, frame: &[u8]| (0..30).filter(|_| !kernel.run(frame).dropped).count();
     assert_eq!(run(&mut kernel, &first("192.0.2.9")), 11);
     let first_v6 = Ip { extensions: vec![(44, fragment(0, true))], ..Ip::udp("2001:db8::9") };
     assert_eq!(run(&mut kernel, &first_v6.frame(&udp(5060, &request("INVITE")))), 11);
-    // Whole messages of the same source go on.
+    // Complete messages of the same source pass.
     assert_eq!(passed(&mut kernel, "192.0.2.8", &request("OPTIONS"), 3), 3);
     kernel.set_clock(START + 10 * SECOND);
     assert_eq!(passed(&mut kernel, "192.0.2.8", &long, 30), 10);

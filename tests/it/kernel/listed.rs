@@ -1,5 +1,5 @@
-//! Listed means enforced: whoever reads an entry in the ledger finds the compiled program doing
-//! what it says, at once, and what a writer left that died in between counts nowhere.
+//! Listed means enforced: every visible ledger row is enforced at once, and remains of a crashed
+//! writer have no effect.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,23 +15,22 @@ use sip_xdp_common::abi::names;
 use crate::kernel::frames::{Ip, request, udp_from};
 use crate::kernel::harness::{Kernel, settings};
 
-/// Entries that must have been seen listed before the test has shown anything.
+/// Minimum number of visible entries for a valid test.
 const LEAST_SEEN: usize = 200;
-/// Time enough for that anywhere.
+/// Timeout of that.
 const MOST: Duration = Duration::from_secs(60);
-/// Where blocks have exceptions.
+/// Networks with exceptions from blocks.
 const AROUND: &str = "10.0.0.0/8";
 const PORT: u16 = 5_070;
 const DROP: u32 = 1;
 const PASS: u32 = 2;
 
-/// An entry for a network that no other round has.
+/// An entry for a network that is unique to its round.
 fn entry(text: String, port: Option<u16>, owner: Owner) -> Entry {
     Entry { port, owner, ..Entry::manual(text.parse().unwrap(), NEVER, "listed") }
 }
 
-/// A network of a length that the tables have not seen, so that the writer waits for a grace
-/// period.
+/// A network of a new prefix length, so that the writer waits for a grace period.
 fn fresh_length(round: u32) -> String {
     let number = round % 0xffff;
     match round % 3 {
@@ -41,10 +40,10 @@ fn fresh_length(round: u32) -> String {
     }
 }
 
-/// Everything that puts an entry on a list, and takes it off again.
+/// All operations that add an entry and remove it again.
 fn write(mut lists: Lists, stop: &AtomicBool) {
     for round in (1_u32..).take_while(|_| !stop.load(Ordering::Relaxed)) {
-        // Trusted in the middle of what is blocked, admitted outside of it.
+        // Trusted inside a block, admitted outside.
         let (allowed, net) =
             if round.is_multiple_of(2) { (List::Trust, 10) } else { (List::Admit, 11) };
         let inside =
@@ -66,7 +65,7 @@ fn write(mut lists: Lists, stop: &AtomicBool) {
             )])
             .collect();
         lists.put(List::Block, one.clone()).unwrap();
-        // Changed while it is listed.
+        // Changed while listed.
         lists.put(List::Block, Entry { reason: "again".to_owned(), ..one.clone() }).unwrap();
         lists.put(List::Block, flow.clone()).unwrap();
         lists.put_all(List::Block, several.clone()).unwrap();
@@ -76,7 +75,7 @@ fn write(mut lists: Lists, stop: &AtomicBool) {
             lists.remove(List::Block, &entry.network, entry.owner).unwrap();
         }
         lists.remove_flows(&flow.network).unwrap();
-        // Forgets the lengths that are in use no more: the next round's are new again.
+        // Drops unused prefix lengths, so that the next round's are new again.
         let network: Network = format!("203.0.113.{}", round % 250).parse().unwrap();
         lists.replace_feed("feed", vec![network]).unwrap();
     }
@@ -87,7 +86,7 @@ fn frame(entry: &Entry) -> Vec<u8> {
     Ip::udp(&source).frame(&udp_from(PORT, 5060, &request("REGISTER")))
 }
 
-/// Reads the ledger and asks the program, again and again, while the lists change.
+/// Repeatedly reads the ledger and runs the program, while the lists change.
 fn ask(settings: &Settings, expected: impl Fn(List) -> Option<u32>) {
     let mut kernel = Kernel::new(settings);
     kernel.list(List::Block, AROUND, NEVER);
@@ -108,7 +107,7 @@ fn ask(settings: &Settings, expected: impl Fn(List) -> Option<u32>) {
                 };
                 let is = kernel.action(&frame(&entry));
                 let is_listed = ledger.get(list, &entry.network, entry.port, entry.owner).is_some();
-                // One that has gone meanwhile says nothing.
+                // An entry that is gone meanwhile proves nothing.
                 if is != action && is_listed {
                     wrong.push(format!(
                         "{} {} on the {} list",
@@ -128,7 +127,7 @@ fn ask(settings: &Settings, expected: impl Fn(List) -> Option<u32>) {
 }
 
 #[test]
-fn what_is_listed_is_enforced_at_once() {
+fn listed_entries_are_enforced_at_once() {
     ask(&settings(), |list| match list {
         List::Block => Some(DROP),
         List::Trust => Some(PASS),
@@ -137,17 +136,17 @@ fn what_is_listed_is_enforced_at_once() {
 }
 
 #[test]
-fn what_is_listed_is_enforced_at_once_under_a_closed_policy() {
+fn listed_entries_are_enforced_at_once_under_a_closed_policy() {
     ask(&Settings { closed: true, ..settings() }, |list| match list {
         List::Block => Some(DROP),
         List::Trust | List::Admit => Some(PASS),
     });
 }
 
-/// Both sides of each change at the moment in which its writer is killed: the rows that are
-/// pending, and the tables before or after they have followed.
+/// Both sides of each change at the moment of a crash: pending rows, and tables before or after the
+/// change.
 #[test]
-fn what_is_pending_counts_nowhere() {
+fn pending_rows_count_nowhere() {
     let mut kernel = Kernel::new(&settings());
     let texts = [
         "192.0.2.1",
@@ -168,7 +167,7 @@ fn what_is_pending_counts_nowhere() {
         }
         ledger.put_pending(List::Block, entry).unwrap();
     }
-    // The tables say another end than the row, which is not pending: it was listed all the time.
+    // The tables have another end than the row, which is not pending: it was listed throughout.
     kernel.lists.put(List::Block, Entry { expires: 1, ..changed.clone() }).unwrap();
     ledger.put(List::Block, &changed).unwrap();
 
@@ -194,7 +193,7 @@ fn what_is_pending_counts_nowhere() {
         changed.place()
     );
     assert_eq!(ledger.drop_pending().unwrap(), 0, "pending rows were left");
-    // Their places are free, and theirs again.
+    // Their slots are free, and can be used again.
     for entry in entries.iter().chain([&flow]) {
         kernel.lists.put(List::Block, entry.clone()).unwrap();
         assert_eq!(kernel.action(&frame(entry)), DROP, "{} is not blocked", entry.place());

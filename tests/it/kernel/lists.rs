@@ -146,12 +146,12 @@ fn hits_are_exact_and_survive_a_change_of_the_entry() {
 }
 
 #[test]
-fn what_a_feed_blocks_ends_with_any_change_of_the_lists() {
+fn feed_blocks_follow_every_change_of_the_lists() {
     let mut kernel = Kernel::new(&settings());
     let host: Network = "192.0.2.7".parse().unwrap();
     let feed = |kernel: &mut Kernel, networks: &[Network]| {
         kernel.lists.replace_feed("feed", networks.to_vec()).unwrap();
-        // Twice: nothing may be remembered from one packet to the next.
+        // Twice: no state may be kept between packets.
         [(); 2].map(|()| reason(kernel, "192.0.2.7"))
     };
     assert_eq!(feed(&mut kernel, &[host]), [Reason::Blocked; 2]);
@@ -164,7 +164,7 @@ fn what_a_feed_blocks_ends_with_any_change_of_the_lists() {
     kernel.lists.remove(List::Trust, &host, Owner::Manual).unwrap();
     assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked);
 
-    // A ban goes on when the feed has dropped the host, and ends by itself.
+    // A ban outlasts the feed's entry, and expires by itself.
     kernel.list(List::Block, "192.0.2.7", START + 20 * SECOND);
     assert_eq!(feed(&mut kernel, &[]), [Reason::Blocked; 2]);
     kernel.set_clock(START + 20 * SECOND);
@@ -205,7 +205,7 @@ fn a_full_table_refuses_and_keeps_what_it_has() {
     for n in 0..16 {
         assert_eq!(reason(&mut kernel, &format!("192.0.2.{n}")), Reason::Blocked, "192.0.2.{n}");
     }
-    // Changing what is there still works, and removing makes room.
+    // Changes of existing entries still work, and removals make room.
     kernel.list(List::Block, "192.0.2.3", START + SECOND);
     kernel.lists.remove(List::Block, &"192.0.2.4".parse().unwrap(), Owner::Manual).unwrap();
     kernel.list(List::Block, "192.0.2.99", NEVER);
@@ -214,12 +214,12 @@ fn a_full_table_refuses_and_keeps_what_it_has() {
 }
 
 #[test]
-fn what_a_crash_left_half_done_is_put_right() {
+fn half_done_changes_are_repaired_after_a_crash() {
     let mut kernel = Kernel::new(&settings());
     kernel.list(List::Block, "192.0.2.7", NEVER);
     kernel.list(List::Block, "192.0.2.8", NEVER);
     kernel.list(List::Trust, "198.51.100.7", NEVER);
-    // The daemon dies between two writes: a row without its entry, and entries without a row.
+    // A crash between two writes: a row without its entry, and entries without a row.
     let table_header = header::read(kernel.map_again(names::TABLE_HEADER).unwrap()).unwrap();
     let table = Table::open(|name| kernel.map_again(name), &table_header).unwrap();
     let whole = table.map_all().unwrap();
@@ -246,7 +246,7 @@ fn what_a_crash_left_half_done_is_put_right() {
 }
 
 /// Random entries of both lists, both families and all lengths, added, changed and removed; after
-/// each step some sources are asked of the kernel and of a plain list.
+/// each step the kernel and a plain list are compared for some sources.
 #[test]
 fn the_tables_agree_with_a_plain_model() {
     let mut kernel = Kernel::new(&settings());
@@ -289,8 +289,8 @@ fn the_tables_agree_with_a_plain_model() {
     assert!(hits > probes / 10 && hits < probes * 9 / 10, "{hits} of {probes}");
 }
 
-/// Networks close together, so that they overlap: of all lengths from that of a region of 4,096
-/// addresses on, the longer ones more often.
+/// Nearby, overlapping networks: of all lengths from that of a region of 4,096 addresses on, mostly
+/// longer ones.
 fn random_network(random: &mut crate::kernel::differential::Random) -> Network {
     let mut octets = if random.below(2) == 0 {
         std::net::Ipv4Addr::new(10, 0, 0, 0).to_ipv6_mapped().octets()
@@ -303,8 +303,7 @@ fn random_network(random: &mut crate::kernel::differential::Random) -> Network {
     Network::around(sip_xdp_common::ip_key::IpKey::new(octets), bits)
 }
 
-/// A ban on evidence that anybody could have sent ends UDP to the SIP ports, and nothing else of
-/// its source.
+/// A ban on forgeable evidence ends UDP to the SIP ports, and nothing else of its source.
 #[test]
 fn a_ban_of_unproven_evidence_leaves_tcp_alone() {
     let mut kernel = Kernel::new(&settings());
@@ -324,12 +323,12 @@ fn a_ban_of_unproven_evidence_leaves_tcp_alone() {
             let later_tcp = Ip { protocol: 6, ..later };
             assert_eq!(kernel.run(&later_tcp.frame(&[0; 64])).reason, Reason::Fragment);
         }
-        // Whoever blocks the network around it means all of it.
+        // A block of the surrounding network covers everything.
         kernel.list(List::Block, network, NEVER);
         assert_eq!(kernel.run(&tcp_to(host, 5060)).reason, Reason::Blocked, "{host} in {network}");
         kernel.lists.remove(List::Block, &network.parse().unwrap(), Owner::Manual).unwrap();
         assert_eq!(kernel.run(&tcp_to(host, 5060)).reason, Reason::Unknown, "{host}");
-        // And so does a feed, and an operator who blocks the host.
+        // And so does a feed, and an operator's block of the host.
         kernel.lists.replace_feed("feed", vec![host.parse().unwrap()]).unwrap();
         assert_eq!(kernel.run(&tcp_to(host, 5060)).reason, Reason::Blocked, "{host} on a feed");
         kernel.lists.replace_feed("feed", Vec::new()).unwrap();

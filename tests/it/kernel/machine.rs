@@ -1,10 +1,9 @@
-//! A machine that runs the compiled ingress program one instruction at a time over the tables of a
-//! loaded filter, and counts what it does. Instructions can be compared from one day and one
-//! computer to the next, which nanoseconds cannot.
+//! An interpreter that runs the compiled ingress program over the tables of a loaded filter and
+//! counts its instructions, which unlike nanoseconds can be compared between days and machines.
 //!
-//! It knows what the program's paths need (`Documentation/bpf/standardization/instruction-set.rst`)
-//! and fails on anything else. The maps that user space can map are the kernel's own; the others
-//! start empty: counters, hashes, the ring of events.
+//! It knows the instructions of the program's paths
+//! (`Documentation/bpf/standardization/instruction-set.rst`) and fails on others. Memory-mapped
+//! maps are the kernel's own; the others start empty: counters, hashes, the ring of events.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,13 +18,13 @@ use sip_xdp_common::abi::names;
 
 use crate::kernel::harness::{Kernel, START, settings};
 
-/// The timer tick in which everything happens.
+/// The constant timer tick.
 const TICK: u64 = 7;
 
-/// What one run did.
+/// Counts of one run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
-    /// All of it; a constant of 64 bits, which takes two places, is one.
+    /// Instructions; a 64-bit constant, which takes two slots, counts once.
     pub(crate) instructions: u64,
     /// Those that read memory, and those that write.
     pub(crate) loads: u64,
@@ -42,8 +41,7 @@ const REGION: u32 = 40;
 const CONTEXT: u64 = 1;
 const PACKET: u64 = 2;
 const STACK: u64 = 3;
-/// The first of the regions of maps; their handles have a bit more, so that nobody takes one for
-/// memory.
+/// The first region of maps; their handles have a bit more, to distinguish them from memory.
 const MAPS: u64 = 16;
 const HANDLE: u64 = 1 << 60;
 
@@ -51,7 +49,7 @@ const HANDLE: u64 = 1 << 60;
 const FRAME: u64 = 512;
 const FRAMES: usize = 8;
 
-/// More would be a loop without an end.
+/// More would be an endless loop.
 const INSTRUCTION_LIMIT: u64 = 1_000_000;
 
 enum Region {
@@ -62,7 +60,7 @@ enum Region {
 struct Table {
     value: u64,
     entries: u64,
-    /// Without one, nothing is ever found.
+    /// Other maps are empty.
     is_array: bool,
 }
 
@@ -74,11 +72,10 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// The program as `kernel`, which has the default settings of tests, has loaded it, over its
-    /// tables.
+    /// The program as loaded by `kernel` with the tests' default settings, over its tables.
     pub(crate) fn new(kernel: &Kernel) -> Self {
         let mut object = Object::parse(OBJECT).unwrap();
-        // A live program, whose clock is the kernel's.
+        // A live program with the kernel's clock.
         let hashing = header::read(kernel.map_again(names::TABLE_HEADER).unwrap()).unwrap().hashing;
         let globals = globals(&Settings { clock_from_map: false, ..settings() }, &hashing);
         object

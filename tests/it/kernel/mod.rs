@@ -1,6 +1,6 @@
-//! The compiled program under BPF_PROG_TEST_RUN: Linux 5.18 or newer (XDP test runs with jumbo
-//! frames), and root. Nothing is attached and nothing is pinned; every test has maps of its own and
-//! sets its own clock.
+//! The compiled program under BPF_PROG_TEST_RUN: needs Linux 5.18 or newer (XDP test runs with
+//! jumbo frames), and root. Nothing is attached or pinned; every test has its own maps and sets its
+//! own clock.
 
 #![expect(
     clippy::unwrap_used,
@@ -13,8 +13,9 @@ mod differential;
 mod egress;
 mod feed_hosts;
 mod frames;
-mod harness;
+pub(crate) mod harness;
 mod kept;
+mod ladder;
 mod limits;
 mod listed;
 mod lists;

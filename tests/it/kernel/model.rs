@@ -1,7 +1,7 @@
-//! The lists in the kernel against a plain model of them: claims that end, trusted networks and two
-//! feeds change at random, and after each change the kernel is asked about many addresses.
+//! The lists in the kernel against a plain model: entries with expiry, trusted networks and two
+//! feeds change at random, and after each change many addresses are compared.
 //!
-//! `SIP_XDP_PROBES` says how many in all, `SIP_XDP_SEED` which ones.
+//! `SIP_XDP_PROBES` sets the total number, `SIP_XDP_SEED` the selection.
 
 mod draw;
 mod reference;
@@ -16,7 +16,7 @@ use sip_xdp::net::network::Network;
 use self::world::{Plan, Tally, World};
 use crate::kernel::harness::{Kernel, settings};
 
-/// Questions by default: some ten seconds without optimizations.
+/// Default number of probes: some ten seconds without optimizations.
 const PROBES: u64 = 300_000;
 
 /// A number from the environment.
@@ -53,7 +53,7 @@ fn the_kernel_says_what_a_plain_model_says() {
 }
 
 #[test]
-fn what_is_refused_changes_no_answer() {
+fn refused_changes_have_no_effect() {
     let tally = compare(256, Plan { feed: 180, each: 100 }, variable("SIP_XDP_PROBES", PROBES) / 5);
     assert!(tally.refused >= tally.changes / 50, "too few were refused: {tally}");
     assert_eq!(tally.crowded, 0, "some found no place: {tally}");

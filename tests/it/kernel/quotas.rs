@@ -116,39 +116,25 @@ fn operators_may_fill_the_table() {
     assert!(matches!(error, ListError::Full { .. }), "{error}");
 }
 
+/// Sources on the ladder can be forged: they have a sixteenth of the table, the one that has been
+/// quiet for longest makes room, and operators and proven bans need not ask.
 #[test]
-fn who_is_under_suspicion_makes_room_for_who_is_known_good() {
+fn sources_on_the_ladder_make_room() {
     let mut kernel = kernel(64);
-    for number in 0..32 {
+    for number in 0..40 {
         kernel
             .lists
-            .know(host(number), START, |standing| standing.suspect_until = START + 9 * HOUR)
+            .meter(network(number), 0, false, START + HOUR + u64::from(number), START)
             .unwrap();
     }
-    assert!(
-        kernel
-            .lists
-            .know(host(99), START, |standing| standing.suspect_until = START + HOUR)
-            .is_err()
-    );
-    for number in 100..116 {
-        kernel
-            .lists
-            .know(host(number), START, |standing| standing.former_until = START + 99 * HOUR)
-            .unwrap();
+    assert_eq!((kernel.lists.metered(), used(&kernel, "networks")), (4, 4));
+    assert_eq!(kernel.lists.ladder_step(&network(39), START), Some(0));
+    assert_eq!(kernel.lists.ladder_step(&network(0), START), None);
+    for number in 0..64 {
+        kernel.lists.put(List::Block, Entry::manual(network(2_000 + number), NEVER, "")).unwrap();
     }
-    for number in 200..224 {
-        know(&mut kernel, number, START + HOUR).unwrap();
-    }
-    assert_eq!((kernel.lists.suspects(), used(&kernel, "known")), (0, 32));
-    assert!((200..224).all(|number| is_good(&kernel, number)));
-    // Nobody who is good goes for one that is not.
-    for number in 300..400 {
-        let _ = kernel
-            .lists
-            .know(host(number), START, |standing| standing.suspect_until = START + 99 * HOUR);
-    }
-    assert!((200..224).all(|number| is_good(&kernel, number)));
+    assert_eq!((kernel.lists.metered(), used(&kernel, "networks")), (0, 64));
+    assert!(kernel.lists.meter(network(1), 0, false, START + HOUR, START).is_err());
 }
 
 /// Forged sources fill the quota of unproven bans: the one that is hit least makes room, and it is
@@ -225,7 +211,7 @@ fn known_good_ports_take_half_of_their_table() {
 }
 
 #[test]
-fn what_is_nearly_full_shows_it() {
+fn nearly_full_tables_show_it() {
     let mut kernel = kernel(64);
     let full = |kernel: &Kernel| -> Vec<String> {
         kernel

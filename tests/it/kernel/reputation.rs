@@ -1,9 +1,9 @@
-//! Hosts that something is known of: good ones, peers, those under suspicion; flows; the policy
-//! `closed`; and what the daemon is told of all of them.
+//! Hosts that something is known of: good ones, peers; flows; the policy `closed`; and what the
+//! daemon is told of all of them.
 
 use sip_xdp::dataplane::loader::Settings;
 use sip_xdp::dataplane::tables::ledger::Entry;
-use sip_xdp::net::network::source_of;
+use sip_xdp::net::network::{Network, source_of};
 use sip_xdp_common::abi::layout::{EventKind, List, NEVER, Owner};
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::{Limit, Limits, Pace};
@@ -95,27 +95,11 @@ fn a_good_flow_has_a_reserve_that_others_cannot_spend() {
 }
 
 #[test]
-fn peers_are_peers_and_suspects_may_send_one_request_a_second() {
+fn peers_are_peers() {
     let mut kernel = Kernel::new(&settings());
     kernel.lists.know(source(HOST), START, |standing| standing.peer_until = START + HOUR).unwrap();
     let all = reasons(&mut kernel, &sip(HOST, &request("INVITE")), 200);
     assert!(all.iter().all(|reason| *reason == Peer));
-    let suspect = "192.0.2.8";
-    kernel
-        .lists
-        .know(source(suspect), START, |standing| standing.suspect_until = START + HOUR)
-        .unwrap();
-    let frame = sip(suspect, &request("REGISTER"));
-    // Four at once, so that a registration with its challenge comes through, then one a second.
-    assert_eq!(
-        reasons(&mut kernel, &frame, 6),
-        [Unknown, Unknown, Unknown, Unknown, Limited, Limited]
-    );
-    kernel.set_clock(START + 2 * SECOND);
-    assert_eq!(reasons(&mut kernel, &frame, 3), [Unknown, Unknown, Limited]);
-    // Whoever is known good is no suspect any more.
-    good(&mut kernel, suspect, START + HOUR);
-    assert_eq!(reasons(&mut kernel, &frame, 3), [Good, Good, Good]);
 }
 
 #[test]
@@ -140,7 +124,7 @@ fn a_banned_flow_does_not_silence_its_neighbours() {
 }
 
 #[test]
-fn what_is_registered_goes_on_against_a_ban_but_not_against_an_operator() {
+fn registered_ports_outlast_a_ban_but_not_an_operators_block() {
     let mut kernel = Kernel::new(&settings());
     good(&mut kernel, HOST, START + HOUR);
     kernel.lists.know_flow(source(HOST), 5062, START + HOUR).unwrap();
@@ -164,7 +148,7 @@ fn what_is_registered_goes_on_against_a_ban_but_not_against_an_operator() {
 }
 
 #[test]
-fn a_storm_spares_who_is_known() {
+fn a_storm_does_not_affect_known_sources() {
     let storm = StormLimits::new(100, SECOND, Limit::new(5, SECOND));
     let mut kernel = Kernel::new(&Settings { storm, ..settings() });
     good(&mut kernel, "192.0.2.7", START + HOUR);
@@ -192,7 +176,7 @@ fn a_storm_spares_who_is_known() {
 }
 
 #[test]
-fn closed_is_closed_but_for_those_who_are_known() {
+fn the_policy_closed_passes_known_sources_only() {
     let mut kernel = Kernel::new(&Settings { closed: true, ..settings() });
     kernel.list(List::Trust, "203.0.113.1", NEVER);
     kernel.list(List::Admit, "203.0.113.64/26", NEVER);
@@ -235,7 +219,7 @@ fn closed_is_closed_but_for_those_who_are_known() {
 }
 
 #[test]
-fn the_daemon_is_told_what_it_learns_from_and_no_more() {
+fn only_needed_events_are_sent() {
     let mut kernel = Kernel::new(&settings());
     let them = "198.51.100.1";
     let answer = |line: &str| {
@@ -264,13 +248,23 @@ fn the_daemon_is_told_what_it_learns_from_and_no_more() {
     }
     kernel.leave(&answer("SIP/2.0 200 OK"));
     assert_eq!(told(&mut kernel), [Request, Request, Answer]);
-    // Of settled peers: responses, which a proxy may forward.
+    // Of settled peers: responses, which a proxy may forward, and what they are refused.
     kernel.lists.know(source(them), START, |standing| standing.peer_until = START + HOUR).unwrap();
     kernel.run(&sip(them, &request("INVITE")));
     kernel.run(&sip(them, response));
-    kernel.leave(&answer("SIP/2.0 407 Proxy Authentication Required"));
+    kernel.leave(&answer("SIP/2.0 200 OK"));
     kernel.leave(&ours);
     assert_eq!(told(&mut kernel), [EventKind::Response]);
+    kernel.leave(&answer("SIP/2.0 407 Proxy Authentication Required"));
+    assert_eq!(told(&mut kernel), [Answer]);
+    // Of those on the ladder: everything.
+    kernel.lists.meter(Network::around(source(them), 128), 0, false, START + HOUR, START).unwrap();
+    for method in ["REGISTER", "INVITE", "SUBSCRIBE", "OPTIONS"] {
+        kernel.run(&sip(them, &request(method)));
+    }
+    kernel.leave(&answer("SIP/2.0 200 OK"));
+    assert_eq!(told(&mut kernel), [Request, Request, Request, Request, Answer]);
+    kernel.lists.unmeter(&Network::around(source(them), 128)).unwrap();
     // Of those who are trusted: nothing.
     kernel
         .lists
@@ -312,7 +306,7 @@ fn one_that_sends_much_cannot_use_up_what_others_are_seen_by() {
 /// Nobody can be answered at port 0 of an address, and nobody can be banned by it: whoever else
 /// lives there would be.
 #[test]
-fn port_0_is_nobodys() {
+fn port_0_is_no_flow() {
     for host in [HOST, "2001:db8:7::7"] {
         let mut kernel = Kernel::new(&settings());
         let from = |port, payload: &[u8]| Ip::udp(host).frame(&udp_from(port, 5060, payload));
@@ -331,7 +325,7 @@ fn port_0_is_nobodys() {
         good(&mut kernel, host, START + HOUR);
         assert_eq!(kernel.run(&from(0, payloads[0])).reason, Limited);
         // The lists neither ban it nor know it.
-        let network: sip_xdp::net::network::Network = host.parse().unwrap();
+        let network: Network = host.parse().unwrap();
         let entry =
             Entry { owner: Owner::Auto, port: Some(0), ..Entry::manual(network, NEVER, "") };
         let refused = kernel.lists.put(List::Block, entry.clone()).unwrap_err().to_string();
@@ -347,7 +341,7 @@ fn port_0_is_nobodys() {
 /// A source that keeps to a limit per day is not refused after some days of silence, when ticks
 /// have begun again.
 #[test]
-fn a_limit_per_day_lets_who_was_silent_for_days_in() {
+fn a_limit_per_day_passes_a_source_after_days_of_silence() {
     let day = 24 * HOUR;
     let pace = Pace::new(1, day);
     let limits = Limits { register: pace, requests: pace, other: pace, fragments: pace };

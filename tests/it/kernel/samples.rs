@@ -33,7 +33,7 @@ fn with_checksum(payload: &[u8], checksum: u16) -> Vec<u8> {
 }
 
 #[test]
-fn a_sample_says_whom_it_was_for_and_its_checksum() {
+fn a_sample_has_its_destination_and_checksum() {
     let mut kernel = Kernel::new(&settings());
     for (source, us) in [("192.0.2.7", "198.51.100.1"), ("2001:db8:7::7", "2001:db8::1")] {
         let ip = Ip::udp(source);
@@ -75,7 +75,7 @@ fn is_marked(kernel: &mut Kernel) -> bool {
 }
 
 #[test]
-fn a_response_that_nobody_saw_marks_what_leaves() {
+fn an_unseen_response_marks_outgoing_ones() {
     let tiny = Ip { fragment: 0x2000, ..Ip::udp("192.0.2.7") }.frame(&udp(5060, b""));
     let tiny_v6 = Ip { extensions: vec![(44, fragment(0, true))], ..Ip::udp("2001:db8:7::7") };
     let tiny_v6 = tiny_v6.frame(&udp(5060, b"SIP/"));

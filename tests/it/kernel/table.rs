@@ -1,5 +1,7 @@
 //! One table of named packets, run twice: for the verdict, and for the reason under which each is
 //! counted.
+//!
+//! More than 400 lines: nearly one packet per line.
 
 use sip_xdp::dataplane::loader::Settings;
 use sip_xdp_common::abi::layout::{List, NEVER};

@@ -1,4 +1,5 @@
 //! What measures time or load: `cargo xtask test` runs these one after the other, with nothing
 //! beside them.
 
+mod load;
 mod million;

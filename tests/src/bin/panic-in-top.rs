@@ -1,6 +1,5 @@
-//! The product's `top`, which panics when it is told to: with SIGUSR1 where the screen is drawn,
-//! with SIGUSR2 in a task of its own, with SIGALRM in another thread. For the test that looks at
-//! what becomes of the terminal.
+//! The product's `top` with panics on demand: SIGUSR1 in the drawing code, SIGUSR2 in a task,
+//! SIGALRM in another thread. For the test of the terminal's restoration.
 
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use sip_xdp::observe::top::{Options, run};
 use sip_xdp::sys::paths::Paths;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Where the instance is that it shows; the names are those of `sip-xdp`.
+/// Directories of the shown instance; the names are those of `sip-xdp`.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[arg(long)]
@@ -21,7 +20,7 @@ struct Arguments {
     state_dir: std::path::PathBuf,
     #[arg(long)]
     pin_dir: std::path::PathBuf,
-    /// Ignored, so that it is started as `sip-xdp` is.
+    /// Ignored, for the same command line as `sip-xdp`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<String>,
 }
@@ -49,8 +48,9 @@ async fn show(arguments: Arguments) -> Result<()> {
         thread.recv().await;
         std::thread::spawn(|| panic!("in a thread"));
     });
+    let options = Options { interval: Duration::from_millis(500), plain: false, operator: None };
     tokio::select! {
-        shown = run(paths, Options { interval: Duration::from_millis(500), plain: false, operator: None }) => shown,
+        shown = run(paths, options) => shown,
         _ = here.recv() => panic!("where it is drawn"),
     }
 }

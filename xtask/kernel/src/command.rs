@@ -1,4 +1,4 @@
-//! Asking other programs, without the environment of the cargo that runs us.
+//! Queries of other programs, without the environment of the running cargo.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,14 +6,14 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
-/// What a command prints, or `None` when it is not there or fails: the way to ask whether something
-/// is installed.
+/// A command's output, or `None` if it is missing or fails: the check whether something is
+/// installed.
 pub fn ask(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Where a program of this name is on the search path, or where administrators' programs are.
+/// The path of a program, on the search path or in the administrators' directories.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     let administrators = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -23,9 +23,8 @@ pub fn find(name: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// A command that is not affected by the cargo and rustup that started us: another toolchain's
-/// variables would make it use the wrong compiler, flags or libraries. What says where the network
-/// and the registries are is kept.
+/// A command without the environment of the running cargo and rustup, whose variables would select
+/// the wrong compiler, flags or libraries. Network and registry settings are kept.
 pub fn clean(program: impl AsRef<Path>) -> Command {
     const DROPPED: [&str; 9] = [
         "RUSTC",

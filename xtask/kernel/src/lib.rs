@@ -17,7 +17,7 @@ mod toolchain;
 
 pub use command::{ask, cache_directory, clean, find};
 pub use linker::{Linker, VERSION as LINKER_VERSION};
-pub use script::embed;
+pub use script::{embed, without_dwarf};
 pub use toolchain::{Compiler, DISTRIBUTION_CARGO, DISTRIBUTION_RUSTC, Source, TARGET, Toolchain};
 
 /// The one command that makes a fresh clone complete.

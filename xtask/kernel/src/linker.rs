@@ -1,6 +1,6 @@
 //! bpf-linker, which must read the compiler's bitcode: it is built against the LLVM of the same
-//! major version, into a directory that names both versions, so that it is known to match and never
-//! disturbs another one.
+//! major version, into a directory named after both versions, so that it matches and never replaces
+//! another one.
 
 use std::path::{Path, PathBuf};
 

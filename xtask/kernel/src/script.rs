@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail};
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
 
 use crate::toolchain::{TARGET, Toolchain};
 
@@ -15,7 +17,7 @@ const TRACE: &str = "SIP_XDP_TRACE";
 const TRACED_PACKAGE: &str = "sip-xdp-ebpf";
 
 /// Compiles a package of kernel programs and leaves the object as `PACKAGE.o` where the crate that
-/// is being built can embed it. The object that `variable` names, if it is set, is taken as it is.
+/// is being built can embed it. The object that `variable` names, if it is set, is taken instead.
 ///
 /// `sources` are what the package is compiled from, below the workspace's directory.
 ///
@@ -35,9 +37,34 @@ pub fn embed(package: &str, variable: &str, workspace: &Path, sources: &[&str]) 
         // Named to cargo it would be newer than this run, and everything be built twice.
         None => compile(package, is_traced, &workspace.canonicalize()?, sources, &out)?,
     };
-    fs::copy(&object, out.join(format!("{package}.o")))
+    let object = fs::read(&object)
         .with_context(|| format!("the kernel object {} cannot be read", object.display()))?;
-    Ok(())
+    let path = out.join(format!("{package}.o"));
+    fs::write(&path, without_dwarf(&object)?)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The same object without its DWARF sections, four fifths of it. The kernel reads BTF, which
+/// stays.
+///
+/// # Errors
+/// When this is no ELF file.
+pub fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = Builder::read(object).context("the kernel object is no ELF file")?;
+    for section in &mut builder.sections {
+        section.delete =
+            [&b".debug_"[..], b".rel.debug_"].iter().any(|prefix| section.name.starts_with(prefix));
+    }
+    // LLVM has one table for the names of symbols and sections, this writer one for each.
+    if !builder.sections.iter().any(|section| matches!(section.data, SectionData::SectionString)) {
+        let names = builder.sections.add();
+        names.name = b".shstrtab"[..].into();
+        names.sh_type = SHT_STRTAB;
+        names.data = SectionData::SectionString;
+    }
+    let mut smaller = Vec::new();
+    builder.write(&mut smaller).context("the kernel object cannot be written without DWARF")?;
+    Ok(smaller)
 }
 
 fn compile(
@@ -58,7 +85,7 @@ fn compile(
     if is_traced && package == TRACED_PACKAGE {
         build.args(["--features", "trace"]);
     }
-    // Its standard output would be taken for instructions to cargo.
+    // Its standard output would be taken for build script instructions.
     let output = build.output().context("the cargo of the kernel programs cannot be run")?;
     if !output.status.success() {
         bail!("the kernel programs do not compile:\n{}", String::from_utf8_lossy(&output.stderr));

@@ -1,4 +1,4 @@
-//! The compiler of the kernel programs, and the command that runs it.
+//! The compiler of the kernel programs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub const DISTRIBUTION_CARGO: &str = "/usr/bin/cargo";
 /// The distribution's compiler.
 pub const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 
-/// Whose compiler it is.
+/// Origin of a compiler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// The distribution's own compiler and cargo, with a prebuilt core library.

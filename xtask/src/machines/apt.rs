@@ -114,10 +114,10 @@ impl Apt {
             format!("Dir::Cache={directory}/cache"),
             format!("APT::Architecture={}", self.architecture),
             format!("APT::Architectures={}", self.architecture),
-            // The release that a machine prefers may not be among the suites here.
+            // The host's preferred release may not be among the suites here.
             "APT::Default-Release=".to_owned(),
             "Acquire::Languages=none".to_owned(),
-            // The cache belongs to whoever runs this.
+            // The cache belongs to the calling user.
             "APT::Sandbox::User=root".to_owned(),
         ] {
             command.arg("-o").arg(option);

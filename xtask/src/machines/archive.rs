@@ -1,5 +1,5 @@
 //! The initial file system of a machine: a root from Debian packages, the product and the agent, as
-//! cpio archives that the kernel unpacks one after the other.
+//! cpio archives that the kernel unpacks in order.
 
 use std::fs::{self, File};
 use std::io;

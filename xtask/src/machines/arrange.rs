@@ -1,5 +1,5 @@
-//! The inside of a row: finds the cards in the machine, builds what stands on top of them, takes it
-//! down again, and remembers how the kernel had everything before the filter came.
+//! Setup of a row inside the machine: finds the cards, builds interfaces on top, removes them, and
+//! compares the kernel's state before and after the filter.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -22,7 +22,7 @@ pub(crate) struct Arranged {
     made: Vec<String>,
 }
 
-/// How things are without the filter.
+/// The kernel's state without the filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct State {
     features: String,
@@ -158,8 +158,14 @@ impl State {
         self.programs == other.programs
     }
 
-    /// What is different now, in words; empty if nothing is.
-    pub(crate) fn differences(&self, now: &Self) -> Vec<String> {
+    /// How many programs are loaded that were not before.
+    pub(crate) fn programs_more_than(&self, before: &Self) -> usize {
+        self.programs.iter().filter(|program| !before.programs.contains(program)).count()
+    }
+
+    /// What is different now, in words; empty if nothing is. So many programs may be lost to the
+    /// kernel: loaded, and attached to nothing.
+    pub(crate) fn differences(&self, now: &Self, lost: usize) -> Vec<String> {
         let mut found = Vec::new();
         for (was, is) in
             self.features.lines().zip(now.features.lines()).filter(|(was, is)| was != is)
@@ -173,7 +179,8 @@ impl State {
                 now.disciplines.trim()
             ));
         }
-        if self.programs != now.programs {
+        let is_gone = self.programs.iter().any(|program| !now.programs.contains(program));
+        if is_gone || now.programs_more_than(self) > lost {
             let more: Vec<_> =
                 now.programs.iter().filter(|program| !self.programs.contains(program)).collect();
             found.push(format!("other programs are loaded: {more:?}"));
@@ -209,4 +216,31 @@ fn name_of(machine: &mut Machine, card: &Card) -> Result<String> {
     name.with_context(|| {
         format!("the machine has no card {}: its kernel has no driver for it", card.mac())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_named() {
+        let with = |programs: &[u64], features: &str| State {
+            features: features.to_owned(),
+            disciplines: String::new(),
+            programs: programs.iter().map(|id| (*id, "ingress".to_owned())).collect(),
+            links: 0,
+            pins: String::new(),
+        };
+        let before = with(&[1], "eth0: rx-gro-hw: on");
+        assert!(before.differences(&before, 0).is_empty());
+        assert_eq!(before.differences(&with(&[1, 2, 3], "eth0: rx-gro-hw: on"), 1).len(), 1);
+        assert!(before.differences(&with(&[1, 2, 3], "eth0: rx-gro-hw: on"), 2).is_empty());
+        assert_eq!(
+            before.differences(&with(&[2], "eth0: rx-gro-hw: on"), 2).len(),
+            1,
+            "one that was there is gone"
+        );
+        let off = before.differences(&with(&[1], "eth0: rx-gro-hw: off"), 2);
+        assert_eq!(off, ["offload was \"eth0: rx-gro-hw: on\", is \"eth0: rx-gro-hw: off\""]);
+    }
 }

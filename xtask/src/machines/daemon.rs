@@ -1,4 +1,4 @@
-//! The product inside a machine: its daemon, and its other commands.
+//! The product inside a machine: daemon and commands.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ pub(crate) struct Started {
     pub(crate) ready: bool,
     /// Until it was ready, or had ended.
     pub(crate) seconds: f64,
-    /// What it said.
+    /// Its log.
     pub(crate) log: String,
 }
 

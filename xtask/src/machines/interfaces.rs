@@ -1,5 +1,4 @@
-//! What the filter is put on: network cards as the emulator has them, and what Linux builds on top
-//! of those.
+//! Interfaces under test: the emulator's network cards, and what Linux builds on top of those.
 
 use std::path::Path;
 
@@ -59,7 +58,7 @@ impl Card {
     }
 }
 
-/// What stands on the card that the filter is put on.
+/// The filtered interface on top of the card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Above {
     /// Nothing: the filter is on the card.
@@ -126,8 +125,8 @@ pub(crate) const ROWS: [Row; 14] = [
     Row { queues: 4, ..card("virtio_net, 4 queues", "virtio_net", VIRTIO, ALWAYS) },
     // Programs that take packets in several buffers run there since 6.3.
     Row { mtu: 9000, ..card("virtio_net, MTU 9000", "virtio_net", VIRTIO, Some((6, 3))) },
-    // The driver takes the program and never calls it: what arrives lies in buffers that it does
-    // not look at.
+    // The driver accepts the program and never calls it: packets are in buffers that it does not
+    // inspect.
     card("virtio_net, mrg_rxbuf=off", "virtio_net", "virtio-net-pci,mrg_rxbuf=off", None),
     // The driver refuses: it cannot switch the host's merging of packets off.
     card(

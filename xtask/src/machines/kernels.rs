@@ -1,5 +1,4 @@
-//! The kernels that are tried: which package holds each, and the part of it that a virtual machine
-//! needs.
+//! The tested kernels: their packages, and the parts that a virtual machine needs.
 
 use std::collections::BTreeSet;
 use std::fs;

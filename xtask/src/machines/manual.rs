@@ -1,14 +1,13 @@
-//! The manual's page about platforms: its tables are what the machines showed, between two markers
-//! per architecture. The last result of each kernel is kept beside what is built, so that kernels
-//! can be tried one by one.
+//! The manual's page about platforms: tables of the machines' results, between two markers per
+//! architecture. The last result of each kernel is kept in the target directory, so that kernels
+//! can be tested one by one.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::kernels::KERNELS;
 use super::qemu::Architecture;
 
 /// The page, from the workspace's root.
@@ -16,25 +15,6 @@ pub(crate) const PAGE: &str = "docs/platforms.md";
 
 /// The longest line of the page, where words can be broken.
 const WIDTH: usize = 100;
-
-/// Adds new results to those that are kept, in the order of kernels, and returns all.
-pub(crate) fn keep(kept: &Path, new: &Value) -> Result<Vec<Value>> {
-    let old =
-        fs::read_to_string(kept).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
-    let lists = [new, old.as_ref().unwrap_or(&Value::Null)];
-    let mut all = Vec::new();
-    for kernel in &KERNELS {
-        let mut results =
-            lists.iter().flat_map(|list| list["kernels"].as_array().into_iter().flatten());
-        all.extend(results.find(|result| result["kernel"] == kernel.name).cloned());
-    }
-    let text = serde_json::to_string_pretty(&json!({"schema": 1, "kernels": all}))?;
-    if let Some(parent) = kept.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    fs::write(kept, text).with_context(|| format!("cannot write {}", kept.display()))?;
-    Ok(all)
-}
 
 /// Writes results between the markers of this architecture.
 pub(crate) fn write(page: &Path, kernels: &[Value], architecture: Architecture) -> Result<()> {
@@ -55,27 +35,27 @@ fn replace(text: &str, begin: &str, end: &str, new: &str) -> Result<String> {
     Ok(format!("{before}{begin}{new}{end}{after}"))
 }
 
-fn words<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(super) fn words<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
-fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+pub(super) fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     value[key].as_array().into_iter().flatten()
 }
 
 /// The kernel's version without what the distribution adds.
-fn version(kernel: &Value) -> &str {
+pub(super) fn version(kernel: &Value) -> &str {
     words(kernel, "release").split(['-', '+']).next().unwrap_or_default()
 }
 
 fn section(kernels: &[Value], architecture: Architecture) -> String {
-    let option = if architecture == Architecture::Amd64 { "" } else { " --arch arm64 --cloud" };
-    let mut text = wrap(&format!(
-        "Written by `cargo xtask machines{option} --docs`. Each cell: the mode that `run` chose by \
-         itself, and what \
-         reads the server's responses; a number of failed checks stands beside it where there are \
-         any."
-    ));
+    let mut text = wrap(
+        "Written by `cargo xtask machines --docs`. Each cell: the mode that `run` chose by itself, \
+         and what reads the server's responses; a number of failed checks stands beside it where \
+         there are any. An empty cell was not tried; a star marks a cell that was tried with an \
+         earlier build than the newest cell of the page.",
+    );
+    let newest = newest_binary(kernels);
     let titles: Vec<_> = kernels.iter().map(version).collect();
     text.push_str(&format!(
         "\n| interface | {} |\n|---{}|\n",
@@ -83,27 +63,29 @@ fn section(kernels: &[Value], architecture: Architecture) -> String {
         "|---".repeat(kernels.len())
     ));
     for name in interfaces(kernels) {
-        let cells: Vec<_> = kernels.iter().map(|kernel| cell(kernel, &name)).collect();
+        let cells: Vec<_> = kernels.iter().map(|kernel| cell(kernel, &name, newest)).collect();
         text.push_str(&format!("| {name} | {} |\n", cells.join(" | ")));
     }
     text.push_str(
-        "\n| kernel | whose | instructions verified, at most | ready after | tried \
-         |\n|---|---|---|---|---|\n",
+        "\n| kernel | whose | instructions verified, at most | loaded in | ready after | tried |\n\
+         |---|---|---|---|---|---|\n",
     );
     for kernel in kernels {
         let most = list(kernel, "interfaces")
             .filter_map(|row| row["verifier_instructions"].as_u64())
             .max();
-        let ready = list(kernel, "interfaces")
-            .filter_map(|row| row["ready_seconds"].as_f64())
-            .fold(0.0, f64::max);
+        let longest = |key: &str| {
+            list(kernel, "interfaces").filter_map(|row| row[key].as_f64()).fold(0.0, f64::max)
+        };
         text.push_str(&format!(
-            "| {} | {} | {} | {ready:.1} s, {} | {} |\n",
+            "| {} | {} | {} | {:.1} s | {:.1} s, {} | {} |\n",
             words(kernel, "release"),
             words(kernel, "platform"),
             most.map_or("not said".to_owned(), |most| most.to_string()),
+            longest("load_seconds"),
+            longest("ready_seconds"),
             words(kernel, "accelerator"),
-            words(kernel, "date"),
+            when(kernel, architecture),
         ));
     }
     let reasons: Vec<_> =
@@ -120,6 +102,37 @@ fn section(kernels: &[Value], architecture: Architecture) -> String {
     text
 }
 
+/// The binary that the newest cell was tried with.
+fn newest_binary(kernels: &[Value]) -> &str {
+    let rows = kernels.iter().flat_map(|kernel| list(kernel, "interfaces"));
+    rows.max_by_key(|row| row["time"].as_u64()).map_or("", |row| words(row, "binary"))
+}
+
+/// The days on which a kernel was tried, and the command that does it again.
+fn when(kernel: &Value, architecture: Architecture) -> String {
+    let mut dates: Vec<_> = list(kernel, "interfaces")
+        .map(|row| words(row, "date"))
+        .filter(|date| !date.is_empty())
+        .collect();
+    dates.sort_unstable();
+    dates.dedup();
+    let of_all = |mode: &str| {
+        list(kernel, "interfaces").all(|row| list(row, "modes").any(|had| had == mode))
+    };
+    let modes: String = ["auto", "native", "generic"]
+        .into_iter()
+        .filter(|mode| of_all(mode))
+        .map(|mode| format!(" --mode {mode}"))
+        .collect();
+    let modes = if modes.matches("--mode").count() == 3 { "" } else { &modes };
+    let option = if architecture == Architecture::Amd64 { "" } else { " --arch arm64 --cloud" };
+    format!(
+        "{}, `cargo xtask machines{option} --kernel {}{modes}`",
+        dates.join(" and "),
+        words(kernel, "kernel")
+    )
+}
+
 /// The interfaces that any kernel was tried with, in order.
 fn interfaces(kernels: &[Value]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
@@ -132,7 +145,7 @@ fn interfaces(kernels: &[Value]) -> Vec<String> {
     names
 }
 
-fn cell(kernel: &Value, name: &str) -> String {
+fn cell(kernel: &Value, name: &str, newest: &str) -> String {
     let Some(row) = list(kernel, "interfaces").find(|row| words(row, "interface") == name) else {
         return String::new();
     };
@@ -141,14 +154,49 @@ fn cell(kernel: &Value, name: &str) -> String {
         ("", _) => "not filtered".to_owned(),
         (mode, egress) => format!("{mode}, {egress}"),
     };
-    if failed > 0 { format!("{way} ({failed} failed)") } else { way }
+    let star = if words(row, "binary") == newest { "" } else { " \\*" };
+    if failed > 0 { format!("{way} ({failed} failed){star}") } else { way + star }
 }
 
-/// Why an interface is filtered in generic mode: the newest kernel's words.
+/// Why an interface is filtered in generic mode, in the newest kernel's words; on which kernels, if
+/// others run it natively.
 fn reason(kernels: &[Value], name: String) -> Option<String> {
-    let mut rows = kernels.iter().rev().flat_map(|kernel| list(kernel, "interfaces"));
-    let row = rows.find(|row| words(row, "interface") == name && row["reason"].is_string())?;
-    Some(format!("- **{name}**: {}", words(row, "reason").replace('<', "&lt;")))
+    let rows = kernels.iter().filter_map(|kernel| {
+        let row = list(kernel, "interfaces").find(|row| words(row, "interface") == name)?;
+        Some((version(kernel), row))
+    });
+    let rows: Vec<_> = rows.collect();
+    let reasoned = || rows.iter().filter(|(_, row)| row["reason"].is_string());
+    let (_, newest) = reasoned().next_back()?;
+    let on = if rows.iter().any(|(_, row)| words(row, "mode") == "native") {
+        let versions: Vec<_> = reasoned().map(|(version, _)| *version).collect();
+        format!(" on {}", versions.join(" and "))
+    } else {
+        String::new()
+    };
+    Some(format!("- **{name}**{on}: {}", escaped(&shortened(words(newest, "reason")))))
+}
+
+/// The driver's reason and the remedy, without what every line of the log says.
+fn shortened(reason: &str) -> String {
+    let Some((_, said)) = reason.split_once("the driver cannot run it (") else {
+        return reason.to_owned();
+    };
+    let Some((said, rest)) = said.split_once("); attached in generic mode") else {
+        return reason.to_owned();
+    };
+    match rest.split_once("; for native mode: ") {
+        Some((_, remedy)) => format!("{said}; for native mode: {remedy}"),
+        None => said.to_owned(),
+    }
+}
+
+/// Text in which nothing is taken for HTML; what is between backticks is not, anyway.
+fn escaped(text: &str) -> String {
+    let parts = text.split('`').enumerate();
+    let parts =
+        parts.map(|(n, part)| if n % 2 == 0 { part.replace('<', "&lt;") } else { part.to_owned() });
+    parts.collect::<Vec<_>>().join("`")
 }
 
 fn faults(kernel: &Value) -> Vec<String> {
@@ -185,6 +233,8 @@ fn wrap(paragraph: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -203,35 +253,45 @@ mod tests {
     }
 
     #[test]
-    fn the_last_result_of_each_kernel_is_kept() -> Result<()> {
-        let directory = tempfile::tempdir()?;
-        let kept = directory.path().join("kept.json");
-        let result =
-            |kernel: &str, date: &str| json!({"kernels": [{"kernel": kernel, "date": date}]});
-        keep(&kept, &result("6.12", "1"))?;
-        keep(&kept, &result("6.1", "2"))?;
-        let all = keep(&kept, &result("6.12", "3"))?;
-        let kernels: Vec<_> =
-            all.iter().map(|kernel| (words(kernel, "kernel"), words(kernel, "date"))).collect();
-        assert_eq!(kernels, [("6.1", "2"), ("6.12", "3")]);
-        Ok(())
+    fn a_reason_is_the_drivers_and_names_its_kernels() {
+        let kernel = |release: &str, mode: &str, reason: Option<&str>| {
+            let row = json!({"interface": "vmxnet3", "mode": mode, "reason": reason});
+            json!({"release": release, "interfaces": [row]})
+        };
+        let log = "eth1: the driver cannot run it (not supported [x]); attached in generic mode, \
+                   which costs; for native mode: `<host/>` or a <newer> kernel";
+        let old = kernel("6.1.0-56", "generic", Some(log));
+        let said = "not supported [x]; for native mode: `<host/>` or a &lt;newer> kernel";
+        let of = |kernels: &[Value]| reason(kernels, "vmxnet3".to_owned()).unwrap_or_default();
+        assert_eq!(of(std::slice::from_ref(&old)), format!("- **vmxnet3**: {said}"));
+        let new = kernel("6.12.1", "native", None);
+        assert_eq!(of(&[old, new.clone()]), format!("- **vmxnet3** on 6.1.0: {said}"));
+        assert_eq!(of(&[new]), "");
     }
 
     #[test]
     fn a_page_has_cells_reasons_and_faults() {
         let kernel = json!({
             "kernel": "6.12", "release": "6.12.1+deb13-amd64", "platform": "Debian 13",
+            "accelerator": "KVM",
             "interfaces": [
-                {"interface": "igb", "mode": "native", "egress": "tcx", "checks": [{"check": "run", "right": true}]},
+                {"interface": "igb", "mode": "native", "egress": "tcx",
+                 "checks": [{"check": "run", "right": true}], "date": "2026-11-27", "time": 2,
+                 "binary": "b", "modes": ["auto"], "verifier_instructions": 7,
+                 "load_seconds": 0.25, "ready_seconds": 1.25},
                 {"interface": "VLAN", "mode": "generic", "egress": "tcx", "reason": "not supported",
-                 "checks": [{"check": "unload", "right": false, "detail": "1 program more"}]},
+                 "checks": [{"check": "unload", "right": false, "detail": "1 program more"}],
+                 "date": "2026-11-26", "time": 1, "binary": "a", "modes": ["auto", "native"]},
             ],
         });
         let text = section(&[kernel], Architecture::Amd64);
         for line in [
             "| interface | 6.12.1 |",
             "| igb | native, tcx |",
-            "| VLAN | generic, tcx (1 failed) |",
+            "| VLAN | generic, tcx (1 failed) \\* |",
+            "| 6.12.1+deb13-amd64 | Debian 13 | 7 | 0.2 s | 1.2 s, KVM | 2026-11-26 and \
+             2026-11-27, \
+             `cargo xtask machines --kernel 6.12 --mode auto` |",
             "- **VLAN**: not supported",
             "- 6.12.1, VLAN, unload: 1 program more",
         ] {

@@ -1,44 +1,43 @@
 //! `cargo xtask machines`: real kernels of Debian and Ubuntu in virtual machines, with the filter
-//! on the network cards that people have, and packets from outside. Everything that it needs lies
-//! in the cache; what it makes is in a network namespace and a directory of its own, and ends with
-//! it.
+//! on common network cards, and packets from outside. All inputs are in the cache; everything
+//! created is in a network namespace and a directory of its own, and ends with it.
 
 mod apt;
 mod archive;
 mod arrange;
 mod checks;
 mod daemon;
+mod doctor;
 mod interfaces;
+mod kept;
 mod kernels;
 mod manual;
 mod outside;
 mod packets;
 mod qemu;
 mod report;
+mod rows;
 mod setup;
 mod tags;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum as _;
 
-use self::arrange::Arranged;
-use self::checks::{Outcome, Scope};
-use self::interfaces::{Card, ROWS, Row};
-use self::kernels::{Kernel, Prepared};
-use self::outside::Outside;
+use self::checks::Scope;
+use self::interfaces::{ROWS, Row};
+use self::kernels::Kernel;
+use self::qemu::Accelerator;
 pub(crate) use self::qemu::Architecture;
-use self::qemu::{Accelerator, Boot, Dead, Machine};
-use self::report::Tried;
+use self::report::Circumstances;
+use self::rows::Run;
 use self::setup::{Built, Files};
 use crate::command::{self, is_root, say};
 use crate::workspace::Workspace;
-
-/// How often a machine that hangs is booted again.
-const BOOTS: u32 = 3;
 
 /// What can be asked for.
 #[derive(Debug, Clone, clap::Args)]
@@ -66,10 +65,13 @@ pub(crate) struct Options {
     /// Write everything that was found to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the table into the manual's page about platforms; kernels that are not tried now keep
-    /// their last result
+    /// Write the table into the manual's page about platforms, with the last result of each
+    /// interface that is kept in target/machines
     #[arg(long)]
     docs: bool,
+    /// Only what has not been tried yet with this binary and kernel, or was wrong then
+    #[arg(long)]
+    missing: bool,
     /// Fetch kernels again: there may be newer ones
     #[arg(long)]
     refresh: bool,
@@ -116,15 +118,44 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let since = Instant::now();
     let mut accelerator = Accelerator::first_choice(options.arch, &files.cache);
-    let mut tried = Vec::new();
+    let workspace = Workspace::find()?;
+    let flavour = if options.cloud { "-cloud" } else { "" };
+    let kept = workspace.target.join(format!("machines/{}{flavour}.json", options.arch.name()));
+    let binary = stamp(&files.binary)?;
+    let (mut tried, mut lost) = (Vec::new(), 0);
     for (kernel, prepared) in kernels.iter().copied().zip(&files.kernels) {
+        let mut rows = rows.clone();
+        if options.missing {
+            let (had, modes) = (kept::all(&kept), options.modes());
+            rows.retain(|row| {
+                !kept::is_settled(&had, kernel.name, &prepared.release, row.name, &binary, &modes)
+            });
+        }
         say(format!(
             "kernel {} ({}), {} interfaces",
             prepared.release,
             kernel.platform,
             rows.len()
         ));
-        let one = try_kernel(kernel, prepared, options, &rows, &files, &mut accelerator)?;
+        if rows.is_empty() {
+            continue;
+        }
+        let mut run = Run {
+            options,
+            files: &files,
+            kept: &kept,
+            binary: &binary,
+            accelerator: &mut accelerator,
+        };
+        // The others are tried all the same.
+        let one = match run.try_kernel(kernel, prepared, &rows) {
+            Ok(one) => one,
+            Err(error) => {
+                say(format!("wrong: {} | {error:#}", prepared.release));
+                lost += 1;
+                continue;
+            }
+        };
         for line in one.faults() {
             say(format!("wrong: {line}"));
         }
@@ -135,22 +166,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for (interface, reason) in report::reasons(&tried) {
         println!("{interface}: {reason}");
     }
-    let json = report::json(&tried, &date()?, &accelerator.to_string());
     if let Some(path) = &options.json {
+        let json = report::json(&tried, &circumstances(options, &binary, accelerator)?);
         fs::write(path, serde_json::to_string_pretty(&json)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
         say(format!("JSON: {}", path.display()));
     }
     if options.docs {
-        let workspace = Workspace::find()?;
-        let kept = workspace.target.join(format!("machines/{}.json", options.arch.name()));
         let page = workspace.root.join(manual::PAGE);
-        manual::write(&page, &manual::keep(&kept, &json)?, options.arch)?;
+        manual::write(&page, &kept::all(&kept), options.arch)?;
         say(format!("manual: {}", page.display()));
     }
-    let faults: usize = tried.iter().map(|tried| tried.faults().len()).sum();
+    let faults: usize = lost + tried.iter().map(|tried| tried.faults().len()).sum::<usize>();
     let [passed, failed] = report::counts(&tried);
-    let word = if failed == 0 { "ok" } else { "FAILED" };
+    let word = if faults == 0 { "ok" } else { "FAILED" };
     println!(
         "test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered \
          out; finished in \
@@ -170,6 +199,16 @@ impl Options {
             modes: if self.modes.is_empty() { all.to_vec() } else { self.modes.clone() },
             verbose: self.verbose,
         }
+    }
+
+    /// The names of the modes.
+    fn modes(&self) -> Vec<String> {
+        let names = self
+            .scope()
+            .modes
+            .into_iter()
+            .filter_map(|mode| Some(mode.to_possible_value()?.get_name().to_owned()));
+        names.collect()
     }
 
     fn kernels(&self) -> Result<Vec<&'static Kernel>> {
@@ -245,100 +284,23 @@ fn enter_namespace(files: &Files) -> Result<()> {
     std::process::exit(status.code().unwrap_or(1));
 }
 
-/// All rows on one kernel, in one machine as long as it lives.
-fn try_kernel(
-    kernel: &'static Kernel,
-    prepared: &Prepared,
+/// With what, how and when rows are tried now.
+fn circumstances(
     options: &Options,
-    rows: &[Row],
-    files: &Files,
-    accelerator: &mut Accelerator,
-) -> Result<Tried> {
-    let architecture = options.arch;
-    let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let initrd = directory.path().join("initrd");
-    let overlay = directory.path().join("overlay");
-    files.overlay(architecture, &overlay)?;
-    archive::join(&[&files.root, &prepared.modules, &overlay], &initrd)?;
-    let mut tried = Tried {
-        kernel,
-        architecture,
-        release: prepared.release.clone(),
-        boot: 0.0,
-        rows: Vec::new(),
-        warnings: Vec::new(),
-    };
-    let mut places = Vec::new();
-    for (row, cards) in interfaces::deal(rows) {
-        let outside = Outside::open(&cards, &row, directory.path())?;
-        places.push(Place { row, cards, outside });
-    }
-    let mut boots = 0;
-    while tried.rows.len() < places.len() {
-        let left = &places[tried.rows.len()..];
-        let cards: Vec<Card> = left.iter().flat_map(|place| place.cards.iter().cloned()).collect();
-        boots += 1;
-        let boot = Boot {
-            architecture,
-            accelerator: *accelerator,
-            image: &prepared.image,
-            initrd: &initrd,
-            cards: &cards,
-            directory: directory.path(),
-        };
-        let machine = Machine::boot(&boot);
-        let mut machine = match machine {
-            Ok(machine) => machine,
-            Err(error) if *accelerator == Accelerator::Kvm => {
-                say(format!("KVM boots nothing here, so that machines are emulated: {error:#}"));
-                *accelerator = Accelerator::Emulation;
-                qemu::remember_no_kvm(&files.cache)?;
-                boots -= 1;
-                continue;
-            }
-            Err(error) if boots < BOOTS => {
-                say(format!("boot {boots} hangs, once more: {error:#}"));
-                continue;
-            }
-            Err(error) => {
-                return Err(error.context(format!("kernel {} does not boot", prepared.release)));
-            }
-        };
-        tried.boot = machine.seconds;
-        say(format!("booted in {:.0} s by {accelerator}", machine.seconds));
-        for place in left {
-            let row = &place.row;
-            match try_row(&mut machine, place, options) {
-                Err(error) if error.is::<Dead>() && boots < BOOTS => {
-                    say(format!("{}: {error:#}; once more on a new machine", row.name));
-                    break;
-                }
-                result => {
-                    let result = result.map_err(|error| format!("{error:#}"));
-                    say(format!("  {}: {}", row.name, report::in_a_word(&result)));
-                    tried.rows.push((row.name, result));
-                }
-            }
-        }
-        tried.warnings.extend(machine.kernel_warnings());
-    }
-    Ok(tried)
+    binary: &str,
+    accelerator: Accelerator,
+) -> Result<Circumstances> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let date = command::ask(Command::new("date").args(["--utc", "+%Y-%m-%d"]))
+        .context("cannot run date")?;
+    let (accelerator, binary) = (accelerator.to_string(), binary.to_owned());
+    Ok(Circumstances { date, time: now, accelerator, binary, modes: options.modes() })
 }
 
-/// A row, its cards and what is at the other end of them.
-struct Place {
-    row: Row,
-    cards: Vec<Card>,
-    outside: Outside,
-}
-
-fn try_row(machine: &mut Machine, place: &Place, options: &Options) -> Result<Outcome> {
-    let Place { row, cards, outside } = place;
-    let arranged = Arranged::build(machine, row, cards, outside)?;
-    checks::run(machine, row, arranged, outside, &options.scope())
-}
-
-/// Today, as the system's clock has it.
-fn date() -> Result<String> {
-    command::ask(Command::new("date").args(["--utc", "+%Y-%m-%d"])).context("cannot run date")
+/// A file's hash (FNV-1a of 64 bits): whether a result is of the same binary, and no more is asked
+/// of it.
+fn stamp(file: &Path) -> Result<String> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    Ok(format!("{:016x}", bytes.iter().fold(0xcbf2_9ce4_8422_2325, mix)))
 }

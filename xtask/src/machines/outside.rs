@@ -1,5 +1,5 @@
-//! The world outside a machine: taps in a network namespace of our own, with the addresses of an
-//! attacker, a phone and a stranger, and the packets that these send.
+//! The world outside a machine: taps in a private network namespace, with the addresses of an
+//! attacker, a phone and a stranger, and their packets.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -22,7 +22,7 @@ pub(crate) const SIP: u16 = 5060;
 /// How long an answer may take on an emulated machine.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who somebody outside is: the last byte of the address.
+/// A sender outside: the last byte of its address.
 #[derive(Debug, Clone, Copy)]
 #[repr(u8)]
 pub(crate) enum Who {

@@ -1,4 +1,4 @@
-//! The checks that are packets: who gets through, and who does not.
+//! Checks with packets: which senders get through.
 
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,9 @@ impl Checks<'_> {
         let (address, echo) = self.outside.echo_outwards()?;
         let answer = self
             .machine
-            .ask(&json!({"do": "echo", "address": address.to_string(), "bytes": BYTES, "timeout": 20}))
+            .ask(&json!({
+                "do": "echo", "address": address.to_string(), "bytes": BYTES, "timeout": 20,
+            }))
             .context("from the machine")?;
         if answer["same"] != true {
             bail!("other bytes came back to the machine than it sent");
@@ -145,6 +147,10 @@ impl Checks<'_> {
             self.machine.must(&format!("ip link set dev {card} down"))?;
             self.machine.must(&format!("ip link set dev {card} up"))?;
         }
+        // The MTU is changed back below.
+        if self.is_native() {
+            self.lost += if how == "mtu" { 2 } else { 1 };
+        }
         let since = Instant::now();
         self.outside.reach()?;
         let stream = self.outside.keep_sending()?;
@@ -176,6 +182,6 @@ impl Checks<'_> {
         if last.is_some() && said.is_empty() {
             bail!("{gap}, and nothing was said");
         }
-        Ok(format!("{gap} ({sent} sent)"))
+        Ok(format!("{gap} ({sent} sent): {}", said.join(" | ")))
     }
 }

@@ -1,5 +1,5 @@
-//! One virtual machine: booted with an initial file system of ours, spoken to through its agent,
-//! ended by its pid.
+//! A virtual machine: booted with our initial file system, controlled through its agent, ended by
+//! its process id.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};

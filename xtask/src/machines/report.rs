@@ -1,5 +1,4 @@
-//! What came of it: a table of kernels and interfaces, what is wrong in words, and everything as
-//! JSON.
+//! The results: a table of kernels and interfaces, faults in words, and everything as JSON.
 
 use serde_json::{Value, json};
 
@@ -21,6 +20,12 @@ pub(crate) struct Tried {
 }
 
 impl Tried {
+    /// The same kernel without rows, and with the warnings so far.
+    pub(crate) fn bare(&self) -> Self {
+        let (release, warnings) = (self.release.clone(), self.warnings.clone());
+        Self { release, warnings, rows: Vec::new(), ..*self }
+    }
+
     /// What the column is called.
     fn title(&self) -> String {
         let upstream = self.release.split(['-', '+']).next().unwrap_or(&self.release);
@@ -45,6 +50,11 @@ impl Tried {
         self.rows.iter().filter_map(|(_, result)| result.as_ref().ok()?.ready).fold(0.0, f64::max)
     }
 
+    /// Seconds that loading the programs took, the longest of them.
+    pub(crate) fn slowest_load(&self) -> f64 {
+        self.rows.iter().filter_map(|(_, result)| result.as_ref().ok()?.load).fold(0.0, f64::max)
+    }
+
     /// One line with the figures that have limits.
     pub(crate) fn summary(&self) -> String {
         let outcomes = || self.rows.iter().filter_map(|(_, result)| result.as_ref().ok());
@@ -58,13 +68,13 @@ impl Tried {
             most.map_or("not said by this kernel".to_owned(), |most| most.to_string());
         format!(
             "{verdict} {} ({}), {}: {passed} of {} interfaces; {}; verifier instructions \
-             {instructions}; \
-             ready in {ready:.1} s; booted in {:.0} s",
+             {instructions}; loaded in {:.1} s, ready in {ready:.1} s; booted in {:.0} s",
             self.release,
             self.kernel.platform,
             self.architecture.name(),
             self.rows.len(),
             ways.join(", "),
+            self.slowest_load(),
             self.boot
         )
     }
@@ -193,8 +203,21 @@ pub(crate) fn reasons(tried: &[Tried]) -> Vec<(&'static str, String)> {
     found
 }
 
+/// With what, how and when rows were tried.
+#[derive(Debug, Clone)]
+pub(crate) struct Circumstances {
+    /// The day, and the seconds since 1970.
+    pub(crate) date: String,
+    pub(crate) time: u64,
+    pub(crate) accelerator: String,
+    /// The binary's hash.
+    pub(crate) binary: String,
+    pub(crate) modes: Vec<String>,
+}
+
 /// Everything, for programs to read.
-pub(crate) fn json(tried: &[Tried], date: &str, accelerator: &str) -> Value {
+pub(crate) fn json(tried: &[Tried], circumstances: &Circumstances) -> Value {
+    let Circumstances { accelerator, .. } = circumstances;
     let kernels: Vec<_> = tried
         .iter()
         .map(|tried| {
@@ -203,21 +226,34 @@ pub(crate) fn json(tried: &[Tried], date: &str, accelerator: &str) -> Value {
                 "platform": tried.kernel.platform,
                 "release": tried.release,
                 "architecture": tried.architecture.name(),
-                "date": date,
                 "accelerator": accelerator,
                 "boot_seconds": tried.boot,
                 "right": tried.is_right(),
                 "kernel_warnings": tried.warnings,
-                "interfaces": tried.rows.iter().map(|(name, result)| row(name, result)).collect::<Vec<_>>(),
+                "interfaces": tried
+                    .rows
+                    .iter()
+                    .map(|(name, result)| row(name, result, circumstances))
+                    .collect::<Vec<_>>(),
             })
         })
         .collect();
-    json!({"schema": 1, "kernels": kernels})
+    json!({"schema": 2, "kernels": kernels})
 }
 
-fn row(name: &str, result: &Result<Outcome, String>) -> Value {
+fn row(name: &str, result: &Result<Outcome, String>, circumstances: &Circumstances) -> Value {
+    let Circumstances { date, time, binary, modes, .. } = circumstances;
     match result {
-        Err(error) => json!({"interface": name, "right": false, "error": error}),
+        Err(error) => {
+            json!({
+                "interface": name,
+                "right": false,
+                "error": error,
+                "date": date,
+                "time": time,
+                "binary": binary,
+            })
+        }
         Ok(outcome) => {
             let checks: Vec<_> = outcome
                 .checks
@@ -233,10 +269,15 @@ fn row(name: &str, result: &Result<Outcome, String>) -> Value {
             json!({
                 "interface": name,
                 "right": outcome.is_right(),
+                "date": date,
+                "time": time,
+                "binary": binary,
+                "modes": modes,
                 "mode": outcome.mode,
                 "egress": outcome.egress,
                 "reason": outcome.reason,
                 "verifier_instructions": outcome.instructions,
+                "load_seconds": outcome.load,
                 "ready_seconds": outcome.ready,
                 "checks": checks,
             })
@@ -257,6 +298,7 @@ mod tests {
             mode: Some("native".to_owned()),
             egress: Some("tcx".to_owned()),
             instructions: Some(1234),
+            load: Some(1.5),
             ready: Some(2.5),
             reason: None,
         };
@@ -293,9 +335,9 @@ mod tests {
                 .starts_with("FAIL 6.12.1+deb13-amd64 (Debian 13), amd64: 0 of 1 interfaces")
         );
         assert!(
-            tried(false)?
-                .summary()
-                .contains("native, tcx; verifier instructions 1234; ready in 2.5 s")
+            tried(false)?.summary().contains(
+                "native, tcx; verifier instructions 1234; loaded in 1.5 s, ready in 2.5 s"
+            )
         );
         Ok(())
     }

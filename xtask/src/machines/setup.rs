@@ -1,5 +1,5 @@
-//! Makes everything available that the machines need: the emulator, the kernels, a small root, the
-//! product and the agent. A second run finds all of it in the cache.
+//! Prerequisites of the machines: the emulator, kernels, a small root, the product and the agent. A
+//! second run finds all of it in the cache.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! What needs no package manager: a tarball with the static binary, and an image for containers.
+//! Formats without a package manager: a tarball with the static binary, and a container image.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::command::{self, as_root, ask, cache_directory, install_once, run_quietly, say};
+use crate::command::{self, ask, cache_directory, install_once, run_quietly, say};
 use crate::packages;
 use crate::workspace::Workspace;
 
@@ -37,10 +37,7 @@ pub(super) fn tarball(tree: &Path, to: &Path) -> Result<PathBuf> {
     }
     let file = to.join(format!("{name}.tar.gz"));
     let mut tar = Command::new("tar");
-    tar.env("GZIP", "-9n")
-        .arg("--create")
-        .arg("--gzip")
-        .arg("--file")
+    tar.args(["--create", "--use-compress-program=gzip -9 --no-name", "--file"])
         .arg(&file)
         .arg("--directory")
         .arg(to);
@@ -73,35 +70,6 @@ pub(super) fn context(workspace: &Workspace, tree: &Path, to: &Path) -> Result<P
             .with_context(|| format!("cannot copy {}", from.display()))?;
     }
     Ok(directory)
-}
-
-/// Builds the image as its file says, and writes the root that a container would have.
-pub(super) fn root(context: &Path, to: &Path) -> Result<PathBuf> {
-    packages::install(&["podman".to_owned()])?;
-    let store = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let podman = || -> Result<Command> {
-        let mut podman = as_root("podman")?;
-        podman
-            .arg("--root")
-            .arg(store.path().join("store"))
-            .arg("--runroot")
-            .arg(store.path().join("run"));
-        podman.args(["--storage-driver", "vfs", "--events-backend", "none"]);
-        Ok(podman)
-    };
-    // In a closure: what it leaves belongs to root, and has to go whatever happened.
-    let built = (|| {
-        run_quietly(podman()?.args(["build", "--tag", "sip-xdp"]).arg(context))?;
-        let container = ask(podman()?.args(["create", "--network", "none", "sip-xdp"]))
-            .context("podman create failed")?;
-        let root = to.join("image.tar");
-        run_quietly(podman()?.arg("export").arg("--output").arg(&root).arg(container.trim()))?;
-        Ok(root)
-    })();
-    run_quietly(
-        as_root("rm")?.arg("-rf").arg(store.path().join("store")).arg(store.path().join("run")),
-    )?;
-    built
 }
 
 /// Holds the manifest against Kubernetes' schemas, and returns it as JSON.

@@ -1,4 +1,4 @@
-//! Debian packages: for this machine by cargo-deb, for arm64 the same one with another binary.
+//! Debian packages: for this machine by cargo-deb, for arm64 the same with another binary.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The package for distributions with rpm, made by rpmbuild from the files of the Debian package.
+//! The rpm package, made by rpmbuild from the files of the Debian package.
 
 use std::fs;
 use std::path::{Path, PathBuf};

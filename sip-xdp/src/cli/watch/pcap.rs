@@ -1,5 +1,4 @@
-//! Packets in the format that every capture tool reads: pcap with times in microseconds, version
-//! 2.4.
+//! Packets as a pcap file with microsecond times, version 2.4.
 
 use std::fs::File;
 use std::io::{self, Write, stdout};
@@ -12,24 +11,24 @@ use sip_xdp::api::event_stream::{Line, LinkKind};
 /// LINKTYPE_ETHERNET.
 const ETHERNET: u32 = 1;
 
-/// LINKTYPE_RAW: IPv4 or IPv6, without anything before it.
+/// LINKTYPE_RAW: IPv4 or IPv6 without a link header.
 const RAW: u32 = 101;
 
-/// More than any sample has.
+/// Snapshot length, above that of any sample.
 const LONGEST: u32 = 65_535;
 
-/// A file of packets.
+/// A pcap file.
 pub(super) struct Capture {
     to: Box<dyn Write>,
     name: String,
-    /// The link type of the file: that of its first packet. There is one for all.
+    /// Link type of the file, that of its first packet; a pcap file has only one.
     link: Option<u32>,
     written: usize,
     left_out: usize,
 }
 
 impl Capture {
-    /// Makes the file; `-` is the standard output.
+    /// Creates the file; `-` is the standard output.
     pub(super) fn create(path: PathBuf) -> Result<Self> {
         let to: Box<dyn Write> = if path == Path::new("-") {
             Box::new(stdout())
@@ -46,7 +45,7 @@ impl Capture {
         Self { to, name, link: None, written: 0, left_out: 0 }
     }
 
-    /// Writes a packet; other lines are passed over.
+    /// Writes a packet; ignores other lines.
     pub(super) fn take(&mut self, line: &Line) -> Result<io::Result<()>> {
         let Line::Packet(packet) = line else {
             return Ok(Ok(()));
@@ -82,7 +81,7 @@ impl Capture {
         self.to.flush()
     }
 
-    /// What came of it.
+    /// A summary of what was written.
     pub(super) fn summary(&self) -> String {
         let other = match self.left_out {
             0 => String::new(),

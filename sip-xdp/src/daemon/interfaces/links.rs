@@ -1,10 +1,12 @@
-//! Watches over the links that are filtered: whether a native program sees what arrives, and
-//! drivers that lose it when their link is reset.
+//! Supervision of filtered links: native programs that see no packets, and drivers that lose the
+//! program when their link is reset.
 //!
 //! A blind program is replaced by a fresh one where that may help, else by generic mode, which
-//! always sees: once, and never back, since a driver that was blind will be so again. That is said
-//! until a restart, or until the interface is made anew. Where the operator insists on native mode
-//! it is an error that `status --check` fails with.
+//! always sees: once, and never back, since a driver that was blind will be so again. That is said,
+//! after restarts too, until the interface is unloaded or made anew. Where the operator insists on
+//! native mode it is an error that `status --check` fails with.
+
+use std::path::Path;
 
 use anyhow::Result;
 use jiff::Timestamp;
@@ -20,37 +22,37 @@ use crate::dataplane::netlink::Interface;
 use crate::dataplane::sight::{Blind, Sight};
 use crate::sys::clock;
 
-/// Drivers whose rings forget the program when they are made anew: when the link comes up, and when
-/// the MTU changes. vmxnet3 does on 6.8 to 7.3. A program that the kernel takes for the same is not
-/// handed to the driver again, so it has to be a fresh one.
+/// Drivers that lose the program when their rings are reallocated: on link up and on MTU changes.
+/// vmxnet3 does so in 6.8 to 7.3. The kernel does not hand an identical program to the driver
+/// again, so that a fresh one is needed.
 const FORGETFUL: &[&str] = &["vmxnet3"];
 
-/// How long the resets that attaching itself causes may take, in nanoseconds: those of igb and
-/// vmxnet3 take their link down for a moment.
+/// Time for resets that attaching itself causes, in nanoseconds: igb and vmxnet3 take their link
+/// down for a moment.
 const ATTACHING: u64 = 2_000_000_000;
 
-/// What is watched of an interface that is filtered.
+/// Supervision state of a filtered interface.
 pub(super) struct Watched {
     sight: Sight,
-    /// The link as it was last seen; none while attaching may still change it.
+    /// The last seen link state; `None` while attaching may still change it.
     link: Option<LinkState>,
-    /// When the program was attached, in nanoseconds of the filter's clock.
+    /// Time of attachment, in nanoseconds of the filter's clock.
     since: u64,
-    /// Whether this program was swapped in for one that had gone blind.
+    /// Whether this program replaced a blind one.
     is_remedy: bool,
-    /// Other programs for the same interface, loaded already: the next to be swapped in.
+    /// A second set of loaded programs for the next replacement.
     reserve: Option<Loaded>,
 }
 
 impl Watched {
-    /// Of a program that was just attached.
+    /// The state after an attachment.
     pub(super) fn new(is_remedy: bool) -> Self {
         let since = clock::now();
         Self { sight: Sight::new(since, false), link: None, since, is_remedy, reserve: None }
     }
 }
 
-/// What of a link says that its rings were made anew.
+/// Link properties that change when rings are reallocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct LinkState {
     up: bool,
@@ -63,8 +65,8 @@ impl LinkState {
         Self { up: interface.up, mtu: interface.mtu, carrier_changes: interface.carrier_changes }
     }
 
-    /// What happened since `before`, if the rings may have been made anew. A link that went down
-    /// and up between two looks has counted it.
+    /// The event since `before` that may have reallocated the rings. A link that went down and up
+    /// between two polls shows in the carrier count.
     fn reset_since(self, before: Self) -> Option<&'static str> {
         match self {
             _ if self.mtu != before.mtu => Some("its MTU has changed"),
@@ -77,29 +79,29 @@ impl LinkState {
     }
 }
 
-/// An interface whose program sees nothing, or saw nothing in native mode.
+/// An interface whose native program sees, or saw, no packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::daemon) struct Blindness {
     since: Timestamp,
     packets: u64,
-    /// Whether generic mode took over.
+    /// Whether generic mode is in use instead.
     is_mended: bool,
 }
 
-/// What is done about a program that sees nothing.
+/// The remedy for a blind program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cure {
-    /// A fresh program is swapped in.
+    /// Replace it by a fresh one.
     Swap,
-    /// Generic mode takes over.
+    /// Switch to generic mode.
     Generic,
-    /// Nothing but to say so.
+    /// Only report it.
     Say,
 }
 
 impl Cure {
-    /// One that saw before may have been lost, and a fresh one helps; one that never saw never
-    /// will.
+    /// A program that saw packets before may have been lost, so that a fresh one helps; one that
+    /// never saw any will not.
     fn of(blind: Blind, is_forgetful: bool, is_remedy: bool, choice: ModeChoice) -> Self {
         match choice {
             _ if blind.has_seen || (is_forgetful && !is_remedy) => Self::Swap,
@@ -110,13 +112,13 @@ impl Cure {
 }
 
 impl Daemon {
-    /// Looks at the links that are filtered: after each change, and each second.
+    /// Checks the filtered links: after each change, and every second.
     pub(in crate::daemon) async fn watch_links(&mut self) {
         let indices: Vec<u32> = self.served.iter().map(Served::index).collect();
         for index in indices {
             match self.netlink.interface(index).await {
                 Ok(Some(interface)) => self.watch_link(&interface),
-                // It is gone, which is noticed elsewhere.
+                // Gone; handled elsewhere.
                 Ok(None) => {}
                 Err(error) => log::debug!("{error:#}"),
             }
@@ -142,7 +144,7 @@ impl Daemon {
         {
             watched.sight = Sight::new(now, watched.sight.has_seen());
             if is_forgetful(interface) {
-                // The verifier takes 0.3 s; the next reset finds a program that is loaded.
+                // The verifier takes 0.3 s; the next reset finds loaded programs.
                 return self.swap(
                     at,
                     interface,
@@ -150,7 +152,7 @@ impl Daemon {
                 );
             }
         }
-        // After the interface's own counter, so that no packet is counted there alone.
+        // Read after the interface's own counter, so that no packet is counted there alone.
         let counted = if self.overrides.blind { Ok(0) } else { counters::seen(&self.pins, slot) };
         let Ok(counted) = counted.inspect_err(|error| log::debug!("{error:#}")) else { return };
         let served = &mut self.served[at];
@@ -159,11 +161,11 @@ impl Daemon {
         if let Some(blind) = blind {
             self.cure(at, interface, blind);
         } else if has_seen && self.blind.remove(&name).is_some() {
-            self.say_of_interface(&name, "seeing", "the program sees packets again");
+            self.announce_interface(&name, "seeing", "the program sees packets again");
         }
     }
 
-    /// Does something about a program that sees nothing.
+    /// Applies the remedy for a blind program.
     fn cure(&mut self, at: usize, interface: &Interface, blind: Blind) {
         let served = &self.served[at];
         let name = served.name.clone();
@@ -187,13 +189,35 @@ impl Daemon {
         let is_new = !self.blind.contains_key(name);
         let since = self.blind.get(name).map_or_else(counters::now, |known| known.since);
         self.blind.insert(name.to_owned(), Blindness { since, packets, is_mended });
+        let index = self.served.iter().find(|served| served.name == name).map(Served::index);
+        if is_mended
+            && let Some(index) = index
+            && let Err(error) = self.pins.note_blind(index, since.as_second(), packets)
+        {
+            log::warn!(
+                "{name}: a restart will forget that its driver never calls the program: {error:#}"
+            );
+        }
         if is_new {
             let then = if is_mended { "generic" } else { "none" };
-            self.say_of_interface(
+            self.announce_interface(
                 name,
                 "blind",
                 &format!("packets={packets} mode=native action={then}"),
             );
+        }
+    }
+
+    /// What is noted of an interface that generic mode has taken over, by an earlier daemon.
+    pub(super) fn recall_blind(&mut self) {
+        for served in self.served.iter().filter(|served| served.mode == Mode::Generic) {
+            let noted = self.pins.noted_blind(served.index);
+            let noted = noted
+                .and_then(|(since, packets)| Some((Timestamp::from_second(since).ok()?, packets)));
+            if let Some((since, packets)) = noted {
+                self.blind
+                    .insert(served.name.clone(), Blindness { since, packets, is_mended: true });
+            }
         }
     }
 
@@ -209,18 +233,17 @@ impl Daemon {
         match put {
             Ok(()) => {
                 let reason = format!("reason=\"{what}: a fresh one was swapped in\"");
-                self.say_of_interface(&name, "swapped", &reason);
+                self.announce_interface(&name, "swapped", &reason);
             }
             Err(error) => {
                 log::error!("{name}: a fresh program could not be put on it: {error:#}");
-                // Not to be tried again with each packet.
+                // Not retried with each packet.
                 self.served[at].watched = Watched::new(true);
             }
         }
     }
 
-    /// Generic mode takes over, with the programs that are loaded: nothing has to be verified
-    /// again.
+    /// Switches to generic mode, with the loaded programs: no new verification.
     fn take_over(&mut self, at: usize, interface: &Interface) -> bool {
         let Served { name, loaded, .. } = self.served.remove(at);
         let wanted = Wanted { name, interface: interface.clone() };
@@ -235,7 +258,7 @@ impl Daemon {
             }
             Err(error) => {
                 log::error!("{}: generic mode could not take over: {error:#}", wanted.name);
-                // It is taken on with the next tick, like an interface that has come.
+                // Attached at the next tick, like a new interface.
                 if let Err(error) = self.pins.detach(interface.index) {
                     log::error!("{error:#}");
                 }
@@ -244,12 +267,31 @@ impl Daemon {
         }
     }
 
+    /// Loads the programs once more where the driver will need fresh ones: the verifier takes 0.3 s
+    /// and more, for which nothing would be filtered after a reset.
+    pub(super) fn with_reserve(
+        &self,
+        mut served: Served,
+        interface: &Interface,
+        maps: &Path,
+    ) -> Served {
+        if served.mode == Mode::Native && is_forgetful(interface) {
+            let reserve = self.load(interface, served.slot(), maps);
+            let name = &served.name;
+            let failed = |error: &anyhow::Error| {
+                log::warn!("{name}: no program is kept in reserve: {error:#}")
+            };
+            served.watched.reserve = reserve.inspect_err(failed).ok();
+        }
+        served
+    }
+
     /// Loads the programs of an interface once more.
     fn load_again(&self, at: usize, interface: &Interface) -> Result<Loaded> {
         self.load(interface, self.served[at].slot(), &self.pins.maps())
     }
 
-    /// Puts other programs on an interface. Those that were there are kept in reserve.
+    /// Attaches other programs to an interface, and keeps the previous ones in reserve.
     fn put_anew(&mut self, at: usize, interface: &Interface, fresh: Loaded) -> Result<()> {
         let wanted = Wanted { name: self.served[at].name.clone(), interface: interface.clone() };
         let mut interface_maps = InterfaceMaps::open(&self.pins.maps())?;
@@ -263,7 +305,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// What `status` shows of interfaces whose program sees, or saw, nothing.
+    /// Blind interfaces in `status`.
     pub(in crate::daemon) fn blind_status(&self) -> Vec<BlindInterface> {
         let shown = self.blind.iter().map(|(name, blind)| BlindInterface {
             interface: name.clone(),
@@ -274,7 +316,7 @@ impl Daemon {
         shown.collect()
     }
 
-    /// What `status` warns of about them.
+    /// Warnings about blind interfaces.
     pub(in crate::daemon) fn blind_warnings(&self) -> impl Iterator<Item = String> + '_ {
         self.blind.iter().map(|(name, blind)| {
             let packets = blind.packets;
@@ -296,8 +338,8 @@ impl Daemon {
         })
     }
 
-    /// What the log and watchers are told of it.
-    pub(in crate::daemon) fn say_of_interface(
+    /// Logs and publishes an interface event.
+    pub(in crate::daemon) fn announce_interface(
         &self,
         name: &str,
         kind: &'static str,
@@ -334,7 +376,7 @@ mod tests {
         assert_eq!(down.reset_since(before), None);
         let again = LinkState { carrier_changes: 4, ..before };
         assert_eq!(again.reset_since(down), Some("it came up"));
-        // Between two looks.
+        // Between two polls.
         assert_eq!(again.reset_since(before), Some("its link was reset"));
         assert_eq!(
             LinkState { mtu: 1_400, ..before }.reset_since(before),
@@ -351,7 +393,7 @@ mod tests {
             assert_eq!(Cure::of(lost, false, false, choice), Cure::Swap);
             assert_eq!(Cure::of(never, true, false, choice), Cure::Swap, "vmxnet3, at once");
         }
-        // A fresh one that sees nothing either: no second one.
+        // A blind replacement is not replaced again.
         for (is_forgetful, is_remedy) in [(false, false), (false, true), (true, true)] {
             assert_eq!(Cure::of(never, is_forgetful, is_remedy, ModeChoice::Auto), Cure::Generic);
             assert_eq!(Cure::of(never, is_forgetful, is_remedy, ModeChoice::Native), Cure::Say);

@@ -1,6 +1,6 @@
-//! Which interfaces are meant. A configured name decides: the interface that has it is filtered; if
-//! none has it, the one that had it when it was attached still is, under whatever name, since it is
-//! the same wire.
+//! From configured names to interfaces. The interface with that name is filtered; if there is none,
+//! the interface that had it at attachment stays filtered under its new name, since it is the same
+//! link.
 
 use std::collections::BTreeSet;
 
@@ -12,14 +12,14 @@ use crate::daemon::Daemon;
 use crate::dataplane::counters::name_of;
 use crate::dataplane::netlink::{Interface, Surroundings};
 
-/// An interface that is to be filtered, and the name that it is configured by.
+/// An interface to be filtered, with its configured name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) name: String,
     pub(super) interface: Interface,
 }
 
-/// What became of the configured names.
+/// The result for all configured names.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::daemon) struct Resolved {
     pub(super) wanted: Vec<Wanted>,
@@ -27,13 +27,12 @@ pub(in crate::daemon) struct Resolved {
 }
 
 impl Daemon {
-    /// Finds the interfaces that are to be filtered: those configured, or those with a default
-    /// route. It is an error if none is there, unless the filter has been on it before: a name that
-    /// was never right must not look like protection, and one that was may be right again any
-    /// moment.
+    /// Finds the interfaces to be filtered: the configured ones, or those with a default route.
+    /// Fails if none exists, unless the filter was on it before: a wrong name must not look like
+    /// protection, and a right one may reappear at any time.
     pub(in crate::daemon) async fn resolve(&self, around: &Surroundings) -> Result<Resolved> {
         let all = self.netlink.interfaces().await?;
-        // Without tables, or with those of another version, nothing is known.
+        // Without tables of this version there are no records.
         let known = InterfaceMaps::open(&self.pins.maps())
             .and_then(|interface_maps| interface_maps.read())
             .unwrap_or_default();
@@ -75,8 +74,7 @@ impl Daemon {
     }
 }
 
-/// Which interfaces the configured names mean. `attached` are the names and indices under which
-/// ours are attached.
+/// The interfaces of the configured names. `attached` are names and indices of our attachments.
 pub(super) fn resolve(
     names: &[String],
     present: &[Interface],
@@ -89,7 +87,7 @@ pub(super) fn resolve(
         let renamed = || {
             let (_, index) = attached.iter().find(|(attached, _)| attached == name)?;
             let found = present.iter().find(|interface| interface.index == *index)?;
-            // A number may have been given to another interface, on which nothing of ours is.
+            // The index may have been reused by an interface without our program.
             (found.xdp.is_some() && !names.contains(&found.name)).then_some(found)
         };
         match by_name.or_else(renamed) {
@@ -102,7 +100,7 @@ pub(super) fn resolve(
     resolved
 }
 
-/// The names of the interfaces that have a default route.
+/// Names of the interfaces with a default route.
 pub(super) fn with_default_route(all: &[Interface], around: &Surroundings) -> Vec<String> {
     let found = all.iter().filter(|interface| around.default_interfaces.contains(&interface.index));
     found.map(|interface| interface.name.clone()).collect()
@@ -113,7 +111,7 @@ mod tests {
     use super::*;
     use crate::daemon::interfaces::tests::interface;
 
-    /// Each name with the index that it means; 0 for none.
+    /// Each name with its interface index; 0 for none.
     fn meant(
         names: &[&str],
         present: &[Interface],
@@ -136,7 +134,7 @@ mod tests {
     fn the_configured_name_decides() {
         let both = [interface("wan", 5, true), interface("lan", 6, true)];
         assert_eq!(meant(&["wan", "lan", "wan"], &both, &[]), pairs(&[("wan", 5), ("lan", 6)]));
-        // Made anew: the new number.
+        // Recreated: the new index.
         let anew = [interface("wan", 9, false)];
         assert_eq!(meant(&["wan"], &anew, &[("wan", 5)]), pairs(&[("wan", 9)]));
         // Gone.
@@ -144,7 +142,7 @@ mod tests {
             meant(&["wan", "lan"], &both[1..], &[("wan", 5)]),
             pairs(&[("lan", 6), ("wan", 0)])
         );
-        // Two that have changed their names.
+        // Two with swapped names.
         let swapped = [interface("lan", 5, true), interface("wan", 6, true)];
         let attached = [("wan", 5), ("lan", 6)];
         assert_eq!(meant(&["wan", "lan"], &swapped, &attached), pairs(&[("wan", 6), ("lan", 5)]));
@@ -156,7 +154,7 @@ mod tests {
         assert_eq!(meant(&["wan"], &renamed, &[("wan", 5)]), pairs(&[("wan", 5)]));
         let another = [interface("wan0", 5, true), interface("wan", 9, false)];
         assert_eq!(meant(&["wan"], &another, &[("wan", 5)]), pairs(&[("wan", 9)]));
-        // The number was given to one on which we are not, or that is wanted itself.
+        // The index was reused by an interface without our program, or by a wanted one.
         assert_eq!(
             meant(&["wan"], &[interface("tap", 5, false)], &[("wan", 5)]),
             pairs(&[("wan", 0)])

@@ -1,9 +1,8 @@
-//! What the kernel's traffic control has on an interface of this process's network namespace, as
-//! far as [`crate::dataplane::attach::tcx`] must know: whether there is a clsact qdisc, and which
-//! filters are on it.
+//! The clsact qdisc of an interface in this process's network namespace, and the filters on it, as
+//! far as [`crate::dataplane::attach::tcx`] needs them.
 //!
-//! Asked by hand, and only what is needed is read: a filter of another product that nobody here
-//! understands must still be seen, since a qdisc that is removed takes all its filters with it.
+//! Raw netlink messages, of which only the needed attributes are read: filters of other products
+//! must be seen even if their kind is unknown, because removing a qdisc removes all of its filters.
 
 use std::ffi::CStr;
 use std::io;
@@ -18,8 +17,8 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 /// The name of the qdisc.
 pub(crate) const CLSACT: &str = "clsact";
 
-/// The handle and the parent of a clsact qdisc, and of an ingress one, and the parents of their
-/// filters (`include/uapi/linux/pkt_sched.h`).
+/// Handle and parent of a clsact qdisc and of an ingress qdisc, and the parents of their filters
+/// (`include/uapi/linux/pkt_sched.h`).
 const HANDLE: u32 = 0xffff_0000;
 const PARENT: u32 = 0xffff_fff1;
 const INGRESS: u32 = 0xffff_fff2;
@@ -34,18 +33,18 @@ const TCA_BPF_NAME: u16 = 7;
 const HEADER: usize = 16;
 const TCMSG: usize = 20;
 
-/// A filter.
+/// A tc filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Filter {
-    /// Which comes first.
+    /// Priority; lower ones run first.
     pub(crate) priority: u16,
-    /// Which one of its priority.
+    /// Handle within its priority.
     pub(crate) handle: u32,
-    /// The name of its program, if it is one.
+    /// Name of its BPF program, if it has one.
     pub(crate) program: Option<String>,
 }
 
-/// The kind of the qdisc in the place where only one of clsact and ingress can be.
+/// The kind of the qdisc at the handle that clsact and ingress share.
 pub(crate) fn qdisc(index: u32) -> Result<Option<String>> {
     let all = ask(RTM_GETQDISC, NLM_F_DUMP, index, 0, 0)?;
     let ours =
@@ -53,7 +52,7 @@ pub(crate) fn qdisc(index: u32) -> Result<Option<String>> {
     Ok(ours.and_then(|message| message.attribute(TCA_KIND)).map(text))
 }
 
-/// The filters of everything that leaves.
+/// The egress filters.
 pub(crate) fn egress_filters(index: u32) -> Result<Vec<Filter>> {
     filters(index, EGRESS)
 }
@@ -68,18 +67,18 @@ pub(crate) fn remove_if_empty(index: u32) -> Result<()> {
 }
 
 fn filters(index: u32, parent: u32) -> Result<Vec<Filter>> {
-    // Without a qdisc there is nobody to ask.
+    // Without a qdisc there are no filters.
     if qdisc(index)?.is_none() {
         return Ok(Vec::new());
     }
     let all = ask(RTM_GETTFILTER, NLM_F_DUMP, index, 0, parent)?;
-    // A priority announces itself with a message of its own, which has no handle.
+    // Each priority has a message of its own, without a handle.
     let all =
         all.iter().filter(|message| message.is(RTM_NEWTFILTER, index) && message.handle() != 0);
     Ok(all.map(Message::filter).collect())
 }
 
-/// One message of the kernel's: its type, and what follows the header.
+/// A netlink message: its type, and the bytes behind the header.
 struct Message {
     kind: u16,
     body: Vec<u8>,
@@ -90,8 +89,8 @@ impl Message {
         self.kind == kind && self.body.len() >= TCMSG && self.number(4) == index
     }
 
-    /// A number of `struct tcmsg`: the interface is at 4, the handle at 8, the priority in the
-    /// upper half of that at 16.
+    /// A field of `struct tcmsg`: interface at 4, handle at 8, priority in the upper half of the
+    /// word at 16.
     fn number(&self, at: usize) -> u32 {
         number(&self.body, at)
     }
@@ -118,7 +117,7 @@ impl Message {
     }
 }
 
-/// Sends one request and reads the whole answer.
+/// Sends one request and reads all messages of the answer.
 fn ask(kind: u16, flags: i32, index: u32, handle: u32, parent: u32) -> Result<Vec<Message>> {
     let what = "the kernel's traffic control cannot be asked";
     let mut socket = Socket::new(NETLINK_ROUTE).context(what)?;
@@ -128,8 +127,8 @@ fn ask(kind: u16, flags: i32, index: u32, handle: u32, parent: u32) -> Result<Ve
     request.extend(((HEADER + TCMSG) as u32).to_ne_bytes());
     request.extend(kind.to_ne_bytes());
     request.extend(((NLM_F_REQUEST | flags) as u16).to_ne_bytes());
-    // The sequence number, and who asks: this socket asks but once. Then the address family, which
-    // is none.
+    // Sequence number and port id, both 0: this socket sends one request. Then the address family,
+    // `AF_UNSPEC`.
     request.extend([0; 12]);
     for word in [index, handle, parent, 0] {
         request.extend(word.to_ne_bytes());
@@ -164,7 +163,7 @@ fn ask(kind: u16, flags: i32, index: u32, handle: u32, parent: u32) -> Result<Ve
 pub(crate) fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     while bytes.len() >= 4 {
         let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
-        // The two upper bits say that it is nested and in which byte order.
+        // The two upper bits are flags: nested, and network byte order.
         let kind = u16::from_ne_bytes([bytes[2], bytes[3]]) & 0x3fff;
         let value = bytes.get(4..length)?;
         if kind == wanted {
@@ -195,7 +194,7 @@ mod tests {
         assert_eq!(attribute(&bytes, 1).map(text), Some("a".to_owned()));
         assert_eq!(attribute(&bytes, 7).map(text), Some("bcd".to_owned()));
         assert_eq!(attribute(&bytes, 2), None);
-        // Lengths that lie end it.
+        // Wrong lengths end the list.
         assert_eq!(attribute(&[200, 0, 1, 0, b'a', 0], 1), None);
         assert_eq!(attribute(&[2, 0, 1, 0, b'a', 0], 1), None);
     }

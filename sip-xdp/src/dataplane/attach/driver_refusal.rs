@@ -1,55 +1,48 @@
-//! What a driver's refusal means, and what to do about it.
+//! Driver refusals: their meaning and their remedy.
+//!
+//! More than 400 lines: 170 of them are tests with the drivers' own messages.
 
 use std::fmt;
 
 use crate::dataplane::ethtool::Channels;
+use crate::dataplane::virtio::Obstacle;
 
-/// Packets up to this fit into one buffer of one page, with what drivers keep free around them, in
-/// bytes (`ENA_XDP_MAX_MTU` in `drivers/net/ethernet/amazon/ena/ena_xdp.h`; others differ by a
-/// few).
+/// Largest MTU in bytes for which a packet, with the driver's headroom and tailroom, fits into one
+/// page (`ENA_XDP_MAX_MTU` in `drivers/net/ethernet/amazon/ena/ena_xdp.h`; others differ by a few
+/// bytes).
 pub(crate) const ONE_BUFFER: u32 = 3_498;
 
-/// A refusal, and what of the interface may explain it.
+/// A refusal, with the properties of the interface that may explain it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     /// The interface's name.
     pub(crate) interface: String,
-    /// What kind of virtual interface it is, else the name of the driver; empty if neither is
-    /// known.
+    /// Kind of a virtual interface, else the name of the driver; empty if neither is known.
     pub(crate) driver: String,
-    /// The errno of the link.
+    /// The errno of the link attempt.
     pub(crate) errno: Option<i32>,
-    /// The words of kernel and driver.
+    /// The extended acknowledgement of kernel or driver.
     pub(crate) text: Option<String>,
-    /// The longest packet, in bytes.
+    /// MTU in bytes.
     pub(crate) mtu: u32,
-    /// Its queues, if it has any to speak of.
+    /// Its queues, if ethtool reports any.
     pub(crate) channels: Option<Channels>,
 }
 
-/// How a driver's text, in small letters, is recognised: any of these words is in it.
+/// Keywords of a driver's message, in lower case; any of them identifies it.
 type Words = &'static [&'static str];
 
-/// What to do, from the refusal.
+/// The remedy for a refusal.
 type Remedy = fn(&Refusal) -> String;
 
-/// Known refusals: the driver ("" for any), the words in its text (none for any text), and the
-/// remedy. The first that fits counts.
+/// Known refusals: driver ("" for any), keywords of its message (none for any message), remedy. The
+/// first match wins.
 ///
-/// The texts are those of the drivers in Linux 5.10 to 7.x: `virtnet_xdp_set`, `ena_xdp_set`,
+/// The messages are those of the drivers in Linux 5.10 to 7.x: `virtnet_xdp_set`, `ena_xdp_set`,
 /// `gve_verify_xdp_configuration`, `netvsc_xdp_set`, `bond_xdp_set`, `igb_xdp_setup`,
 /// `vmxnet3_xdp_set`, `veth_xdp_set`, and `dev_xdp_attach` for all.
 const KNOWN: &[(&str, Words, Remedy)] = &[
-    ("virtio_net", &["gro_hw", "lro", "csum"], |_| {
-        "the host merges packets and its virtio device cannot be told to stop: on the host take \
-         guest \
-         offloads away (libvirt: `<driver><guest tso4='off' tso6='off' ecn='off' ufo='off' \
-         csum='off'/></driver>`; \
-         qemu: guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_csum=off) or have \
-         the device \
-         offer control of them (ctrl_guest_offloads=on), and restart the guest"
-            .to_owned()
-    }),
+    ("virtio_net", &["gro_hw", "lro", "csum"], |_| Obstacle::Refuses.remedy().to_owned()),
     ("virtio_net", &["single page", "any_header_sg"], |_| {
         "the host's virtio is older than version 1.0: give the device disable-legacy=on, or a \
          newer machine type"
@@ -113,7 +106,7 @@ const KNOWN: &[(&str, Words, Remedy)] = &[
     }),
 ];
 
-/// Kinds of interfaces that never run programs by themselves.
+/// Kinds of virtual interfaces without native XDP.
 const STACKED: &[&str] = &[
     "vlan",
     "macvlan",
@@ -150,7 +143,7 @@ const STACKED: &[&str] = &[
 ];
 
 impl Refusal {
-    /// What stands in the way and the command that changes it, if it is known.
+    /// The cause and the command that removes it, if known.
     pub(crate) fn remedy(&self) -> Option<String> {
         let text = self.text.as_deref().unwrap_or_default().to_ascii_lowercase();
         let fits = |(driver, words, _): &&(&str, Words, Remedy)| {
@@ -168,13 +161,13 @@ impl Refusal {
                 self.driver
             ));
         }
-        // Without words the long packets are the usual cause: e1000e says EINVAL, ixgbe too.
+        // Without a message the MTU is the usual cause: e1000e and ixgbe return EINVAL.
         let is_vague = matches!(self.errno, Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ERANGE))
             && text.is_empty();
         if is_vague && self.mtu > 1_500 {
             return Some(shorten(self));
         }
-        // ixgbe and i40e keep a queue for each CPU.
+        // ixgbe and i40e need a queue per CPU.
         (self.errno == Some(libc::ENOMEM) || self.errno == Some(libc::ENOSPC)).then(|| halve(self))
     }
 }
@@ -183,7 +176,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unsupported = "not supported by the driver";
         match (&self.text, self.errno) {
-            // The kernel's own words for a driver that knows no programs at all.
+            // The kernel's own message for a driver without XDP.
             (Some(text), _) if text.contains("Underlying driver does not support XDP") => {
                 f.write_str(unsupported)?
             }
@@ -198,14 +191,13 @@ impl fmt::Display for Refusal {
             }
             (None, None) => f.write_str("the kernel does not say why")?,
         }
-        // Most texts begin with the driver's name.
+        // Most messages begin with the driver's name.
         let is_named = self.text.as_ref().is_some_and(|text| text.contains(&self.driver));
         if self.driver.is_empty() || is_named { Ok(()) } else { write!(f, " [{}]", self.driver) }
     }
 }
 
-/// Shorter packets. Jumbo frames need drivers that hand over packets of several buffers, which few
-/// do.
+/// A smaller MTU: jumbo frames need multi-buffer XDP, which few drivers support.
 fn shorten(refusal: &Refusal) -> String {
     let Refusal { interface, mtu, .. } = refusal;
     let most = if refusal.driver == "ena" { ONE_BUFFER } else { 1_500 };
@@ -217,7 +209,7 @@ fn shorten(refusal: &Refusal) -> String {
     format!("`ip link set dev {interface} mtu {most}` (it is {mtu}; SIP needs no more than 1500)")
 }
 
-/// Fewer queues: the driver wants one of its own for each that runs the program.
+/// Fewer queues: the driver needs an extra transmit queue for each queue or CPU with XDP.
 fn halve(refusal: &Refusal) -> String {
     let interface = &refusal.interface;
     match refusal.channels {
@@ -250,7 +242,7 @@ mod tests {
         }
     }
 
-    /// The texts are the drivers' own.
+    /// The messages are the drivers' own.
     #[test]
     fn known_refusals_have_remedies() {
         use libc::{EEXIST, EINVAL, ENOMEM, EOPNOTSUPP, ERANGE};
@@ -319,7 +311,7 @@ mod tests {
                 9_000,
                 "mtu 1500",
             ),
-            // Before Linux 6.13 igb had no words.
+            // Before Linux 6.13 igb gave no message.
             ("igb", EINVAL, "", 9_000, "mtu 1500"),
             ("vmxnet3", EOPNOTSUPP, "vmxnet3: MTU 9000 too large for XDP", 9_000, "mtu 1500"),
             ("mvneta", EOPNOTSUPP, "mvneta: Jumbo frames not supported on XDP", 9_000, "mtu 1500"),
@@ -363,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_has_no_remedy() {
+    fn an_unknown_refusal_has_no_remedy() {
         for driver in ["e1000", "rtl8139", ""] {
             let text = "Underlying driver does not support XDP in native mode";
             assert_eq!(refusal(driver, libc::EOPNOTSUPP, text, 1_500).remedy(), None, "{driver}");

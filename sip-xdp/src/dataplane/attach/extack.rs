@@ -1,5 +1,6 @@
-//! Why a driver refuses a program. A link that fails leaves an errno; the text that kernel and
-//! driver have for it comes with netlink's answers only. So the question is put again there.
+//! The reason for a driver's refusal. A failed link returns only an errno; the extended
+//! acknowledgement of kernel or driver comes only through netlink. So the attachment is retried
+//! there.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -8,7 +9,7 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::clsact::attribute;
 
-/// Of `IFLA_XDP` (`include/uapi/linux/if_link.h`).
+/// Attributes of `IFLA_XDP` (`include/uapi/linux/if_link.h`).
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_FD: u16 = 1;
 const IFLA_XDP_FLAGS: u16 = 3;
@@ -26,15 +27,16 @@ const ATTR_MSG: u16 = 1;
 const HEADER: usize = 16;
 const IFINFOMSG: usize = 16;
 
-/// Asks the kernel to put a program into the driver of an interface on which none is, and returns
-/// its words for why not. `None` if it has none, or takes it after all, which is undone.
+/// Attaches a program in native mode by netlink, on an interface without one, and returns the
+/// extended acknowledgement of the refusal. `None` if there is none, or if it succeeds after all,
+/// which is undone.
 pub(crate) fn refusal(program: &Xdp, index: u32) -> Option<String> {
     let program = program.fd().ok()?.as_fd().as_raw_fd();
     let mut socket = Socket::new(NETLINK_ROUTE).ok()?;
     socket.bind_auto().ok()?;
     socket.connect(&SocketAddr::new(0, 0)).ok()?;
     socket.set_ext_ack(true).ok()?;
-    // Without it the whole request stands before the text, which is read as well.
+    // If this fails, the whole request precedes the message, which is parsed as well.
     let _ = socket.set_cap_ack(true);
     let answer = ask(&socket, &set_program(index, program, FLAG_IF_NOEXIST | FLAG_DRIVER))?;
     if answer.is_error {
@@ -51,7 +53,7 @@ pub(crate) fn refusal(program: &Xdp, index: u32) -> Option<String> {
     None
 }
 
-/// What the kernel answered.
+/// The acknowledgement.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     is_error: bool,
@@ -71,7 +73,7 @@ fn set_program(index: u32, program: i32, flags: u32) -> Vec<u8> {
     message.extend((LENGTH as u32).to_ne_bytes());
     message.extend(libc::RTM_SETLINK.to_ne_bytes());
     message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
-    // The sequence number and who asks; of the interface only its index.
+    // Sequence number and port id; of `ifinfomsg` only the index is set.
     message.extend([0; 8 + 4]);
     message.extend(index.to_ne_bytes());
     message.extend([0; 8]);
@@ -87,7 +89,7 @@ fn set_program(index: u32, program: i32, flags: u32) -> Vec<u8> {
     message
 }
 
-/// Reads an acknowledgement: an errno, the request or only its header, and attributes.
+/// Parses an acknowledgement: errno, the request or only its header, attributes.
 fn read(message: &[u8]) -> Option<Answer> {
     let word = |at: usize| Some(u32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?));
     let half = |at: usize| Some(u16::from_ne_bytes(message.get(at..at + 2)?.try_into().ok()?));

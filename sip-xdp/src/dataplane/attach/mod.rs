@@ -1,7 +1,6 @@
-//! Puts the programs on an interface: [`xdp`] for what arrives, [`tcx`] for what leaves, with a
-//! clsact filter where the kernel has no tcx. [`extack`] and [`driver_refusal`] say why a driver
-//! takes no program, [`offloads`] keeps what attaching switches off, [`trial`] ends a filter that
-//! nobody confirms.
+//! Attachment of the programs to an interface: [`xdp`] for ingress, [`tcx`] for egress, with a
+//! clsact filter on kernels without tcx. [`extack`] and [`driver_refusal`] explain refusals,
+//! [`offloads`] restores what attaching switches off, [`trial`] ends an unconfirmed trial.
 
 pub(crate) mod clsact;
 pub(crate) mod driver_refusal;

@@ -1,7 +1,7 @@
 //! Offloads that kernel or driver switch off when a program is attached: generic mode switches LRO
-//! and hardware GRO off, on the interface and on those beneath it, and some drivers do so for
-//! native mode. Nobody switches them on again. So what went off is noted among the pins, where it
-//! survives the daemon, and put back when the program is taken off.
+//! and hardware GRO off, on the interface and those beneath it, and some drivers do so for native
+//! mode. They are never switched on again by themselves. So they are recorded among the pins, where
+//! the record survives the daemon, and restored when the program is detached.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -13,23 +13,24 @@ use serde::{Deserialize, Serialize};
 use crate::dataplane::ethtool::{self, Features};
 use crate::dataplane::pins::Pins;
 
-/// An offload of an interface that was off when the program was taken off.
+/// An offload that attaching had switched off, and whether it was restored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Offload {
     /// The interface: the filtered one, or one beneath it.
     pub interface: String,
-    /// Its name, as ethtool says it.
+    /// Its ethtool feature name.
     pub offload: String,
-    /// Why it could not be switched on again; none if it was.
+    /// Why it could not be restored; `None` if it was.
     pub error: Option<String>,
 }
 
-/// The offloads of all interfaces at one moment.
+/// The enabled features of all interfaces at one time.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot(Vec<(u32, BTreeSet<String>)>);
 
 impl Snapshot {
-    /// Of now. What cannot be asked is left out: it cannot be put back either.
+    /// The current features. Interfaces that ethtool cannot query are left out: their features
+    /// cannot be restored either.
     pub(crate) fn take() -> Self {
         let interfaces = if_nameindex().ok();
         let interfaces: Vec<(u32, CString)> = interfaces
@@ -50,7 +51,7 @@ impl Snapshot {
         )
     }
 
-    /// What was on, and is not on any more.
+    /// Features that were on and are off now.
     fn switched_off(&self, now: &Self) -> Vec<(u32, String)> {
         let now = |index: u32| now.0.iter().find(|(of, _)| *of == index).map(|(_, on)| on);
         let off = self.0.iter().filter_map(|(index, before)| {
@@ -61,29 +62,29 @@ impl Snapshot {
     }
 }
 
-/// Notes what attaching to an interface has switched off since `before`. Returns it in words, if
-/// anything.
+/// Records the offloads that attaching to an interface has switched off since `before`. Returns a
+/// description, if there are any.
 pub(crate) fn note(pins: &Pins, index: u32, before: &Snapshot) -> Result<Option<String>> {
     let off = before.switched_off(&Snapshot::take());
     for (device, name) in &off {
         pins.note_offload(index, *device, name)?;
     }
     let named = |(device, name): &(u32, String)| format!("{name} of {}", name_of(*device));
-    let said = off.iter().map(named).collect::<Vec<_>>().join(", ");
-    Ok((!said.is_empty()).then_some(said))
+    let names = off.iter().map(named).collect::<Vec<_>>().join(", ");
+    Ok((!names.is_empty()).then_some(names))
 }
 
-/// Switches on again what attaching to an interface has switched off, and forgets it. To be called
-/// when the program is off.
+/// Restores the offloads that attaching to an interface switched off, and removes the record. To be
+/// called after detaching.
 pub(crate) fn put_back(pins: &Pins, index: u32) -> Result<Vec<Offload>> {
     let mut done = Vec::new();
     for (device, offload) in pins.noted_offloads(index) {
-        // With its interface an offload is gone.
+        // The interface is gone.
         let Ok(interface) = if_indextoname(device) else { continue };
         let interface = interface.to_string_lossy().into_owned();
         let is_on =
             ethtool::features_of(&interface).is_ok_and(|features| features.on.contains(&offload));
-        // Some drivers put it back themselves.
+        // Some drivers restore it themselves.
         if is_on {
             continue;
         }
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_on_and_is_not_is_found() {
+    fn switched_off_features_are_found() {
         let of = |rows: &[(u32, &[&str])]| {
             Snapshot(
                 rows.iter()
@@ -126,7 +127,7 @@ mod tests {
             (3, &["rx-lro"]),
             (4, &["rx-lro"]),
         ]);
-        // The fourth is gone, a fifth came.
+        // Interface 4 is gone, 5 is new.
         let after = of(&[(1, &["rx-gro", "rx-lro"]), (2, &["rx-gro"]), (3, &[]), (5, &[])]);
         let found = before.switched_off(&after);
         let found: Vec<_> = found.iter().map(|(index, name)| (*index, name.as_str())).collect();

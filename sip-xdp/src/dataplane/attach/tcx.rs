@@ -1,12 +1,12 @@
-//! Puts the egress program on an interface, or swaps it for the one that is there.
+//! Attachment of the egress program to an interface, or its replacement.
 //!
-//! Since Linux 6.6 there is tcx: a link that is pinned and so outlives the daemon, like that of the
-//! ingress program. Before, the program is a filter on the interface's clsact qdisc, which stays
-//! until somebody removes it. The qdisc may be another product's, and carry that one's filters. So
-//! what is ours is known by a priority, a handle and a name that do not change, and what we made is
-//! noted among the pins, as directories: `clsact/INDEX` for the filter, and in it `qdisc` if the
-//! qdisc was not there before. Removing takes exactly the filter away, and the qdisc only if it is
-//! noted and nothing is left on it, since others may have put filters on it meanwhile.
+//! Since Linux 6.6 by tcx: a link that is pinned and so outlives the daemon, like that of the
+//! ingress program. Before, by a filter on the interface's clsact qdisc, which stays until it is
+//! removed. The qdisc may belong to another product and hold its filters. So our filter has a
+//! constant priority, handle and name, and what we created is recorded among the pins, as
+//! directories: `clsact/INDEX` for the filter, and in it `qdisc` if we created the qdisc. Detaching
+//! removes exactly this filter, and the qdisc only if it is recorded as ours and empty, since
+//! others may have added filters meanwhile.
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
@@ -22,15 +22,15 @@ use crate::dataplane::attach::xdp::{cause, innermost};
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::pins::Pins;
 
-/// The filter's priority. Early, since a filter before it that decides keeps it from seeing the
-/// packet, but behind the first ones, which other products expect to be theirs. It never decides
-/// anything itself.
+/// The filter's priority: low, because an earlier filter with a final verdict hides the packet from
+/// it, but behind the first few, which other products expect for themselves. Our filter never
+/// returns a verdict.
 const PRIORITY: u16 = 5;
 
 /// The filter's handle.
 const HANDLE: u16 = 0x5060;
 
-/// How our responses are read.
+/// The attachment of the egress program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EgressWay {
@@ -41,11 +41,11 @@ pub enum EgressWay {
 }
 
 impl EgressWay {
-    /// Both, the better one first.
+    /// All, preferred first.
     pub const ALL: [Self; 2] = [Self::Tcx, Self::Clsact];
 }
 
-/// Attaches the program in the first of these ways that works, in place of the one that is there.
+/// Attaches the program in the first of these ways that works, replacing the attached one.
 pub fn attach_egress(
     program: &mut SchedClassifier,
     interface: &Interface,
@@ -60,7 +60,7 @@ pub fn attach_egress(
         };
         match attached {
             Ok(()) => {
-                // Every response is read once.
+                // Only one attachment, so that every response is counted once.
                 match way {
                     EgressWay::Tcx => detach_filter(interface.index, pins)?,
                     EgressWay::Clsact => pins.remove_egress_link(interface.index)?,
@@ -73,12 +73,12 @@ pub fn attach_egress(
     bail!(failures.join("; "))
 }
 
-/// How responses are read on an interface right now.
+/// The current egress attachment of an interface.
 pub fn way(interface: &Interface, pins: &Pins) -> Option<EgressWay> {
     if pins.egress_link(interface.index).exists() {
         return Some(EgressWay::Tcx);
     }
-    // What cannot be asked is not known.
+    // A failed query counts as absent.
     let is_there =
         pins.clsact(interface.index).exists() && has_filter(interface.index).unwrap_or(false);
     is_there.then_some(EgressWay::Clsact)
@@ -96,7 +96,7 @@ fn attach_tcx(program: &mut SchedClassifier, interface: &Interface, pins: &Pins)
             drop(FdLink::try_from(program.take_link(id)?)?);
             return Ok(());
         }
-        // The interface under the link is gone; one with the same index has taken its place.
+        // The link's interface is gone; another one has its index now.
         std::fs::remove_file(&path)?;
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
@@ -111,8 +111,8 @@ fn attach_tcx(program: &mut SchedClassifier, interface: &Interface, pins: &Pins)
 fn attach_filter(program: &mut SchedClassifier, interface: &Interface, pins: &Pins) -> Result<()> {
     let (index, name) = (interface.index, &interface.name);
     if has_filter(index)? {
-        // It is noted before, so that it is removed in the end even if the note of an earlier
-        // daemon was lost.
+        // Recorded first, so that it is removed eventually even if an earlier daemon's record was
+        // lost.
         pins.note_clsact(index, false)?;
         let link = SchedClassifierLink::attached(
             name,
@@ -125,7 +125,7 @@ fn attach_filter(program: &mut SchedClassifier, interface: &Interface, pins: &Pi
         return keep(program, id)
             .with_context(|| format!("the filter of {name} cannot be swapped"));
     }
-    // What is still noted is about an interface that is gone.
+    // A remaining record belongs to an interface that is gone.
     pins.forget_clsact(index)?;
     let kind = clsact::qdisc(index)?;
     match kind.as_deref() {
@@ -135,7 +135,7 @@ fn attach_filter(program: &mut SchedClassifier, interface: &Interface, pins: &Pi
                 .map_err(|error| anyhow!("no clsact qdisc ({})", innermost(&error)))?;
         }
         Some(CLSACT) => pins.note_clsact(index, false)?,
-        // In its place a filter for what leaves would read what arrives.
+        // Under an ingress qdisc the filter would see incoming packets.
         Some(other) => bail!("no clsact qdisc (there is an {other} qdisc in its place)"),
     }
     let options = NlOptions { priority: PRIORITY, handle: TcHandle::new(0, HANDLE), classid: None };
@@ -148,25 +148,25 @@ fn attach_filter(program: &mut SchedClassifier, interface: &Interface, pins: &Pi
     })
 }
 
-/// Lets a filter stay when this process ends.
+/// Keeps a filter when this process ends.
 fn keep(
     program: &mut SchedClassifier,
     attached: Result<SchedClassifierLinkId, ProgramError>,
 ) -> Result<()> {
     let id = attached.map_err(|error| anyhow!("no clsact filter ({})", cause(&error)))?;
-    // Dropping the link would remove the filter. It has no descriptor to close: it is a few numbers
-    // that say which filter it is, and those are always the same.
+    // Dropping the link would remove the filter. Forgetting it leaks no descriptor: it holds only
+    // the filter's constant identifiers.
     std::mem::forget(program.take_link(id)?);
     Ok(())
 }
 
-/// Removes our filter from an interface, and the qdisc if it is ours and empty. Where nothing is
-/// noted, nothing is done.
+/// Removes our filter from an interface, and the qdisc if it is ours and empty. Without a record
+/// this does nothing.
 pub(crate) fn detach_filter(index: u32, pins: &Pins) -> Result<()> {
     if !pins.clsact(index).exists() {
         return Ok(());
     }
-    // It may be gone, with its interface or without.
+    // It may be gone, with or without its interface.
     if has_filter(index)? {
         let name = interface_name(index)?;
         let link = SchedClassifierLink::attached(

@@ -1,4 +1,4 @@
-//! Puts the program on an interface, or swaps it for the one that is there without a gap.
+//! Attachment of the ingress program to an interface, or its replacement without a gap.
 
 use std::fmt;
 use std::io;
@@ -16,32 +16,33 @@ use super::{extack, offloads};
 use crate::dataplane::ethtool;
 use crate::dataplane::netlink::{AttachedXdp, Interface};
 use crate::dataplane::pins::Pins;
+use crate::dataplane::virtio::Obstacle;
 
-/// How the operator wants the program attached.
+/// The configured attach mode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ModeChoice {
-    /// In the driver if it can, else generic with a warning.
+    /// Native if the driver supports it, else generic with a warning.
     #[default]
     Auto,
-    /// In the driver or not at all.
+    /// Native or not at all.
     Native,
-    /// In the network stack.
+    /// Generic.
     Generic,
 }
 
-/// How the program is attached.
+/// The attach mode of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// In the driver, before anything is allocated.
+    /// Native: in the driver, before an skb is allocated.
     Native,
-    /// In the network stack, for drivers that cannot.
+    /// Generic: in the network stack, for drivers without XDP.
     Generic,
 }
 
 impl Mode {
-    /// The number in the interface's record.
+    /// The number in [`InterfaceRecord`](sip_xdp_common::abi::layout::InterfaceRecord).
     pub fn number(self) -> u8 {
         match self {
             Self::Native => MODE_NATIVE,
@@ -75,9 +76,8 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Attaches `program` to `interface` and pins it, adopting the pinned link if there is one: the
-/// kernel then swaps the programs between two packets. Returns the mode, and a warning if it is not
-/// what one would wish for.
+/// Attaches `program` to `interface` and pins its link. A pinned link is adopted: the kernel then
+/// swaps the programs between two packets. Returns the mode, and a warning if it is a fallback.
 pub fn attach(
     program: &mut Xdp,
     interface: &Interface,
@@ -90,9 +90,15 @@ pub fn attach(
     }
     let name = &interface.name;
     let before = Snapshot::take();
-    let (mode, warning) = match choice {
-        ModeChoice::Generic => (generic(program, interface, pins)?, None),
-        ModeChoice::Native | ModeChoice::Auto => {
+    let obstacle = Obstacle::of(name).filter(|obstacle| *obstacle == Obstacle::NeverCalls);
+    let (mode, warning) = match (choice, obstacle) {
+        (ModeChoice::Generic, _) => (generic(program, interface, pins)?, None),
+        // The driver would take it, and nothing would be filtered until that is noticed.
+        (ModeChoice::Auto, Some(obstacle)) => {
+            let warning = instead_of_native(name, obstacle.words(), Some(obstacle.remedy()));
+            (generic(program, interface, pins)?, Some(warning))
+        }
+        (ModeChoice::Native | ModeChoice::Auto, _) => {
             match attach_anew(program, interface, Mode::Native, pins) {
                 Ok(()) => (Mode::Native, None),
                 Err(error) if is_taken(&error) => return Err(error),
@@ -106,14 +112,8 @@ pub fn attach(
                 }
                 Err(error) => {
                     generic(program, interface, pins)?;
-                    let remedy = remedy(&error)
-                        .map(|remedy| format!("; for native mode: {remedy}"))
-                        .unwrap_or_default();
-                    let warning = format!(
-                        "{name}: the driver cannot run it ({error:#}); attached in generic mode, \
-                         which protects as well \
-                     but costs several times the CPU per dropped packet{remedy}"
-                    );
+                    let warning =
+                        instead_of_native(name, &format!("{error:#}"), remedy(&error).as_deref());
                     (Mode::Generic, Some(warning))
                 }
             }
@@ -130,6 +130,16 @@ pub fn attach(
     Ok((mode, warning))
 }
 
+/// The warning of an interface in generic mode: why, and what makes native mode possible.
+fn instead_of_native(name: &str, reason: &str, remedy: Option<&str>) -> String {
+    let remedy = remedy.map(|remedy| format!("; for native mode: {remedy}")).unwrap_or_default();
+    format!(
+        "{name}: the driver cannot run it ({reason}); attached in generic mode, which protects as \
+         well but costs \
+         several times the CPU per dropped packet{remedy}"
+    )
+}
+
 /// Attaches in generic mode.
 fn generic(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<Mode> {
     match attach_anew(program, interface, Mode::Generic, pins) {
@@ -141,8 +151,8 @@ fn generic(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<Mode
     }
 }
 
-/// Swaps the program behind the interface's pinned link. `None` if there is no link, or none that
-/// can be adopted.
+/// Replaces the program behind the interface's pinned link. `None` if there is no link, or none
+/// that can be adopted.
 fn adopt(
     program: &mut Xdp,
     interface: &Interface,
@@ -156,8 +166,7 @@ fn adopt(
     let mode = match interface.xdp {
         Some(xdp) if xdp.native => Mode::Native,
         Some(_) => Mode::Generic,
-        // The interface was deleted and made anew under the same index: the link holds on to
-        // nothing.
+        // The interface was deleted and recreated under the same index: the link is detached.
         None => {
             pins.detach(interface.index)?;
             return Ok(None);
@@ -179,7 +188,7 @@ fn adopt(
         .map_err(|error| anyhow!("{}: {error}", path.display()))?;
     match program.attach_to_link(link) {
         Ok(id) => {
-            // The pin holds the link; closing our descriptor changes nothing.
+            // The pin keeps the link; closing our descriptor changes nothing.
             drop(fd_link(program, id)?);
             Ok(Some(mode))
         }
@@ -194,7 +203,7 @@ fn adopt(
     }
 }
 
-/// Attaches where nothing of ours is attached.
+/// Attaches to an interface without a program of ours.
 fn attach_anew(program: &mut Xdp, interface: &Interface, mode: Mode, pins: &Pins) -> Result<()> {
     let id = match program.attach_to_if_index(interface.index, mode.xdp()) {
         Ok(id) => id,
@@ -213,9 +222,8 @@ fn attach_anew(program: &mut Xdp, interface: &Interface, mode: Mode, pins: &Pins
     Ok(())
 }
 
-/// Takes a link out of aya's hands. A link made through netlink (kernels before 5.9) cannot be
-/// pinned, so that the filter would end with the daemon: that is an error, and dropping the link
-/// detaches it.
+/// Takes a link from aya. A link made through netlink (kernels before 5.9) cannot be pinned, so
+/// that the filter would end with the daemon: that is an error, and dropping the link detaches it.
 fn fd_link(program: &mut Xdp, id: XdpLinkId) -> Result<FdLink> {
     let link = program.take_link(id)?;
     FdLink::try_from(link).map_err(|_| {
@@ -231,12 +239,12 @@ fn pin_program(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<
     program.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))
 }
 
-/// The driver takes no program.
+/// The driver refused the program.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Refused(Refusal);
 
-/// What may explain that the driver took no program.
+/// The properties of the interface that may explain a refusal.
 fn refusal(program: &Xdp, interface: &Interface, errno: Option<i32>) -> Refusal {
     let name = &interface.name;
     let driver = interface.kind.clone().or_else(|| ethtool::driver(name).ok());
@@ -250,12 +258,12 @@ fn refusal(program: &Xdp, interface: &Interface, errno: Option<i32>) -> Refusal 
     }
 }
 
-/// What to do about a refusal, if that is what it is.
+/// The remedy, if the error is a refusal.
 fn remedy(error: &anyhow::Error) -> Option<String> {
     error.downcast_ref::<Refused>()?.0.remedy()
 }
 
-/// Another program sits on the interface.
+/// Another XDP program is attached to the interface.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Taken(String);
@@ -264,7 +272,7 @@ fn is_taken(error: &anyhow::Error) -> bool {
     error.is::<Taken>()
 }
 
-/// Says what sits on an interface and what to do about it.
+/// Describes the attached program, and how to remove it.
 fn occupant(interface: &Interface) -> String {
     let name = &interface.name;
     let Some(AttachedXdp { id, .. }) = interface.xdp else {
@@ -278,9 +286,9 @@ fn occupant(interface: &Interface) -> String {
              its --pin-dir"
         );
     }
-    // Reading names takes CAP_SYS_ADMIN, which the service does not have.
+    // Program names require CAP_SYS_ADMIN, which the service lacks.
     let program = if program.is_empty() { String::new() } else { format!("\"{program}\" ") };
-    // A program behind a link can only be taken off through the link.
+    // A program behind a link can only be detached through the link.
     let link = loaded_links().flatten().find(|link| link.program_id() == id);
     let command = match link {
         Some(link) => format!("bpftool link detach id {}", link.id()),
@@ -293,7 +301,7 @@ fn occupant(interface: &Interface) -> String {
     )
 }
 
-/// The system error inside an error of aya's.
+/// The errno inside an error of aya.
 fn errno(error: &ProgramError) -> Option<i32> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
@@ -305,12 +313,12 @@ fn errno(error: &ProgramError) -> Option<i32> {
     None
 }
 
-/// The innermost cause of an error of aya's.
+/// The innermost cause of an error of aya.
 pub(crate) fn cause(error: &ProgramError) -> String {
     innermost(error)
 }
 
-/// The innermost cause of an error: for those of aya's, the system's own word.
+/// The innermost cause of an error; for errors of aya, that of the system.
 pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {

@@ -1,4 +1,4 @@
-//! Asks the kernel, by trying. Nothing is attached to an interface of this host.
+//! Kernel features, found by trying. Nothing is attached to an interface of this host.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -13,16 +13,14 @@ use super::{BTF, Caller, HELPERS, Helper, Platform};
 use crate::dataplane::{bpf, rcu};
 use crate::sys::privileges;
 
-/// No interface has this number: a call that gets as far as looking for it is one that the kernel
-/// knows.
+/// An unused interface index: a call that fails with "no such device" is one that the kernel knows.
 const NO_INTERFACE: u32 = i32::MAX as u32;
 
 /// The first interface of every network namespace: `lo`.
 const LOOPBACK: u32 = 1;
 
 impl Platform {
-    /// Asks for everything. Takes some milliseconds, of which most are the wait for the kernel's
-    /// programs.
+    /// Probes everything. Takes some milliseconds, mostly for an RCU grace period.
     pub fn ask() -> Self {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let xdp = bpf::load_pass(bpf::PROG_TYPE_XDP, bpf::ATTACH_XDP, 0).map(drop);
@@ -44,7 +42,7 @@ impl Platform {
     }
 }
 
-/// Whether a program may say that it reads packets of several buffers.
+/// Whether the kernel accepts multi-buffer XDP programs.
 pub(crate) fn takes_frags() -> bool {
     bpf::load_pass(bpf::PROG_TYPE_XDP, bpf::ATTACH_XDP, bpf::XDP_HAS_FRAGS).is_ok()
 }
@@ -56,15 +54,14 @@ fn missing_helpers() -> Vec<Helper> {
             Caller::Egress => &[ProgramType::SchedClassifier],
             Caller::Both => &[ProgramType::Xdp, ProgramType::SchedClassifier],
         };
-        // What cannot be asked is left to the verifier.
+        // What cannot be probed is left to the verifier.
         programs.iter().all(|program| is_helper_supported(*program, helper.number).unwrap_or(true))
     };
     HELPERS.iter().filter(|helper| !has(helper)).copied().collect()
 }
 
-/// Tried on the `lo` of a network namespace of its own, where nothing passes: of an interface that
-/// is not there the kernel says the same whether it knows such links or not. Making the namespace
-/// takes `CAP_SYS_ADMIN`.
+/// Tried on `lo` in a new network namespace without traffic: for a missing interface the kernel
+/// returns the same error with and without link support. Needs `CAP_SYS_ADMIN` for the namespace.
 fn xdp_links() -> Option<bool> {
     let tried = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).ok()?;
@@ -74,8 +71,8 @@ fn xdp_links() -> Option<bool> {
     tried.join().ok().flatten()
 }
 
-/// A kernel that knows tcx looks for the interface (`tcx_link_attach` in `kernel/bpf/tcx.c`);
-/// another does not know the type.
+/// A kernel with tcx looks the interface up (`tcx_link_attach` in `kernel/bpf/tcx.c`); others
+/// reject the attach type.
 fn tcx() -> Option<bool> {
     let program = bpf::load_pass(bpf::PROG_TYPE_SCHED_CLS, 0, 0).ok()?;
     let refused =
@@ -87,7 +84,7 @@ fn tcx() -> Option<bool> {
     }
 }
 
-/// Ring buffers are whole pages.
+/// Ring buffer sizes are multiples of the page size.
 fn page_size() -> u32 {
     let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
     size.and_then(|size| u32::try_from(size).ok()).unwrap_or(65_536)

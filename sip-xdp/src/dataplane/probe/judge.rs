@@ -1,23 +1,21 @@
-//! What a platform's features mean for the filter: what keeps it from running, and what it goes
-//! without.
+//! Consequences of a platform's features: obstacles and limitations.
 
 use anyhow::{Result, bail};
 
 use super::{BTF, Caller, Helper, Platform};
 
-/// The oldest releases that were tried and work, for those who look for a kernel. Nothing is
-/// decided by them.
+/// The oldest releases that were tested, as a hint. No decision depends on them.
 const WORKS: &str =
     "use a kernel that has it: Debian 12 (6.1), Ubuntu 24.04 (6.8) and newer ones do";
 
-/// Something about this platform that somebody should know.
+/// A finding about this platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The name of the check in `doctor`.
+    /// Name of the check in `doctor`.
     pub check: &'static str,
-    /// What was found, and what follows.
+    /// The observation, and its consequence.
     pub detail: String,
-    /// What to do.
+    /// The remedy.
     pub remedy: String,
 }
 
@@ -28,7 +26,7 @@ impl Finding {
 }
 
 impl Platform {
-    /// What keeps the filter from running: each is enough.
+    /// Findings each of which keeps the filter from running.
     pub fn obstacles(&self) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut add = |finding: Finding| found.push(finding);
@@ -55,7 +53,7 @@ impl Platform {
                 "give this process the capabilities first"
             };
             add(Finding::new("bpf", format!("bpf(2) is refused to this process: {error}"), remedy));
-            // What follows would only say the same again.
+            // The following checks would fail for the same cause.
             return found;
         }
         if !self.missing_helpers.is_empty() {
@@ -89,7 +87,7 @@ impl Platform {
         found
     }
 
-    /// What the filter goes without here.
+    /// Findings that limit the filter.
     pub fn limitations(&self) -> Vec<Finding> {
         let mut found = Vec::new();
         if !self.frags && self.xdp.is_ok() {
@@ -113,7 +111,7 @@ impl Platform {
         found
     }
 
-    /// How responses are read here.
+    /// The egress attachment available here.
     pub fn responses(&self) -> &'static str {
         match self.tcx {
             Some(true) => "responses are read through tcx",
@@ -124,18 +122,18 @@ impl Platform {
         }
     }
 
-    /// What the kernel lacks, for a refusal that has no reason: the first obstacle, or limitation
-    /// of loading.
+    /// The missing feature, for a refusal without a reason: the first obstacle, or limitation of
+    /// loading.
     pub fn first_missing(&self) -> Option<String> {
         let obstacle = self.obstacles().into_iter().next();
         obstacle.map(|finding| format!("{}; {}", finding.detail, finding.remedy))
     }
 
-    /// Fails with all that keeps the filter from running, in the words of `doctor`.
+    /// Fails with all obstacles, in the words of `doctor`.
     ///
     /// # Errors
     ///
-    /// If there is anything.
+    /// If there are any.
     pub fn check(&self) -> Result<()> {
         let obstacles = self.obstacles();
         if obstacles.is_empty() {
@@ -186,7 +184,7 @@ mod tests {
         }
     }
 
-    /// What an operator sees where one thing is missing: by `run`, and the same by `doctor`.
+    /// The operator's view of one missing feature, the same by `run` and `doctor`.
     fn refusal(platform: &Platform) -> String {
         let text = platform.check().unwrap_err().to_string();
         for finding in platform.obstacles() {
@@ -281,7 +279,7 @@ mod tests {
             assert!(text.contains(part), "{text}");
             assert_eq!(platform.obstacles().len(), 1, "{text}");
         }
-        // Whether there are links could not be tried: that is seen when it is attached.
+        // Links could not be probed; attaching will tell.
         assert!(Platform { xdp_links: None, tcx: None, ..complete() }.check().is_ok());
     }
 }

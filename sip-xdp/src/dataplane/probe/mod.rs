@@ -1,7 +1,7 @@
-//! What this kernel can do, found by trying it, never by its version: distributions carry features
-//! back, and containers, lockdown and seccomp profiles take them away. [`ask`](Platform::ask) is
-//! the one place that asks; `doctor` and `run` both speak from [what it means](judge), in the same
-//! words, and before anything is attached.
+//! Kernel features, found by trying them and never by version: distributions backport features, and
+//! containers, lockdown and seccomp profiles take them away. [`ask`](Platform::ask) probes;
+//! `doctor` and `run` report [the consequences](judge) in the same words, before anything is
+//! attached.
 
 mod ask;
 mod judge;
@@ -13,34 +13,33 @@ use crate::dataplane::rcu::GraceWait;
 pub(crate) use ask::takes_frags;
 pub use judge::Finding;
 
-/// Where the kernel describes its own types.
+/// The kernel's BTF.
 pub const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// What was tried, and what came of it.
+/// Results of the probes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
-    /// The kernel's release, to be shown; nothing follows from it.
+    /// Kernel release, for display only.
     pub release: String,
-    /// The capabilities that this thread lacks; or why they cannot be read.
+    /// Missing capabilities of this thread, or why they cannot be read.
     pub capabilities: Result<Vec<String>, String>,
-    /// Whether the smallest XDP program loads; if not, the system's word.
+    /// Whether the minimal XDP program loads; if not, the system's error.
     pub xdp: Result<(), String>,
-    /// Whether programs that read packets of several buffers load (`BPF_F_XDP_HAS_FRAGS`).
+    /// Whether multi-buffer XDP programs load (`BPF_F_XDP_HAS_FRAGS`).
     pub frags: bool,
-    /// The helpers that the programs call and that this kernel does not have.
+    /// Helpers that the programs call and this kernel lacks.
     pub missing_helpers: Vec<Helper>,
-    /// Whether there is a ring buffer, on which events come.
+    /// Whether ring buffers exist, which carry events.
     pub ring_buffer: bool,
-    /// Whether user space can map the memory of an array (`BPF_F_MMAPABLE`).
+    /// Whether arrays can be memory-mapped (`BPF_F_MMAPABLE`).
     pub mapped_arrays: bool,
-    /// Whether XDP programs are attached by links, which can be pinned. `None`: it could not be
-    /// tried.
+    /// Whether XDP programs attach by links, which can be pinned. `None`: could not be tried.
     pub xdp_links: Option<bool>,
-    /// Whether programs for what leaves are attached by links (tcx). `None`: it could not be tried.
+    /// Whether egress programs attach by links (tcx). `None`: could not be tried.
     pub tcx: Option<bool>,
-    /// How the daemon waits for running programs; or what the kernel says to each way.
+    /// How to wait for an RCU grace period, or the kernel's errors.
     pub grace: Result<GraceWait, String>,
-    /// Whether the kernel describes its own types.
+    /// Whether the kernel provides BTF.
     pub btf: bool,
 }
 
@@ -51,13 +50,13 @@ pub struct Helper {
     pub(crate) number: BpfHelper,
     /// Its name.
     pub(crate) name: &'static str,
-    /// The release that brought it, for those who look for a kernel.
+    /// First release that has it, as a hint.
     pub(crate) since: &'static str,
-    /// Which of the programs call it.
+    /// The programs that call it.
     pub(crate) called_by: Caller,
 }
 
-/// Who calls a helper.
+/// A caller of helpers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Caller {
     Ingress,
@@ -74,7 +73,7 @@ const fn helper(
     Helper { number, name, since, called_by }
 }
 
-/// All that the programs call. A test holds this against the compiled object.
+/// All helpers that the programs call. A test compares this with the compiled object.
 pub(crate) const HELPERS: &[Helper] = &[
     helper(BpfHelper::BPF_FUNC_map_lookup_elem, "bpf_map_lookup_elem", "3.19", Caller::Both),
     helper(BpfHelper::BPF_FUNC_map_update_elem, "bpf_map_update_elem", "3.19", Caller::Egress),

@@ -1,6 +1,6 @@
-//! Copies of what is dropped: no capture on the host sees these packets any more. The kernel makes
-//! as many as are left in a counter, which is filled up each second while somebody watches. Should
-//! the daemon die, it runs out by itself.
+//! Drop samples: copies of dropped packets, which no capture on the host sees. The kernel sends as
+//! many as a budget allows, which is refilled every second while somebody watches, and runs out by
+//! itself if the daemon dies.
 
 use std::sync::atomic::Ordering;
 
@@ -10,15 +10,15 @@ use sip_xdp_common::abi::names;
 
 use crate::dataplane::mmap::{Mapped, View};
 
-/// How many copies are made in a second.
+/// Samples per second.
 const A_SECOND: u64 = 200;
 
-/// The counter.
-pub struct Tap {
+/// The budget.
+pub struct DropSampleBudget {
     view: View,
 }
 
-impl Tap {
+impl DropSampleBudget {
     /// Opens the map by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         let map = Mapped::new(open(names::DROP_SAMPLE_BUDGET)?)
@@ -26,7 +26,7 @@ impl Tap {
         Ok(Self { view: map.all()? })
     }
 
-    /// Lets the kernel make copies for another second, or no more of them.
+    /// Refills the budget for another second, or clears it.
     pub fn fill(&self, is_wanted: bool) {
         let left = if is_wanted { A_SECOND } else { 0 };
         self.view.words().iter().take(1).for_each(|word| word.store(left, Ordering::Relaxed));

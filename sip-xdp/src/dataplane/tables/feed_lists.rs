@@ -1,5 +1,5 @@
-//! The networks that feeds list, in this process: sorted arrays of 17 bytes a network, from which the
-//! kernel's tables are written.
+//! The networks listed by feeds, in user space: sorted arrays of 17 bytes per network, from which
+//! the kernel's tables are written.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use sip_xdp_common::lookup::networks::Kind;
 use super::header::{Lengths, length_of};
 use crate::net::network::Network;
 
-/// The networks of one feed, sorted, each once.
+/// The networks of one feed, sorted, without duplicates.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct NetworkSet {
     networks: Vec<Network>,
@@ -16,7 +16,7 @@ pub struct NetworkSet {
 }
 
 impl NetworkSet {
-    /// Takes networks in any order.
+    /// From networks in any order.
     pub fn new(mut networks: Vec<Network>) -> Self {
         networks.sort_unstable();
         networks.dedup();
@@ -32,7 +32,7 @@ impl NetworkSet {
         Self { networks, lengths }
     }
 
-    /// The lengths that occur.
+    /// The prefix lengths in use.
     pub fn lengths(&self) -> &Lengths {
         &self.lengths
     }
@@ -42,13 +42,13 @@ impl NetworkSet {
         &self.networks
     }
 
-    /// How many networks are IPv4 and IPv6.
+    /// Number of IPv4 and of IPv6 networks.
     pub fn counts(&self) -> [usize; 2] {
         let ipv4 = self.networks.iter().filter(|network| network.is_v4()).count();
         [ipv4, self.networks.len() - ipv4]
     }
 
-    /// All networks, sorted, for whoever takes them.
+    /// All networks, sorted, by value.
     pub fn into_networks(self) -> Vec<Network> {
         self.networks
     }
@@ -58,15 +58,15 @@ impl NetworkSet {
         self.networks.binary_search(network).is_ok()
     }
 
-    /// Whether one of its networks contains `network`. An IPv6 network that covers the mapped range
-    /// covers no IPv4.
+    /// Whether one of its networks contains `network`. IPv6 networks around the mapped range do not
+    /// contain IPv4.
     pub fn covers(&self, network: &Network) -> bool {
         self.lengths
             .range((network.is_v4(), Kind::Blocked, 0)..=length_of(Kind::Blocked, network))
             .any(|(_, _, bits)| self.contains(&Network::around(network.first(), *bits)))
     }
 
-    /// Its networks that lie in `network`, itself among them.
+    /// Its networks inside `network`, itself included.
     pub fn within(&self, network: &Network) -> impl Iterator<Item = &Network> {
         let from = self
             .networks
@@ -79,7 +79,7 @@ impl NetworkSet {
             .filter(move |n| network.contains(n))
     }
 
-    /// What is here and not in `other`.
+    /// Its networks that are not in `other`.
     pub fn without(&self, other: &Self) -> Vec<Network> {
         let mut theirs = other.networks.iter().peekable();
         let mut rest = Vec::new();
@@ -100,12 +100,12 @@ pub struct FeedLists {
 }
 
 impl FeedLists {
-    /// What a feed lists.
+    /// The list of a feed.
     pub fn get(&self, name: &str) -> Option<&NetworkSet> {
         self.by_name.get(name)
     }
 
-    /// Replaces what a feed lists, and returns what it listed before. Nothing at all ends it.
+    /// Replaces the list of a feed, and returns the previous one. An empty list removes the feed.
     pub fn replace(&mut self, name: &str, listed: NetworkSet) -> NetworkSet {
         let before = if listed.networks.is_empty() {
             self.by_name.remove(name)
@@ -115,7 +115,7 @@ impl FeedLists {
         before.unwrap_or_default()
     }
 
-    /// Every feed.
+    /// All feeds.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &NetworkSet)> {
         self.by_name.iter().map(|(name, listed)| (name.as_str(), listed))
     }

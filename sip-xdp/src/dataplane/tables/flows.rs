@@ -1,4 +1,4 @@
-//! User space's view of flows: ports of addresses that are banned, or known good
+//! The table of flows in user space: ports of addresses that are banned, or known good
 //! ([`sip_xdp_common::limits::flow`]).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,25 +10,25 @@ use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{Flow, FlowKey};
 
-/// One place in so many is kept for bans.
+/// Fraction of the table reserved for bans: 1/16.
 const RESERVED: usize = 16;
 
 /// The table of flows.
 pub struct Flows {
     map: HashMap<MapData, FlowKey, Flow>,
-    /// What the table says, for its writer, once it has been read ([`Flows::load`]).
+    /// A copy of the table for its writer, once read ([`Flows::load`]).
     model: Model,
 }
 
-/// Until when flows are banned and known good, by flow, by end, and those that may make room.
+/// Ends of bans and of known-good flows, by flow, and by end for eviction.
 #[derive(Debug, Default)]
 struct Model {
     /// `banned_until` and `good_until`.
     by_key: BTreeMap<FlowKey, (u64, u64)>,
     ends: BTreeSet<(u64, FlowKey)>,
-    /// Those that are known good, and not banned.
+    /// Known-good flows without a ban, by end.
     good: BTreeSet<(u64, FlowKey)>,
-    /// How many are known good.
+    /// Number of known-good flows.
     good_count: usize,
 }
 
@@ -58,7 +58,7 @@ impl Flows {
         Ok(Self { map, model: Model::default() })
     }
 
-    /// Reads all flows, as their writer must before it changes any.
+    /// Reads all flows, as the writer must before its first change.
     pub fn load(&mut self) -> Result<Vec<(FlowKey, Flow)>> {
         let all = self.all()?;
         self.model = Model::default();
@@ -66,28 +66,27 @@ impl Flows {
         Ok(all)
     }
 
-    /// How many flows there are.
+    /// Number of flows.
     pub fn len(&self) -> usize {
         self.model.by_key.len()
     }
 
-    /// Whether there are none.
+    /// Whether the table is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many of them are known good.
+    /// Number of known-good flows.
     pub fn good_len(&self) -> usize {
         self.model.good_count
     }
 
-    /// What is known of a flow.
+    /// The state of a flow.
     pub fn get(&self, source: IpKey, port: u16) -> Option<Flow> {
         self.map.get(&FlowKey::new(source, port), 0).ok()
     }
 
-    /// Bans a flow until then, or no longer with 0. A known-good one makes room where the table is
-    /// full.
+    /// Bans a flow until this time; 0 ends the ban. In a full table a known-good flow is evicted.
     pub fn ban(&mut self, source: IpKey, port: u16, until: u64) -> Result<(), MapError> {
         let key = FlowKey::new(source, port);
         if until != 0 && self.len() >= FLOWS && !self.model.by_key.contains_key(&key) {
@@ -96,9 +95,9 @@ impl Flows {
         self.change(key, |flow| flow.banned_until = until)
     }
 
-    /// Notes that a flow is known good until then, or no longer with 0. Where known-good flows have
-    /// their share of the table, or only the reserve of bans is left, the one that ends first makes
-    /// room; if that is this one, it is not noted. Returns whether it is.
+    /// Marks a flow as known good until this time; 0 ends it. If known-good flows have used up
+    /// their share, or only the reserve for bans is left, the one that ends first is evicted; if
+    /// that is this one, it is not stored. Returns whether it is stored.
     pub fn good(
         &mut self,
         source: IpKey,
@@ -117,8 +116,8 @@ impl Flows {
         self.change(key, |flow| flow.good_until = until).map(|()| true)
     }
 
-    /// Lets the known-good flow go that ends first, if that is before `until`. Returns whether
-    /// there was one.
+    /// Evicts the known-good flow that ends first, if before `until`. Returns whether there was
+    /// one.
     fn displace_good(&mut self, until: u64) -> Result<bool, MapError> {
         let Some((end, key)) = self.model.good.first().copied().filter(|(end, _)| *end < until)
         else {
@@ -128,8 +127,7 @@ impl Flows {
         self.change(key, |flow| flow.good_until = 0).map(|()| true)
     }
 
-    /// The kernel may count a hit, or take from the reserve, between reading and writing; that one
-    /// is lost.
+    /// A hit or reserve charge that the kernel makes between the read and the write is lost.
     fn change(&mut self, key: FlowKey, change: impl FnOnce(&mut Flow)) -> Result<(), MapError> {
         let before = self.map.get(&key, 0).ok();
         let mut flow = before.unwrap_or_default();
@@ -150,8 +148,7 @@ impl Flows {
         rows.collect::<Result<_, _>>().context("the table of flows cannot be read")
     }
 
-    /// Takes out flows that are neither banned nor known good any more at `now`. It costs as much
-    /// as there are.
+    /// Removes flows that are neither banned nor known good at `now`. Linear in their number.
     pub fn tidy(&mut self, now: u64) -> Result<()> {
         while let Some((end, key)) = self.model.ends.first().copied()
             && end <= now

@@ -1,5 +1,4 @@
-//! The writer of the guide: how the kernel is to read the tables
-//! ([`sip_xdp_common::lookup::networks::TableHeader`]).
+//! The writer of the table header ([`sip_xdp_common::lookup::networks::TableHeader`]).
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
@@ -18,55 +17,55 @@ use crate::dataplane::mmap::{Mapped, View};
 use crate::dataplane::rcu::grace_period;
 use crate::net::network::Network;
 
-/// The word that says which version of the lengths is in force; written last.
+/// Word of the current version, written last.
 const VERSION_WORD: usize = std::mem::offset_of!(TableHeader, version) / size_of::<u64>();
 
-/// The lengths of networks that occur, by family and kind: `(is IPv4, kind, length out of 128)`.
+/// Prefix lengths in use, by family and kind: `(is IPv4, kind, length out of 128)`.
 pub type Lengths = BTreeSet<(bool, Kind, u8)>;
 
-/// The word with both numbers of blocked networks.
+/// Word of both numbers of blocked networks.
 const COUNTS_WORD: usize = std::mem::offset_of!(TableHeader, ipv4) / size_of::<u64>();
 
 const _: () = assert!(std::mem::offset_of!(TableHeader, ipv4).is_multiple_of(size_of::<u64>()));
 const _: () = assert!(std::mem::offset_of!(TableHeader, ipv6) / size_of::<u64>() == COUNTS_WORD);
 
-/// The guide, with a copy of what the kernel reads.
-pub struct GuideWriter {
+/// The table header, with a copy of its contents.
+pub struct TableHeaderWriter {
     view: View,
     copy: Box<TableHeader>,
     lengths: Lengths,
 }
 
-impl GuideWriter {
-    /// Takes the map, which [`write_new`] has written.
+impl TableHeaderWriter {
+    /// Takes over the map, which [`write_new`] has initialised.
     pub fn open(map: &Mapped) -> Result<Self> {
         let view = map.all()?;
         let copy = copy_of(&view);
-        // What an earlier daemon has listed is looked for anew when the tables have been read.
+        // The lengths of an earlier daemon are determined again when the tables have been read.
         Ok(Self { view, copy, lengths: Lengths::new() })
     }
 
-    /// What the kernel reads.
+    /// The current contents.
     pub fn get(&self) -> &TableHeader {
         &self.copy
     }
 
-    /// The lengths that are looked for.
+    /// The prefix lengths in use.
     pub fn lengths(&self) -> &Lengths {
         &self.lengths
     }
 
-    /// Says how many networks are blocked, IPv4 and IPv6.
+    /// Writes the numbers of blocked networks, IPv4 and IPv6.
     pub fn set_counts(&mut self, counts: [usize; 2]) {
         if counts != [self.copy.ipv4 as usize, self.copy.ipv6 as usize] {
             [self.copy.ipv4, self.copy.ipv6] = counts.map(|count| count as u32);
-            // They change with every entry, and the rest of the guide hardly ever does.
+            // Only these: they change with every entry, the rest of the header hardly ever.
             let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&*self.copy));
             self.view.words()[COUNTS_WORD].store(words[COUNTS_WORD], Ordering::Relaxed);
         }
     }
 
-    /// Makes sure that networks of these lengths are looked for.
+    /// Adds prefix lengths, so that their networks are found.
     pub fn ensure_prefix_lengths(
         &mut self,
         wanted: impl Iterator<Item = (bool, Kind, u8)>,
@@ -80,18 +79,17 @@ impl GuideWriter {
         self.set_lengths(lengths)
     }
 
-    /// Sets the lengths that occur. Both the old ones and the new ones are complete at every
-    /// moment: the new ones are written beside the old ones, and then put in force.
+    /// Sets the prefix lengths. Readers always see a complete version: the new one is written to
+    /// the unused half, then made current.
     pub fn set_lengths(&mut self, lengths: Lengths) -> Result<()> {
         if lengths == self.lengths {
             return Ok(());
         }
-        // A packet may still be reading the version before the present one, which is now
-        // overwritten.
+        // A packet may still be reading the previous version, which is overwritten now.
         grace_period()?;
         let version = (self.copy.version ^ 1) & 1;
         let [mut ipv4, mut ipv6] = [0_usize; 2];
-        // The longest first: of several entries for a source, the most specific one counts the hit.
+        // Longest first, so that the most specific entry counts the hit.
         for kind in Kind::ALL {
             for (is_v4, _, bits) in lengths.iter().filter(|(_, of, _)| *of == kind).rev() {
                 let (count, base) = if *is_v4 { (&mut ipv4, 0) } else { (&mut ipv6, IPV6_LENGTHS) };
@@ -121,14 +119,14 @@ impl GuideWriter {
     }
 }
 
-/// How new tables for this capacity are to be hashed.
+/// Hash parameters of new tables with these capacities.
 pub fn new_hashing(networks: u32, sources: u32) -> Hashing {
-    // The standard library's hasher is seeded from the system's randomness. Never 0: that is a
-    // guide not yet written.
+    // The standard library's hasher is seeded from system randomness. Never 0, which marks an
+    // unwritten header.
     Hashing::new(RandomState::new().hash_one(0_u64) | 1, networks, sources)
 }
 
-/// How the tables are hashed whose guide is pinned at `path`, if one is there and has been written.
+/// Hash parameters of the tables whose header is pinned at `path`, if it exists and is written.
 pub fn pinned_hashing(path: &Path) -> Result<Option<Hashing>> {
     if !path.exists() {
         return Ok(None);
@@ -138,7 +136,7 @@ pub fn pinned_hashing(path: &Path) -> Result<Option<Hashing>> {
     Ok((hashing.seed != 0).then_some(hashing))
 }
 
-/// Writes the guide of new tables, unless it has been written.
+/// Writes the header of new tables, unless it is written.
 pub fn write_new(map: &mut Array<&mut MapData, TableHeader>, hashing: Hashing) -> Result<()> {
     let found = map.get(&0, 0)?.hashing;
     if found.seed == 0 {
@@ -149,17 +147,17 @@ pub fn write_new(map: &mut Array<&mut MapData, TableHeader>, hashing: Hashing) -
     Ok(())
 }
 
-/// The length of a network, as [`Lengths`] holds it.
+/// The length of a network, as an element of [`Lengths`].
 pub fn length_of(kind: Kind, network: &Network) -> (bool, Kind, u8) {
     (network.is_v4(), kind, network.bits())
 }
 
-/// Reads the guide from its map.
+/// Reads the header from its map.
 pub fn read(map: Map) -> Result<Box<TableHeader>> {
     Ok(copy_of(&Mapped::new(map)?.all()?))
 }
 
-/// On the heap: it has 24 KiB, and its owners move about.
+/// On the heap: it has 24 KiB, and its owners are moved.
 fn copy_of(view: &View) -> Box<TableHeader> {
     let mut table_header = Box::new(TableHeader::zeroed());
     let words: &mut [u64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut *table_header));

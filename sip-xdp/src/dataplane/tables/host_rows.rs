@@ -1,9 +1,9 @@
-//! The writer of the rows of hosts that feeds list, which the kernel reads while they change. What
-//! is in them, and where, is said in [`sip_xdp_common::lookup::host_rows`].
+//! The writer of the rows of feed hosts, which the kernel reads concurrently. Their layout is
+//! described in [`sip_xdp_common::lookup::host_rows`].
 //!
-//! A look-up reads a row word by word. So a host that stays listed must not leave its lane before
-//! the row says that there is one to be looked for elsewhere, nor before every reader has gone that
-//! may have read this earlier. One that is elsewhere stays there as long as it is listed.
+//! A lookup reads a row word by word. So a host that stays listed may leave its lane only after the
+//! row counts it as held elsewhere, and after a grace period for readers of the earlier row. A host
+//! held elsewhere stays there as long as it is listed.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,23 +19,23 @@ use crate::dataplane::rcu::grace_period;
 
 const ROW_WORDS: usize = size_of::<Row>() / size_of::<u64>();
 
-/// Lanes of a word, and bits of a lane.
+/// Lanes per word, and bits per lane.
 const LANES: usize = 4;
 const LANE_BITS: usize = 16;
 
-/// The words of one of all mapped rows.
+/// The words of one row.
 pub fn row(all: &View, number: u32) -> &[AtomicU64] {
     &all.words()[number as usize * ROW_WORDS..][..ROW_WORDS]
 }
 
-/// Who blocks a host.
+/// The owners that block a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
-    /// Nobody.
+    /// None.
     Nobody,
-    /// A feed, and nobody else.
+    /// Feeds only.
     Feed,
-    /// Others, whether a feed does or not.
+    /// Other owners, with or without feeds.
     Others,
 }
 
@@ -43,8 +43,7 @@ pub enum By {
 pub struct Rows {
     rows: Mapped,
     hashing: Hashing,
-    /// Hosts that are counted as elsewhere, and are to leave their lanes when nobody can know their
-    /// rows from before.
+    /// Hosts that are counted as held elsewhere, and leave their lanes after the next grace period.
     leaving: RefCell<Vec<RowKey>>,
 }
 
@@ -58,27 +57,27 @@ impl Rows {
         })
     }
 
-    /// Keeps all of them mapped from now on.
+    /// Keeps the rows mapped from now on.
     pub(crate) fn keep_mapped(&mut self) -> Result<()> {
         self.rows.keep()
     }
 
-    /// Where a host stands, by its address in host order.
+    /// The position of a host, by its address in host order.
     pub fn row_key(&self, address: u32) -> RowKey {
         RowKey::of(address, self.hashing.seed, self.hashing.row_shift)
     }
 
-    /// Maps all of them.
+    /// Maps all rows.
     pub fn all(&self) -> Result<View> {
         self.rows.all()
     }
 
-    /// Maps one.
+    /// Maps one row.
     pub fn one(&self, number: u32) -> Result<View> {
         self.rows.one(number)
     }
 
-    /// Notes in a host's row that it is blocked by others than before.
+    /// Updates a host's row for a change of the owners that block it.
     pub fn change(&self, words: &[AtomicU64], row_key: RowKey, from: By, to: By) {
         let row = Lanes(words);
         match (row.find(row_key.mark), to) {
@@ -98,7 +97,7 @@ impl Rows {
         }
     }
 
-    /// Lets those leave their lanes who are to. To be called when a change is done.
+    /// Clears the lanes of leaving hosts. To be called at the end of a change.
     pub fn settle(&self) -> Result<()> {
         let mut leaving = self.leaving.borrow_mut();
         if leaving.is_empty() {
@@ -115,8 +114,7 @@ impl Rows {
         Ok(())
     }
 
-    /// Makes the rows say what is true, whatever moment their writer died in: these hosts are all
-    /// that are blocked.
+    /// Repairs the rows after a crash of their writer at any point: `hosts` are all blocked hosts.
     pub fn repair(&self, mut hosts: Vec<(RowKey, By)>) -> Result<()> {
         hosts.sort_unstable_by_key(|(row_key, _)| row_key.row);
         let all = self.all()?;
@@ -156,7 +154,7 @@ impl Lanes<'_> {
         word.store(others | u64::from(value) << shift, Ordering::Release);
     }
 
-    /// The lowest lane with this mark, or with none.
+    /// The lowest lane with this mark; with 0, the lowest free one.
     fn find(&self, mark: u16) -> Option<usize> {
         (0..MARKS).find(|lane| self.get(*lane) == mark)
     }

@@ -1,9 +1,8 @@
-//! Rows of the ledger: who listed which network, when, until when and why.
+//! The ledger: owner, times and reason of every entry.
 //!
-//! A row that is listed is enforced. While the kernel's tables follow a change, the row of a new
-//! entry, or of one that goes, is marked as pending, and nobody reads it: a reader of the ledger
-//! never sees an entry that a packet does not. A writer that dies in between leaves a pending row,
-//! for the next one to remove ([`Ledger::drop_pending`]).
+//! Every visible row is enforced. While the tables follow a change, a new or leaving row is marked
+//! as pending, which readers skip: they never see an entry that packets do not. A crash in between
+//! leaves a pending row, which the next writer removes ([`Ledger::drop_pending`]).
 
 use std::collections::BTreeMap;
 
@@ -24,8 +23,8 @@ use crate::sys::clock;
 pub enum Tier {
     /// The source address could be forged.
     Unproven,
-    /// The source has completed a request with credentials, or echoed a nonce that was given to
-    /// nobody else.
+    /// The source address is proven: by a completed request with credentials, or by an echoed nonce
+    /// that was sent to no other address.
     Proven,
 }
 
@@ -39,29 +38,29 @@ impl Tier {
     }
 }
 
-/// One owner's claim on one network.
+/// One owner's entry for one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The network.
     pub network: Network,
-    /// The port, if it is about one flow of an address.
+    /// The port, for a single flow.
     pub port: Option<u16>,
-    /// Whose claim it is.
+    /// The owner.
     pub owner: Owner,
-    /// When it was made, in milliseconds since 1970.
+    /// Creation time in milliseconds since 1970.
     pub added_ms: u64,
-    /// When it ends, on the filter's clock.
+    /// Expiry, on the filter's clock.
     pub expires: u64,
-    /// How sure the evidence is.
+    /// Evidence tier.
     pub tier: Option<Tier>,
     /// Made in a dry run: never enforced.
     pub dry_run: bool,
-    /// Why, in at most [`REASON`] bytes.
+    /// Reason, at most [`REASON`] bytes.
     pub reason: String,
 }
 
 impl Entry {
-    /// An operator's entry, made now.
+    /// An operator's entry, created now.
     pub fn manual(network: Network, expires: u64, reason: &str) -> Self {
         let reason = shorten(reason).to_owned();
         let added_ms = clock::wall_ms();
@@ -77,7 +76,7 @@ impl Entry {
         }
     }
 
-    /// What it is about: a network, or a flow.
+    /// Its subject: a network, or a flow.
     pub fn place(&self) -> String {
         match self.port {
             Some(port) => format!("{} port={port}", self.network),
@@ -85,8 +84,8 @@ impl Entry {
         }
     }
 
-    /// Whose claim it is, by name, where the owner has one: `tool:NAME`, `dns:NAME`, `feed:NAME`.
-    /// Several are separated by commas.
+    /// Its claimant, where the owner has several: `tool:NAME`, `dns:NAME`, `feed:NAME`, separated
+    /// by commas.
     pub fn claimant(&self) -> Option<String> {
         let room = match self.owner {
             Owner::Tool => "tool",
@@ -99,7 +98,7 @@ impl Entry {
         (!named.is_empty()).then(|| named.join(","))
     }
 
-    /// Whether it has ended at `now`.
+    /// Whether it has expired at `now`.
     pub fn is_over(&self, now: u64) -> bool {
         self.expires <= now
     }
@@ -139,7 +138,7 @@ impl Entry {
         }
     }
 
-    /// Reads a row. `None` if it is pending, or not one that this version writes.
+    /// Parses a row. `None` if it is pending, or not of this version.
     pub fn read(key: &LedgerKey, row: &LedgerRow) -> Option<(List, Self)> {
         if row.flags & ROW_PENDING != 0 {
             return None;
@@ -164,7 +163,7 @@ impl Entry {
     }
 }
 
-/// Cuts a reason to what a row holds, between characters.
+/// Truncates a reason to the size of a row, at a character boundary.
 fn shorten(reason: &str) -> &str {
     let mut end = reason.len().min(REASON);
     while !reason.is_char_boundary(end) {
@@ -189,15 +188,15 @@ impl Ledger {
         Ok(Self { rows: map.try_into()?, capacity })
     }
 
-    /// How many rows there is room for, and as many networks on each list.
+    /// Capacity in rows, which is also that of each list.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
     /// All entries, ordered by list and network.
     ///
-    /// A daemon may change the ledger meanwhile. The kernel's walk over a hash starts again when
-    /// the row that it stands on is deleted, so rows can come twice, and the walk is given an end.
+    /// A daemon may change the ledger meanwhile. The kernel's iteration over a hash restarts when
+    /// its current key is deleted, so that rows may repeat, and the iteration is bounded.
     pub fn entries(&self) -> Result<Vec<(List, Entry)>> {
         let mut entries = BTreeMap::new();
         for row in self.rows.iter().take(2 * self.capacity as usize) {
@@ -209,7 +208,7 @@ impl Ledger {
         Ok(entries.into_values().collect())
     }
 
-    /// The entry of an owner for exactly this network, or for this port of it.
+    /// An owner's entry for exactly this network, or for this port of it.
     pub fn get(
         &self,
         list: List,
@@ -222,19 +221,18 @@ impl Ledger {
         Entry::read(&key, &row).map(|(_, entry)| entry)
     }
 
-    /// Writes a row, which is listed from now on: the tables must have it.
+    /// Writes a visible row: the tables must already enforce it.
     pub fn put(&mut self, list: List, entry: &Entry) -> Result<(), MapError> {
         self.rows.insert(entry.key(list), entry.row(), 0)
     }
 
-    /// Writes a row that is not listed: the tables are to follow, or to forget it.
+    /// Writes a pending row: the tables follow next.
     pub fn put_pending(&mut self, list: List, entry: &Entry) -> Result<(), MapError> {
         let row = entry.row();
         self.rows.insert(entry.key(list), LedgerRow { flags: row.flags | ROW_PENDING, ..row }, 0)
     }
 
-    /// Removes the pending rows of a writer that died before the tables agreed with them. Returns
-    /// how many there were.
+    /// Removes the pending rows of a crashed writer. Returns their number.
     pub fn drop_pending(&mut self) -> Result<usize> {
         let mut pending = Vec::new();
         for row in self.rows.iter().take(2 * self.capacity as usize) {
@@ -249,13 +247,13 @@ impl Ledger {
         Ok(pending.len())
     }
 
-    /// Removes a row, if it is there.
+    /// Removes a row, if it exists.
     pub fn remove(&mut self, list: List, entry: &Entry) -> Result<(), MapError> {
         forgive_missing(self.rows.remove(&entry.key(list)))
     }
 }
 
-/// Removing what is not there is no error.
+/// Ignores a missing key.
 fn forgive_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(MapError::KeyNotFound) => Ok(()),
@@ -273,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_claims_an_entry_has_a_name() {
+    fn claimants_have_names() {
         for (owner, reason, claimant) in [
             (Owner::Tool, "fail2ban:sip", Some("tool:fail2ban:sip")),
             (

@@ -1,4 +1,4 @@
-//! User space's view of the meters of unknown sources ([`sip_xdp_common::limits::meters`]).
+//! The meters of unknown sources in user space ([`sip_xdp_common::limits::meters`]).
 
 use std::sync::atomic::Ordering;
 
@@ -13,7 +13,7 @@ use sip_xdp_common::lookup::networks::Hashing;
 use crate::dataplane::mmap::{Mapped, View};
 use crate::dataplane::tables::header;
 
-/// Words of a meter; a [`MeterSet`] is made of nothing else.
+/// Words per meter; a [`MeterSet`] is an array of meters.
 const METER_WORDS: usize = size_of::<Meter>() / size_of::<u64>();
 
 const _: () = assert!(size_of::<MeterSet>().is_multiple_of(size_of::<Meter>()));
@@ -33,13 +33,13 @@ impl Sources {
         Ok(Self { map, hashing })
     }
 
-    /// How many sources have a meter.
+    /// Number of sources with a meter.
     pub fn tracked(&self) -> Result<usize> {
         let view = self.map.all()?;
         Ok(meters(&view).filter(|meter| meter.mark != 0).count())
     }
 
-    /// A source's meter, and the set and the place in it where that stands.
+    /// A source's meter, with the set and the way that hold it.
     pub fn meter(&self, source: &IpKey) -> Result<Option<(Meter, u32, usize)>> {
         let meter_key = MeterKey::of(source, self.hashing.seed);
         let set = meter_key.set(self.hashing.set_mask);
@@ -48,7 +48,7 @@ impl Sources {
         Ok(found.map(|(way, meter)| (meter, set, way)))
     }
 
-    /// Takes a source's meter away: its next packet is its first.
+    /// Removes a source's meter.
     pub fn forget(&self, source: &IpKey) -> Result<()> {
         let meter_key = MeterKey::of(source, self.hashing.seed);
         let view = self.map.one(meter_key.set(self.hashing.set_mask))?;
@@ -63,9 +63,9 @@ impl Sources {
         Ok(())
     }
 
-    /// Sees to it that no stamp of a meter grows so old that ticks come round to it
-    /// ([`Meter::refreshed`]): to be called every hour. A meter that the kernel writes in the same
-    /// instant is left as it is until the next time. Returns how many were changed.
+    /// Refreshes timestamps before ticks wrap ([`Meter::refreshed`]): to be called every hour. A
+    /// meter that the kernel writes at the same time is skipped until the next call. Returns the
+    /// number of changes.
     pub fn refresh(&self, now: u64) -> Result<usize> {
         let (view, now) = (self.map.all()?, ticks(now));
         let mut changed = 0;
@@ -85,7 +85,7 @@ impl Sources {
         Ok(changed)
     }
 
-    /// Takes all meters away.
+    /// Removes all meters.
     pub fn forget_all(&self) -> Result<()> {
         self.map.all()?.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
         Ok(())

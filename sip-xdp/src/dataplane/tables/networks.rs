@@ -1,5 +1,8 @@
-//! The writer of the table of networks: a hash table in mapped memory that the kernel reads while
-//! it changes. What its parts mean is said in [`sip_xdp_common::lookup::networks`].
+//! The writer of the table of networks: a hash table in mapped memory that the kernel reads
+//! concurrently. Its layout is described in [`sip_xdp_common::lookup::networks`].
+//!
+//! More than 400 lines: every write has to keep the table valid for concurrent readers, which is
+//! easier to check in one place.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -30,22 +33,22 @@ const STATE: usize = 3;
 
 const _: () = assert!(BUCKET_WORDS == WAYS * SLOT_WORDS && WAYS == size_of::<u64>());
 
-/// Until when a network is listed, and by whom.
+/// Expiry and owners of a listed network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SlotState {
-    /// When it ends, on the filter's clock.
+    /// Expiry, on the filter's clock.
     pub expires: u64,
-    /// A feed lists it.
+    /// Listed by a feed.
     pub feed: bool,
-    /// Somebody else does.
+    /// Listed by another owner.
     pub claimed: bool,
-    /// An operator does, or the configuration.
+    /// Listed by an operator or the configuration.
     pub own: bool,
-    /// Of a known host: some of its ports are banned.
+    /// Of a known host: it has flows.
     pub flows: bool,
-    /// Of a blocked network: UDP alone is dropped.
+    /// Of a blocked network: only UDP is dropped.
     pub udp_only: bool,
-    /// What is known of a host.
+    /// The reputation of a host.
     pub reputation: Option<Reputation>,
 }
 
@@ -65,24 +68,24 @@ impl SlotState {
 /// An entry of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableEntry {
-    /// What the network is listed as.
+    /// The kind of the network.
     pub kind: Kind,
     /// The network.
     pub network: Network,
-    /// Until when, and by whom.
+    /// Expiry and owners.
     pub slot_state: SlotState,
-    /// Packets dropped for it.
+    /// Packets dropped by this entry.
     pub hits: u64,
 }
 
-/// Both buckets of a network are full.
+/// Both candidate buckets are full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoPlace;
 
-/// How many networks a table holds.
+/// Numbers of listed networks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Those that are blocked or trusted.
+    /// All networks in the table.
     pub all: usize,
     /// Blocked ones: IPv4 and IPv6.
     pub blocked: [usize; 2],
@@ -95,31 +98,31 @@ pub struct Table {
     feed_hosts: Rows,
     hashing: Hashing,
     counts: Cell<Counts>,
-    /// Slots that blocked networks have left since the last grace period: a bit for each way, by
-    /// bucket. A packet that has found the network there may still count its hit, in the word that
-    /// holds a standing if a known host moves in.
+    /// Slots that blocked networks have left since the last grace period: a bit per way, by bucket.
+    /// A packet that has found the network may still count its hit there, in the word that would
+    /// hold the reputation of a known host.
     left: RefCell<HashMap<u32, u8>>,
 }
 
-/// How many buckets may have such slots when a change is done; then they are waited for.
+/// Buckets with such slots that force a grace period at the end of a change.
 const MOST_LEFT: usize = 4_096;
 
-/// A part of the table that is mapped, or all of it.
+/// A mapped part of the table, or all of it.
 pub trait Slots {
-    /// The two buckets that a hash stands for.
+    /// The two candidate buckets of a hash.
     fn places(&self, hashed: &Hashed) -> [BucketRef<'_>; 2];
 
-    /// The row of hosts with this number.
+    /// The row of feed hosts with this number.
     fn row(&self, number: u32) -> &[AtomicU64];
 
     /// The table.
     fn table(&self) -> &Table;
 
-    /// Enters a network, or changes the terms of one that is there.
+    /// Adds a network, or changes its slot state.
     fn set(&self, kind: Kind, network: &Network, slot_state: SlotState) -> Result<(), NoPlace> {
         let key = Key::new(kind, network, self.table());
         let before = match set(self.places(&key.hashed), &key, slot_state) {
-            // There is room, but packets may still count hits there.
+            // There is room, but packets may still count hits in it.
             Err(NoPlace) if self.table().has_left(&key) && self.table().free_left().is_ok() => {
                 set(self.places(&key.hashed), &key, slot_state)?
             }
@@ -132,12 +135,12 @@ pub trait Slots {
         Ok(())
     }
 
-    /// Takes a network out, if it is there.
+    /// Removes a network, if it is listed.
     fn remove(&self, kind: Kind, network: &Network) {
         let key = Key::new(kind, network, self.table());
         if let Some((place, way)) = find(self.places(&key.hashed), &key) {
-            // First where it is found first: a crash in between leaves an entry, not a host that is
-            // blocked and on no list.
+            // First where the lookup starts: a crash in between leaves an unused entry, not a
+            // blocked host without an entry.
             self.follow(
                 kind,
                 network,
@@ -152,7 +155,7 @@ pub trait Slots {
         }
     }
 
-    /// Brings the rows of hosts up to date for a network that is blocked by others than before.
+    /// Updates the rows of feed hosts for a change of a network's owners.
     fn follow(&self, kind: Kind, network: &Network, from: By, to: By) {
         if let Some(address) = blocked_host(kind, network) {
             let row_key = self.table().feed_hosts.row_key(address);
@@ -161,7 +164,7 @@ pub trait Slots {
     }
 }
 
-/// The table with all of its memory mapped, for work on many entries.
+/// The table with all of its memory mapped, for changes of many entries.
 pub struct MappedTable<'a> {
     table: &'a Table,
     networks: View,
@@ -169,17 +172,17 @@ pub struct MappedTable<'a> {
     feed_hosts: View,
 }
 
-/// The two buckets of one network.
+/// The two candidate buckets of one network.
 pub struct MappedPair<'a> {
     table: &'a Table,
     networks: [View; 2],
     prints: View,
-    /// The row of a host.
+    /// The row of a single host.
     feed_hosts: Option<View>,
 }
 
 impl Table {
-    /// Opens the maps by name, through `open`, to be read as the guide says.
+    /// Opens the maps by name, through `open`, with the hash parameters of their header.
     pub fn open(
         mut open: impl FnMut(&str) -> Result<Map>,
         table_header: &TableHeader,
@@ -191,7 +194,7 @@ impl Table {
         Ok(Self { networks, prints, feed_hosts, hashing: table_header.hashing, counts, left })
     }
 
-    /// Keeps all of it mapped from now on.
+    /// Keeps the table mapped from now on.
     pub(crate) fn keep_mapped(&mut self) -> Result<()> {
         self.networks.keep()?;
         self.prints.keep()?;
@@ -208,14 +211,14 @@ impl Table {
         })
     }
 
-    /// Maps what concerns one network of a kind.
+    /// Maps the memory of one network of a kind.
     pub fn pair(&self, kind: Kind, network: &Network) -> Result<MappedPair<'_>> {
         let [first, second] =
             Key::new(kind, network, self).hashed.buckets(self.hashing.bucket_mask);
         Ok(MappedPair {
             table: self,
             networks: [self.networks.one(first)?, self.networks.one(second)?],
-            // Both buckets are of one group.
+            // Both buckets are in one group.
             prints: self.prints.one(first / GROUP as u32)?,
             feed_hosts: blocked_host(kind, network)
                 .map(|address| self.feed_hosts.one(self.feed_hosts.row_key(address).row))
@@ -223,28 +226,27 @@ impl Table {
         })
     }
 
-    /// The entry for exactly this network.
+    /// The entry of exactly this network.
     pub fn get(&self, kind: Kind, network: &Network) -> Result<Option<TableEntry>> {
         let pair = self.pair(kind, network)?;
         let key = Key::new(kind, network, self);
         Ok(find(pair.places(&key.hashed), &key).and_then(|(place, way)| read(place.slot(way))))
     }
 
-    /// Ends what changes have begun ([`Rows::settle`]).
+    /// Completes pending changes ([`Rows::settle`]).
     pub fn settle(&self) -> Result<()> {
         self.feed_hosts.settle()?;
         if self.left.borrow().len() > MOST_LEFT { self.free_left() } else { Ok(()) }
     }
 
-    /// Waits until no packet can know a network from before, and lets others have the slots that
-    /// were left.
+    /// Waits for a grace period, and releases the slots that were left.
     fn free_left(&self) -> Result<()> {
         grace_period()?;
         self.left.borrow_mut().clear();
         Ok(())
     }
 
-    /// The ways of a bucket that nobody may have yet.
+    /// The ways of a bucket that are not released yet.
     fn left_in(&self, bucket: u32) -> u8 {
         self.left.borrow().get(&bucket).copied().unwrap_or(0)
     }
@@ -253,12 +255,12 @@ impl Table {
         *self.left.borrow_mut().entry(bucket).or_default() |= 1 << way;
     }
 
-    /// How many networks it holds.
+    /// Numbers of listed networks.
     pub fn counts(&self) -> Counts {
         self.counts.get()
     }
 
-    /// Whether one of the two buckets of a network has slots that nobody may have yet.
+    /// Whether a candidate bucket of a network has slots that are not released yet.
     fn has_left(&self, key: &Key) -> bool {
         key.hashed.buckets(self.hashing.bucket_mask).iter().any(|bucket| self.left_in(*bucket) != 0)
     }
@@ -311,12 +313,12 @@ impl Slots for MappedTable<'_> {
 }
 
 impl MappedTable<'_> {
-    /// All entries, in no order.
+    /// All entries, unordered.
     pub fn entries(&self) -> impl Iterator<Item = TableEntry> {
         self.networks.words().chunks_exact(SLOT_WORDS).filter_map(read)
     }
 
-    /// Puts right what a daemon left that died between two writes, and counts what is there.
+    /// Repairs the table after a crash between two writes, and counts its entries.
     pub fn repair(&self) -> Result<()> {
         self.table.counts.set(Counts::default());
         let mut hosts = Vec::new();
@@ -359,7 +361,7 @@ pub struct BucketRef<'a> {
     prints: &'a AtomicU64,
     /// Its number.
     number: u32,
-    /// The ways that nobody may have yet.
+    /// Ways that are not released yet.
     left: u8,
 }
 
@@ -368,7 +370,7 @@ impl<'a> BucketRef<'a> {
         &self.slots[way * SLOT_WORDS..][..SLOT_WORDS]
     }
 
-    /// Whether one more network with this fingerprint has a place here.
+    /// Whether the bucket can take another network with this fingerprint.
     fn takes(&self, print: u64) -> bool {
         let prints = self.prints.load(Ordering::Relaxed).to_le_bytes();
         self.free().is_some()
@@ -389,7 +391,7 @@ impl<'a> BucketRef<'a> {
         (0..WAYS).find(|way| prints[*way] == 0 && self.left >> way & 1 == 0)
     }
 
-    /// Writes the fingerprint, with which the entry is there, whole.
+    /// Publishes an entry by its fingerprint.
     fn announce(&self, way: usize, print: u64) {
         let prints = self.prints.load(Ordering::Relaxed);
         self.prints.store(prints & !(0xff << (8 * way)) | print << (8 * way), Ordering::Release);
@@ -401,7 +403,7 @@ impl<'a> BucketRef<'a> {
     }
 }
 
-/// A network as the table looks for it.
+/// The search key of a network.
 #[derive(Clone, Copy)]
 struct Key {
     high: u64,
@@ -418,7 +420,7 @@ impl Key {
     }
 }
 
-/// Where a network stands in its two buckets.
+/// The position of a network in its two candidate buckets.
 fn find<'a>(places: [BucketRef<'a>; 2], key: &Key) -> Option<(BucketRef<'a>, usize)> {
     places.into_iter().find_map(|place| {
         let prints = place.prints.load(Ordering::Acquire).to_le_bytes();
@@ -433,7 +435,7 @@ fn find<'a>(places: [BucketRef<'a>; 2], key: &Key) -> Option<(BucketRef<'a>, usi
     })
 }
 
-/// Returns the [`Slot::state`] of before, 0 if the network is new.
+/// Returns the previous [`Slot::state`]; 0 if the network is new.
 fn set(places: [BucketRef<'_>; 2], key: &Key, slot_state: SlotState) -> Result<u64, NoPlace> {
     if let Some((place, way)) = find(places, key) {
         let slot = place.slot(way);
@@ -444,7 +446,7 @@ fn set(places: [BucketRef<'_>; 2], key: &Key, slot_state: SlotState) -> Result<u
         let before = slot[STATE].fetch_update(Ordering::Release, Ordering::Relaxed, change);
         return Ok(before.unwrap_or_else(|unchanged| unchanged));
     }
-    // The emptier of the two that can take it, the first if they are alike.
+    // The emptier bucket that has room, else the first.
     let print = key.hashed.print();
     let place = places
         .into_iter()
@@ -465,7 +467,7 @@ fn set(places: [BucketRef<'_>; 2], key: &Key, slot_state: SlotState) -> Result<u
     Ok(0)
 }
 
-/// The address in host order of a network that is one blocked IPv4 host.
+/// The address in host order, if the network is a single blocked IPv4 host.
 fn blocked_host(kind: Kind, network: &Network) -> Option<u32> {
     match network.address() {
         IpAddr::V4(address) if kind == Kind::Blocked && network.is_host() => Some(address.into()),
@@ -473,7 +475,7 @@ fn blocked_host(kind: Kind, network: &Network) -> Option<u32> {
     }
 }
 
-/// Who blocks a network, by the [`Slot::state`] of its slot.
+/// The owners that block a network, from its [`Slot::state`].
 fn by(state: u64) -> By {
     match state {
         0 => By::Nobody,
@@ -509,7 +511,7 @@ fn read(slot: &[AtomicU64]) -> Option<TableEntry> {
 mod tests {
     use super::*;
 
-    /// A bucket as it is for its writer.
+    /// A bucket in ordinary memory, for tests of the writer.
     struct Bench {
         slots: Vec<AtomicU64>,
         prints: AtomicU64,
@@ -533,9 +535,9 @@ mod tests {
         Key { high: 0, low: number, label, hashed: Hashed::new(0, number, label, 7) }
     }
 
-    /// A packet that found a blocked network counts its hit when the network has gone already. In
-    /// the word of a known host that moved in, the hit is 1.07 s more of its standing, and a
-    /// sampled one of a feed's 68 s.
+    /// A packet that found a blocked network may count its hit after the removal. In the word of a
+    /// known host that took the slot, a hit would add 1.07 s to its reputation, and a sampled one
+    /// of a feed 68 s.
     #[test]
     fn nobody_moves_in_where_a_hit_may_still_be_counted() {
         let bench = Bench::new();
@@ -556,7 +558,7 @@ mod tests {
         let (place, way) = find([bench.place(0), full.place(0)], &known).unwrap();
         assert_ne!(way, late);
         assert_eq!(read(place.slot(way)).unwrap().slot_state.reputation, Some(reputation));
-        // Where nothing else is free, there is no place until a grace period is over.
+        // If nothing else is free, there is no room until a grace period is over.
         for number in 3..9 {
             set(
                 [bench.place(1 << late), full.place(0)],

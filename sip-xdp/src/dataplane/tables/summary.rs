@@ -1,5 +1,4 @@
-//! The writer of the front: what each IPv4 /24 has to do with the lists
-//! ([`sip_xdp_common::lookup::summary`]).
+//! The writer of the summary ([`sip_xdp_common::lookup::summary`]).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,34 +15,36 @@ use crate::dataplane::mmap::Mapped;
 use crate::net::network::{Network, source_of};
 use crate::net::prefix_set::Prefixes;
 
-/// The length of the networks that have bits, out of 128.
+/// Prefix length of the summarised networks, out of 128.
 const GRAIN: u8 = MAPPED_BITS + 24;
 
-/// Networks that meet more /24s than this are not followed one by one: the front is made anew.
+/// A network that overlaps more /24s causes a rebuild of the whole summary.
 const MANY: u32 = 4_096;
 
-/// For more /24s than this all of the front is mapped.
+/// For updates of more /24s the whole summary is mapped.
 const FEW: usize = 16;
 
-/// All that the front is made from.
+/// The inputs of the summary.
 #[derive(Clone, Copy)]
 pub struct Sets<'a> {
-    /// What operators and the detector block.
+    /// Networks that operators or the detector block.
     pub blocked: &'a Prefixes,
-    /// What is trusted.
+    /// Trusted networks.
     pub trusted: &'a Prefixes,
-    /// Hosts that something is known of.
+    /// Hosts with a reputation.
     pub known: &'a Prefixes,
-    /// Who may talk under the policy `closed`.
+    /// Admitted networks (policy `closed`).
     pub admitted: &'a Prefixes,
+    /// Who is on the ladder.
+    pub limited: &'a Prefixes,
     /// What feeds block.
     pub feeds: &'a FeedLists,
 }
 
 impl<'a> Sets<'a> {
     /// What is listed, but not blocked.
-    fn others(&self) -> [&'a Prefixes; 3] {
-        [self.trusted, self.known, self.admitted]
+    fn others(&self) -> [&'a Prefixes; 4] {
+        [self.trusted, self.known, self.admitted, self.limited]
     }
 }
 
@@ -62,13 +63,13 @@ impl Summary {
         })
     }
 
-    /// Keeps all of it mapped from now on.
+    /// Keeps the summary mapped from now on.
     pub(crate) fn keep_mapped(&mut self) -> Result<()> {
         self.coarse.keep()?;
         self.fine.keep()
     }
 
-    /// Brings up to date what `networks` meet.
+    /// Updates the /24s that overlap `networks`.
     pub fn refresh(&self, networks: &[Network], sets: Sets<'_>) -> Result<()> {
         let mut addresses = BTreeSet::new();
         for (first, count) in networks.iter().map(grains) {
@@ -96,8 +97,7 @@ impl Summary {
         Ok(())
     }
 
-    /// Makes all of it anew. A source that was blocked before and still is, is blocked all the
-    /// time.
+    /// Rebuilds the summary. A source that is blocked before and after is blocked throughout.
     pub fn rebuild(&self, sets: Sets<'_>) -> Result<()> {
         let mut states = vec![Element::default(); summary::FINE as usize];
         let mut add = |network: &Network, met: Overlap| {
@@ -119,7 +119,7 @@ impl Summary {
             }
         }
         let fine = states.as_flattened();
-        // A word holds the states of two /20s, so sixteen of them make one coarse word.
+        // A word holds the states of two /20s, so that sixteen words make one coarse word.
         let both = |word: &u64| summary(*word as u32) | summary((*word >> 32) as u32) << 2;
         let join = |words: &[u64]| words.iter().rev().fold(0, |all, word| all << 4 | both(word));
         let coarse: Vec<u64> = fine.chunks_exact(16).map(join).collect();
@@ -128,7 +128,7 @@ impl Summary {
     }
 }
 
-/// Writes the state of the /24 at an address, and then that of its /20, into their words.
+/// Writes the state of the /24 of an address, then that of its /20, into their words.
 fn write(address: u32, sets: Sets<'_>, fine_word: &AtomicU64, coarse_word: &AtomicU64) {
     let (fine, coarse) = (BitPosition::fine(address), BitPosition::coarse(address));
     let grain = Network::around(source_of(Ipv4Addr::from(address).into()), GRAIN);
@@ -139,7 +139,7 @@ fn write(address: u32, sets: Sets<'_>, fine_word: &AtomicU64, coarse_word: &Atom
     coarse_word.store(coarse.written(coarse_word.load(Ordering::Relaxed), all), Ordering::Release);
 }
 
-/// What the states of the sixteen /24s of a /20 come to.
+/// The state of a /20, from those of its sixteen /24s.
 fn summary(states: u32) -> u64 {
     const LOW: u32 = 0x5555_5555;
     let (low, high) = (states & LOW, states >> 1 & LOW);
@@ -161,18 +161,19 @@ fn store(map: &Mapped, wanted: &[u64]) -> Result<()> {
     Ok(())
 }
 
-/// How a listed network meets a /24. They are joined in this order.
+/// How a listed network overlaps a /24, in the order in which overlaps are joined.
 #[derive(Debug, Clone, Copy)]
 enum Overlap {
-    /// A single address that somebody but a feed blocks.
+    /// A single address that an owner other than a feed blocks.
     Claimed,
-    /// A trusted or admitted network, a known host, or a network that somebody but a feed blocks.
+    /// A trusted or admitted network, a known host, or a wider network that an owner other than a
+    /// feed blocks.
     More,
-    /// A feed blocks all of the /24.
+    /// A feed blocks the whole /24.
     FeedWhole,
     /// A feed blocks a single address.
     FeedHost,
-    /// A feed blocks a part.
+    /// A feed blocks a part of the /24.
     FeedPart,
 }
 
@@ -189,20 +190,20 @@ impl Overlap {
         }
     }
 
-    /// What a /24 has to do with the lists, if it was `state` before.
+    /// The new state of a /24 in `state`.
     fn join(self, state: u64) -> u64 {
         match (self, state) {
             (_, MIXED) | (Self::More, _) => MIXED,
             (Self::Claimed | Self::FeedHost, EMPTY | HOSTS) => HOSTS,
             (Self::FeedWhole | Self::FeedHost | Self::FeedPart, COVERED)
             | (Self::FeedWhole, EMPTY) => COVERED,
-            // A host that is to be counted exactly, in a /24 of a feed; a part of it.
+            // A host with exact hit counts, in a /24 that a feed blocks; or a part of the /24.
             _ => MIXED,
         }
     }
 }
 
-/// What one /24 has to do with the lists.
+/// The state of one /24.
 fn state(grain: &Network, sets: Sets<'_>) -> u64 {
     let meets_more = sets.others().iter().any(|others| others.meets(grain))
         || sets.blocked.covering(grain).next().is_some();
@@ -222,8 +223,9 @@ fn state(grain: &Network, sets: Sets<'_>) -> u64 {
     parts.fold(state, |state, network| Overlap::of_feed(network).join(state))
 }
 
-/// The first address of the /24s that a network meets, and their number. None for IPv6: one that
-/// covers the mapped range holds no IPv4, since packets of that family are looked up as such.
+/// The first address of the /24s that a network overlaps, and their number. None for IPv6: IPv4
+/// packets are looked up as IPv4, so that an IPv6 network around the mapped range does not match
+/// them.
 fn grains(network: &Network) -> (u32, u32) {
     match network.address() {
         IpAddr::V4(address) if network.is_v4() => {
@@ -275,17 +277,20 @@ mod tests {
         ] {
             let (blocked, trusted, feeds) = sets(claimed, trusted, of_feed);
             let none = Prefixes::default();
+            let (known, admitted, limited) = (&none, &none, &none);
             let sets = Sets {
                 blocked: &blocked,
                 trusted: &trusted,
-                known: &none,
-                admitted: &none,
+                known,
+                admitted,
+                limited,
                 feeds: &feeds,
             };
             assert_eq!(
                 state(&"192.0.2.0/24".parse().unwrap(), sets),
                 expected,
-                "{claimed:?} {of_feed:?}"
+                "{claimed:?} \
+                {of_feed:?}"
             );
         }
     }

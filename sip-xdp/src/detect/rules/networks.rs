@@ -1,7 +1,7 @@
 //! IPv6: whoever has a network hops from host to host. The host comes first; a /64, /56 and /48
 //! have two, three and four times the thresholds, and only where two or more of the next smaller
-//! size took part. Level 1 only; a nonce that was given within a /64 proves the network, not the
-//! host.
+//! size took part. A nonce that was given within a /64 proves the network, not the host. By what
+//! could be forged that width goes on the ladder, and is not banned.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,8 @@ use sip_xdp_common::ip_key::{IpKey, mask};
 use super::super::claim::{Growth, Level};
 use super::super::digest::digest;
 use super::super::windows::{LeakyBucket, Window, words};
-use super::super::{Action, Detector, Finding};
+use super::super::{Action, Detector, Finding, Metering, Step};
+use crate::config::Detect;
 
 /// Width, how many times the thresholds of a host, and the width of its parts.
 pub(in super::super) const WIDTHS: [(u8, u32, u8); 3] = [(64, 2, 128), (56, 3, 64), (48, 4, 56)];
@@ -21,55 +22,89 @@ pub(in super::super) const MAX_NETWORKS: usize = 16_384;
 /// For how long one is remembered.
 pub(in super::super) const LIFETIME_NS: u64 = 24 * 3_600_000_000_000;
 
-/// What the hosts of a network have tried, together.
+/// What the hosts of a network have tried, together: tries whose nonce proves the network, and all.
 #[derive(Debug, Default)]
 pub(in super::super) struct Network {
-    /// Digests of its parts.
-    rejected: Window<u64>,
+    real: Tries,
+    all: Tries,
+}
+
+#[derive(Debug, Default)]
+struct Tries {
+    rejected: Window<()>,
     slow: LeakyBucket,
-    /// Parts that took part since it was last banned.
+    /// Digests of parts that took part since it last offended: two are enough.
     parts: BTreeSet<u64>,
 }
 
+impl Tries {
+    /// Counts one more. Returns how many there are lately if these are enough, and whether the fast
+    /// rule says so.
+    fn note(&mut self, part: u64, now: u64, rules: &Detect, times: u32) -> Option<(usize, bool)> {
+        let (rejected, slow) = (rules.rejected, rules.slow);
+        self.rejected.note(now, (), rejected.per.nanos());
+        let filled = self.slow.pour(now, slow.per.nanos());
+        if self.parts.len() < 2 {
+            self.parts.insert(part);
+        }
+        let count = self.rejected.len();
+        let by_count = rejected.enabled && count >= (times * rejected.count) as usize;
+        let by_level = slow.enabled && filled >= f64::from(times * slow.count) - 0.5;
+        (self.parts.len() >= 2 && (by_count || by_level)).then_some((count, by_count))
+    }
+
+    /// Begins anew, but for what leaks out slowly.
+    fn begin_anew(&mut self) {
+        *self = Self { slow: self.slow, ..Self::default() };
+    }
+}
+
 impl Detector {
-    /// A host has had one more password rejected.
+    /// A host has had one more password rejected, with a nonce that proves the network or not.
     pub(in super::super) fn weigh_networks(
         &mut self,
         source: IpKey,
+        is_real: bool,
         now: u64,
         actions: &mut Vec<Action>,
     ) {
         if source.is_v4() {
             return;
         }
-        let (rejected, slow) = (self.rules.rejected, self.rules.slow);
+        let mut is_banned = false;
         for (bits, times, part_bits) in WIDTHS {
             let around = source.masked(mask(bits));
             let part = digest(&source.masked(mask(part_bits)));
             let network = self.networks.touch((bits, around), now, Network::default);
-            network.rejected.note(now, part, rejected.per.nanos());
-            let filled = network.slow.pour(now, slow.per.nanos());
-            if network.parts.len() < 2 {
-                network.parts.insert(part);
+            let real = is_real.then(|| network.real.note(part, now, &self.rules, times)).flatten();
+            let all = network.all.note(part, now, &self.rules, times);
+            if let Some((count, by_count)) = real.filter(|_| !is_banned) {
+                let since = words(network.real.rejected.since(now));
+                let reason = format!(
+                    "{count} rejected passwords of several hosts in {since}, \
+                                      nonces echoed"
+                );
+                let kind = if by_count { super::rejected::REJECTED } else { super::rejected::SLOW };
+                network.real.begin_anew();
+                network.all.begin_anew();
+                let about = self.about(source, kind, Level::Routable, reason);
+                self.emit_ban(
+                    Level::Routable,
+                    Finding { bits, growth: Growth::Full, ..about },
+                    now,
+                    actions,
+                );
+                is_banned = true;
+            } else if let Some((count, _)) = all.filter(|_| !is_banned) {
+                let since = words(network.all.rejected.since(now));
+                let reason = format!(
+                    "{count} rejected passwords of several hosts of the network \
+                                      in {since}"
+                );
+                network.all.begin_anew();
+                let (step, strict, until) = (Step::Down, false, now + LIFETIME_NS);
+                actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));
             }
-            let count = network.rejected.len();
-            let by_count = rejected.enabled && count >= (times * rejected.count) as usize;
-            let by_level = slow.enabled && filled >= f64::from(times * slow.count) - 0.5;
-            if network.parts.len() < 2 || !by_count && !by_level {
-                continue;
-            }
-            let since = words(network.rejected.since(now));
-            let reason =
-                format!("{count} rejected passwords of several hosts in {since}, nonces echoed");
-            let kind = if by_count { super::rejected::REJECTED } else { super::rejected::SLOW };
-            *network = Network { slow: network.slow, ..Network::default() };
-            let finding = Finding {
-                bits,
-                growth: Growth::Full,
-                ..self.about(source, kind, Level::Routable, reason)
-            };
-            self.emit_ban(Level::Routable, finding, now, actions);
-            return;
         }
     }
 }

@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Growth, Level, Rejection};
+use super::super::digest::digest;
 use super::super::source_state::{SourceState, Waiting};
 use super::super::windows::words;
-use super::super::{Action, Detector, Finding, GRACE_NS};
+use super::super::{Action, Detector, Finding, GRACE_NS, Metering, Step};
 
 pub(in super::super) const REJECTED: &str = "rejected";
 pub(in super::super) const SLOW: &str = "slow";
@@ -40,7 +41,8 @@ const MANY_CONVICTIONS: usize = 3;
 const HOUR_NS: u64 = 3_600_000_000_000;
 
 /// For how long the ladder meters ports of an office where nobody was accepted.
-const LADDER_NS: u64 = 24 * HOUR_NS;
+const LADDER_NS: u64 = DAY_NS;
+const DAY_NS: u64 = 24 * HOUR_NS;
 
 /// For how long a rejection may wait for its next try to be answered.
 const LONGEST_WAIT_NS: u64 = 180_000_000_000;
@@ -117,9 +119,29 @@ impl Detector {
         actions: &mut Vec<Action>,
     ) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
+        // Nobody loses standing by what somebody else may have sent in its name.
+        if rejection.level == Level::Seen && self.has_standing(&source, now) {
+            self.limit_hidden(source, at, actions);
+            return;
+        }
+        let is_office = self.known.was_good(&source, now);
+        let is_settled = is_office && self.known.has_place(&source, rejection.port);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
+        if is_office && !is_settled && rejection.level == Level::Routable {
+            // A phone that nobody reset keeps its port; who hops does not.
+            let (user, port) = (digest(&rejection.user), rejection.port);
+            state.ports.tidy(at, DAY_NS);
+            let hops =
+                state.ports.iter().any(|(_, (known, other))| *known == user && *other != port);
+            if hops {
+                state.roaming.pour(at, slow.per.nanos());
+            }
+            if !state.ports.iter().any(|(_, place)| *place == (user, port)) {
+                state.ports.note(at, (user, port), DAY_NS);
+            }
+        }
         state.slow_seen.pour(at, slow.per.nanos());
         if rejection.level == Level::Routable {
             state.slow.pour(at, slow.per.nanos());
@@ -130,8 +152,8 @@ impl Detector {
         state.rejected.note(at, rejection.clone(), rejected.per.nanos().max(GRACE_NS));
         self.user_was_tried(source, rejection, now, actions);
         let is_real = rejection.level == Level::Routable || rejection.network;
-        if is_real && !self.known.was_good(&source, now) {
-            self.weigh_networks(source, now, actions);
+        if !is_office {
+            self.weigh_networks(source, is_real, now, actions);
         }
     }
 
@@ -176,7 +198,7 @@ impl Detector {
         // Half of it, but no less: what is in it leaks out in hours.
         let many = self.threshold(&source, slow.count, now).max(slow.count.div_ceil(2) as usize);
         let by_level = slow.enabled && filled >= many as f64 - 0.5;
-        let by_spray = self.is_third_for_a_sprayed_user(state, level);
+        let by_spray = self.is_third_for_a_sprayed_user(state, level, now);
         if tries.is_empty() || !by_count && !by_level && !by_spray {
             return None;
         }
@@ -230,7 +252,11 @@ impl Detector {
             let is_phone = is_phone(tries, &users);
             let only = if users.len() == 1 { users.first().copied().unwrap_or("") } else { "" };
             let accepted = self.known.users_at(&source, *port, now, only);
-            if users.len() < accepted || users.len() == accepted && is_phone {
+            // One that goes on for hours is no phone either.
+            let is_patient = slow.enabled && bucket >= f64::from(slow.count) - 0.5;
+            if users.len() < accepted
+                || users.len() == accepted && is_phone && !(is_patient && accepted == 1)
+            {
                 continue;
             }
             return self.convict_port(source, *port, now, actions);
@@ -265,8 +291,31 @@ impl Detector {
                 && !is_phone(tries, &BTreeSet::from([*user]))
         };
         let is_much = strange.len() >= MUCH * rejected.count as usize && by_user.iter().any(hops);
-        ((users.len() > few || is_much) && enough(strange.len(), 0.0))
-            .then(|| self.convict_address(source, &strange, now))
+        if (users.len() > few || is_much) && enough(strange.len(), 0.0) {
+            return Some(self.convict_address(source, &strange, now));
+        }
+
+        // Patiently, by users from ever new ports: these share what the ladder leaves.
+        let filled = state.roaming.level(now, slow.per.nanos());
+        if slow.enabled && filled >= f64::from(slow.count) - 0.5 {
+            let why = "passwords are rejected from ever new ports";
+            self.meter_strange_ports(source, why, now, actions);
+        }
+        None
+    }
+
+    /// Ports of an address that have no standing share the ladder from now on, whatever nonces they
+    /// have.
+    fn meter_strange_ports(&self, source: IpKey, why: &str, now: u64, actions: &mut Vec<Action>) {
+        let (bits, step, strict, until) = (128, Step::Down, true, now + LADDER_NS);
+        actions.push(Action::Meter(Metering {
+            source,
+            bits,
+            step,
+            strict,
+            until,
+            reason: why.to_owned(),
+        }));
     }
 
     /// A finding about all of an address with accepted users. Accepted ports that did not offend go
@@ -318,8 +367,13 @@ impl Detector {
             roams |= places >= MANY_CONVICTIONS;
         }
         if roams {
-            let what = "a user that was convicted comes back from other ports".to_owned();
-            actions.push(Action::Limit(source, now + LADDER_NS, what));
+            self.meter_strange_ports(
+                source,
+                "a user that was convicted comes back from other \
+                ports",
+                now,
+                actions,
+            );
         }
         let kind = if is_phone { MISCONFIGURED } else { REJECTED };
         let growth = if is_phone { Growth::Mild } else { Growth::Full };

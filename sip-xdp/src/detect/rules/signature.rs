@@ -10,7 +10,7 @@ use sip_xdp_common::ip_key::IpKey;
 use super::super::claim::Level;
 use super::super::responses::Answer;
 use super::super::transactions::Request;
-use super::super::{Action, Detector, GRACE_NS};
+use super::super::{Action, Detector, GRACE_NS, Metering, Step};
 use crate::config::Signature;
 use crate::sip::message::{Head, user_name};
 
@@ -55,7 +55,15 @@ impl Detector {
         }
         if state.signature.is_none() {
             state.signature = Some(found.clone());
-            actions.push(Action::Limit(source, now + SUSPICION_NS, found));
+            let (bits, step, strict, until) = (128, Step::First, false, now + SUSPICION_NS);
+            actions.push(Action::Meter(Metering {
+                source,
+                bits,
+                step,
+                strict,
+                until,
+                reason: found,
+            }));
         }
     }
 

@@ -9,8 +9,8 @@ use super::super::claim::{Level, Rejection};
 use super::super::digest::digest;
 use super::super::recent::Recent;
 use super::super::source_state::SourceState;
-use super::super::windows::Window;
-use super::super::{Action, Detector};
+use super::super::windows::{LeakyBucket, Window};
+use super::super::{Action, Detector, Metering, Step};
 use crate::dataplane::tables::ledger::Tier;
 
 pub(in super::super) const NAME: &str = "sprayed";
@@ -74,12 +74,22 @@ impl Default for Sprayed {
 struct User {
     /// Routable tries, and those that could be forged. The latter act on their like only.
     tries: [Window<()>; 2],
+    /// The same, slowly.
+    slow: [LeakyBucket; 2],
     until: [u64; 2],
     /// When the first try was, and the last, and how many there were by how many sources.
     first: u64,
     last: u64,
     count: u64,
     sources: u64,
+}
+
+/// How many tries make a user sprayed: so many in a time, or what fills a bucket that leaks.
+struct Limits {
+    count: usize,
+    per_ns: u64,
+    bucket: f64,
+    leak_ns: u64,
 }
 
 const fn index(level: Level) -> usize {
@@ -96,7 +106,7 @@ impl Sprayed {
         source: IpKey,
         user: &str,
         level: Level,
-        (count, per): (usize, u64),
+        limits: &Limits,
         now: u64,
     ) -> Option<usize> {
         let pair = (digest(user), source);
@@ -118,8 +128,9 @@ impl Sprayed {
         found.count += 1;
         found.sources += u64::from(is_new_source);
         let tries = &mut found.tries[index(level)];
-        tries.note(now, (), per);
-        let is_sprayed = tries.len() >= count;
+        tries.note(now, (), limits.per_ns);
+        let filled = found.slow[index(level)].pour(now, limits.leak_ns);
+        let is_sprayed = tries.len() >= limits.count || filled >= limits.bucket - 0.5;
         let is_new = found.until[index(level)] <= now;
         if is_sprayed {
             found.until[index(level)] = now + DAY_NS;
@@ -156,10 +167,12 @@ impl Sprayed {
         self.users.get(user).is_some_and(|user| user.until[index(level)] > now)
     }
 
-    pub(in super::super) fn tidy(&mut self, now: u64, per: u64) {
+    pub(in super::super) fn tidy(&mut self, now: u64, per: u64, leak_ns: u64) {
         self.users.retain(|_, user| {
             user.tries.iter_mut().for_each(|tries| tries.tidy(now, per));
-            user.tries.iter().any(|tries| tries.len() > 0)
+            let holds = user.slow.iter().any(|bucket| bucket.level(now, leak_ns) > 0.0);
+            holds
+                || user.tries.iter().any(|tries| tries.len() > 0)
                 || user.until.iter().any(|until| *until > now)
         });
         let users = &self.users;
@@ -182,8 +195,14 @@ impl Detector {
         if !rule.enabled || is_own || !self.known.is_user(user, now) {
             return;
         }
-        let found =
-            self.sprayed.note(source, user, *level, (rule.count as usize, rule.per.nanos()), now);
+        let slow = self.rules.slow;
+        let limits = Limits {
+            count: rule.count as usize,
+            per_ns: rule.per.nanos(),
+            bucket: if slow.enabled { f64::from(slow.count) } else { f64::INFINITY },
+            leak_ns: slow.per.nanos(),
+        };
+        let found = self.sprayed.note(source, user, *level, &limits, now);
         if let Some(count) = found {
             let text = format!(
                 "strangers had {count} passwords rejected for the user {user:?} within {}",
@@ -195,16 +214,27 @@ impl Detector {
             && let Some(state) = self.sources.get_mut(&source)
         {
             state.sprayed.note(now, *level, DAY_NS);
+            // What could be forged bans nobody for it: it goes slower.
+            if *level == Level::Seen && state.sprayed.len() >= TRIES {
+                let reason = format!(
+                    "a third password for the user {user:?}, whom many strangers \
+                                      try"
+                );
+                let (bits, step, strict, until) = (128, Step::Last, false, now + DAY_NS);
+                actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));
+            }
         }
     }
 
-    /// Whether a stranger has had its tries for sprayed users.
+    /// Whether a stranger has had its tries for sprayed users, by level 1 evidence.
     pub(in super::super) fn is_third_for_a_sprayed_user(
         &self,
         state: &SourceState,
         level: Level,
+        now: u64,
     ) -> bool {
-        let tries = state.sprayed.iter().filter(|(_, one)| *one >= level);
-        self.rules.sprayed.enabled && tries.count() >= TRIES
+        let lately = |at: u64| now.saturating_sub(at) < DAY_NS;
+        let tries = state.sprayed.iter().filter(|(at, one)| *one == Level::Routable && lately(*at));
+        self.rules.sprayed.enabled && level == Level::Routable && tries.count() >= TRIES
     }
 }

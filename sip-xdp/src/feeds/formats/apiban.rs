@@ -1,6 +1,5 @@
-//! APIBAN: what is new, page by page, each with the ID under which to ask for the next one. Two
-//! interfaces are in use: `POST URL/get` with the key as a bearer token, and before it `GET
-//! URL/KEY/banned/ID`.
+//! APIBAN: new addresses page by page, each with the ID of the next page. There are two interfaces:
+//! `POST URL/get` with the key as a bearer token, and the older `GET URL/KEY/banned/ID`.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
@@ -13,23 +12,22 @@ use crate::feeds::fetch::{Answer, Failure, key, refused};
 use crate::feeds::sync::{Candidate, Trouble, live};
 use crate::sys::clock;
 
-/// How long APIBAN keeps an address listed, in seconds.
+/// Lifetime of APIBAN's entries, in seconds.
 const TTL: u64 = 7 * 24 * 3_600;
 
-/// The ID under which the list begins.
+/// ID of the first page.
 const FIRST: &str = "100";
 
-/// The set of addresses that is asked for if the configuration names none, as APIBAN's own client
-/// does.
+/// Default data set, as in APIBAN's own client.
 const SET: &str = "sip";
 
-/// How many pages are asked for in turn. The rest comes with the next synchronisation.
+/// Maximum number of pages per round. The rest follows in the next one.
 const MOST_PAGES: usize = 200;
 
-/// How long pages are asked for in turn.
+/// Maximum time for the pages of a round.
 const PAGES_TIME: Duration = Duration::from_secs(45);
 
-/// When to ask again for what APIBAN did not want to give, if it does not say.
+/// Pause after a refusal without `Retry-After`.
 const PAUSE: Duration = Duration::from_secs(120);
 
 pub(super) struct Apiban;
@@ -57,7 +55,7 @@ impl FeedFormat for Apiban {
     }
 }
 
-/// Asks for what is new, page by page.
+/// Fetches the new pages.
 fn pages(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     let Asking { config, last, .. } = asking;
     let key = key(config)?;
@@ -73,7 +71,7 @@ fn pages(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
         let id = candidate.cursor.as_deref().unwrap_or(FIRST);
         let answer = match ask_page(asking, &key, id) {
             Ok(answer) => answer,
-            // What came before is good all the same.
+            // Earlier pages are valid all the same.
             Err(failure) if number > 0 => {
                 log::debug!("feed {}: page {number}: {}", config.name, failure.reason);
                 candidate.come_back = Some(failure.retry_after.unwrap_or(PAUSE));
@@ -97,8 +95,7 @@ fn pages(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     Ok(live("apiban", tally, candidate, now))
 }
 
-/// Asks for one page by the newer interface, or by the older one where the server does not have the
-/// newer.
+/// Fetches one page by the newer interface, or by the older one if the server lacks the newer.
 fn ask_page(asking: &Asking<'_>, key: &str, id: &str) -> Result<Page, Failure> {
     let Asking { config, fetcher, .. } = asking;
     let base = config.url.trim_end_matches('/');
@@ -113,8 +110,7 @@ fn ask_page(asking: &Asking<'_>, key: &str, id: &str) -> Result<Page, Failure> {
         Ok(page) => return Ok(page),
         Err(reason) => reason,
     };
-    // Who does not know the question may say that there is no such page, or take it for one with a
-    // wrong key.
+    // A server without the interface may respond with 404, or as to a wrong key.
     let may_not_know = matches!(status, 400..=499) && status != 429;
     if !may_not_know {
         return Err(failure(status, &headers, reason));
@@ -136,7 +132,7 @@ fn ask_page(asking: &Asking<'_>, key: &str, id: &str) -> Result<Page, Failure> {
     }
 }
 
-/// Asks for one page by the older interface.
+/// Fetches one page by the older interface.
 fn older(asking: &Asking<'_>, base: &str, key: &str, id: &str) -> Result<Page, Failure> {
     let (status, headers, bytes) =
         whole(asking.fetcher.page(&format!("{base}/{key}/banned/{id}"), &[])?)?;
@@ -156,16 +152,16 @@ fn failure(status: u16, headers: &HeaderMap, reason: String) -> Failure {
     }
 }
 
-/// What a page says.
+/// A page.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Page {
     /// Addresses, and the ID of the next page.
     More(Parsed, String),
-    /// There are no more.
+    /// The end of the list.
     End,
 }
 
-/// Reads a page that came with this status.
+/// Parses a page with this status.
 pub(super) fn page(status: u16, body: &[u8]) -> Result<Page, String> {
     let value: Value = serde_json::from_slice(body).map_err(|_| match body.trim_ascii_start() {
         [b'<', ..] => format!("the answer (HTTP {status}) is HTML or XML, not APIBAN's JSON"),
@@ -199,7 +195,7 @@ pub(super) fn page(status: u16, body: &[u8]) -> Result<Page, String> {
     if addresses.is_empty() {
         return Ok(Page::End);
     }
-    // It becomes a part of the next address that is asked for.
+    // It becomes part of the next URL.
     if id.is_empty()
         || id.len() > 64
         || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
@@ -207,7 +203,7 @@ pub(super) fn page(status: u16, body: &[u8]) -> Result<Page, String> {
         return Err("the answer has no ID to go on with".to_owned());
     }
     let mut parsed = Parsed::default();
-    // Of a page, each address is one; no range or network was ever seen there.
+    // Pages contain single addresses only.
     let limits = Limits {
         entries: usize::MAX,
         bytes: u64::MAX,

@@ -1,9 +1,9 @@
-//! An address or network, and how many sources have reported it, between a tab or blanks.
+//! One address or network per line with its number of reports, separated by a tab or blanks.
 
 use super::list::refuse_other_formats;
 use super::{FeedFormat, Line, Lines, Reading, Word, reason};
 
-/// Its name.
+/// Name of the format.
 pub(super) const NAME: &str = "counts";
 
 pub(super) struct Counts;
@@ -71,7 +71,7 @@ mod tests {
     const TEXT: &[u8] = b"# counts\n192.0.2.1\t11\n192.0.2.2\t3\n192.0.2.3\t2\n192.0.2.4\n";
 
     #[test]
-    fn what_too_few_have_reported_is_left_out() {
+    fn entries_with_few_reports_are_left_out() {
         let limits = super::super::Limits { min_count: 3, ..limits() };
         for format in [Name::Counts, Name::Auto] {
             let parsed = read_with(format, TEXT, &limits).unwrap();

@@ -1,5 +1,4 @@
-//! The decisions of a CrowdSec local API: what is new, and what has been deleted since the last
-//! answer.
+//! The decisions of a CrowdSec local API: new and deleted ones since the last response.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
@@ -33,7 +32,7 @@ impl FeedFormat for Crowdsec {
     }
 }
 
-/// Asks for what has changed, or for everything.
+/// Fetches the changes, or everything.
 fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     let Asking { config, fetcher, last, .. } = asking;
     let key = key(config)?;
@@ -41,8 +40,8 @@ fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     let is_first = asking.from_the_start || last.cursor.is_none();
     let base = config.url.trim_end_matches('/');
     let base = base.strip_suffix("/v1/decisions/stream").unwrap_or(base);
-    // All decisions about an address, not only the longest: that one may be ours, or end before its
-    // time.
+    // All decisions about an address, not only the longest, which may be our own or be deleted
+    // early.
     let url = format!(
         "{base}/v1/decisions/stream?dedup=false{}",
         if is_first { "&startup=true" } else { "" }
@@ -68,21 +67,21 @@ fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
         let known = ends.entry(*network).or_default();
         *known = (*known).max(*end);
     }
-    // From here on it tells what is new, as long as nothing goes wrong.
+    // From here on responses contain only changes, until a failure.
     let candidate =
         Candidate { cursor: Some("stream".to_owned()), decided, ends, ..Candidate::default() };
     Ok(live("crowdsec", found.tally, candidate, now))
 }
 
-/// A decision about a network. Several may be about the same one, and each ends by itself.
+/// A decision about a network. Several may exist for one network, with independent ends.
 pub(super) type DecisionKey = (u64, Network);
 
-/// What has changed.
+/// A set of changes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Decisions {
-    /// What is to be blocked, and for how long.
+    /// Networks to block, with durations.
     pub(super) new: Vec<(DecisionKey, Duration)>,
-    /// What is not to be blocked any more.
+    /// Decisions that have ended.
     pub(super) deleted: Vec<DecisionKey>,
     /// What was left out of `new`.
     pub(super) tally: Tally,
@@ -111,16 +110,15 @@ struct Decision {
 }
 
 impl Decision {
-    /// Whether it is about a ban of an address or a network. Captchas, countries and users are
-    /// others' business.
+    /// Whether it bans an address or a network. Captchas, countries and users are ignored.
     fn is_ban(&self) -> bool {
         self.kind.eq_ignore_ascii_case("ban")
             && ["ip", "range"].iter().any(|scope| self.scope.eq_ignore_ascii_case(scope))
     }
 }
 
-/// Reads an answer. Decisions whose scenario begins with `own` are ours: taken back, they would
-/// outlive what they came from.
+/// Parses a response. Decisions whose scenario begins with `own` are this host's own and ignored:
+/// imported again, they would outlive their origin.
 pub(super) fn decisions(body: impl Read, own: Option<&str>) -> Result<Decisions, String> {
     let answer: Answer = serde_json::from_reader(body).map_err(|error| match error.classify() {
         serde_json::error::Category::Io => error.to_string(),
@@ -158,7 +156,7 @@ pub(super) fn decisions(body: impl Read, own: Option<&str>) -> Result<Decisions,
     Ok(found)
 }
 
-/// A duration as Go writes it: `3h59m44.5s`. What is negative is over.
+/// A duration in Go's syntax: `3h59m44.5s`. Negative ones are over.
 fn duration(text: &str) -> Option<Duration> {
     if let Some(rest) = text.strip_prefix('-') {
         return duration(rest).map(|_| Duration::ZERO);
@@ -185,7 +183,7 @@ fn duration(text: &str) -> Option<Duration> {
             };
         rest = &rest[end + unit.len()..];
     }
-    // Longer than anybody lives is for good.
+    // A century counts as permanent.
     Duration::try_from_secs_f64(seconds.min(3.2e9)).ok()
 }
 
@@ -199,8 +197,8 @@ mod tests {
     fn we_do_not_get_our_own_back() {
         let decision = |id: u32, scenario: &str| {
             format!(
-                "{{\"id\":{id},\"origin\":\"crowdsec\",\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\
-                 \"duration\":\"1h\",\"scenario\":\"{scenario}\"}}"
+                r#"{{"id":{id},"origin":"crowdsec","type":"ban","scope":"Ip","value":"192.0.2.1",
+                    "duration":"1h","scenario":"{scenario}"}}"#
             )
         };
         let new = [
@@ -221,11 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_new_and_what_is_gone() {
-        let text = "{\"new\":[{\"id\":1,\"origin\":\"CAPI\",\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\
-                    \"duration\":\"3h59m\",\"scenario\":\"x\"},{\"type\":\"ban\",\"scope\":\"Range\",\"value\":\"198.51.100.0/24\",\
-                    \"duration\":\"1h\"},{\"type\":\"captcha\",\"scope\":\"Ip\",\"value\":\"192.0.2.2\",\"duration\":\"1h\"},\
-                    {\"type\":\"ban\",\"scope\":\"Country\",\"value\":\"ZZ\",\"duration\":\"1h\"}],\"deleted\":null}";
+    fn new_and_deleted_decisions() {
+        let text = r#"{"new":[
+            {"id":1,"origin":"CAPI","type":"ban","scope":"Ip","value":"192.0.2.1",
+             "duration":"3h59m","scenario":"x"},
+            {"type":"ban","scope":"Range","value":"198.51.100.0/24","duration":"1h"},
+            {"type":"captcha","scope":"Ip","value":"192.0.2.2","duration":"1h"},
+            {"type":"ban","scope":"Country","value":"ZZ","duration":"1h"}],"deleted":null}"#;
         let found = decisions(text.as_bytes(), None).unwrap();
         assert_eq!(found.new.len(), 2);
         assert_eq!(found.new[0].1, Duration::from_secs(4 * 3_600 - 60));
@@ -234,7 +234,8 @@ mod tests {
             decisions(&b"{\"new\":null,\"deleted\":null}"[..], None),
             Ok(Decisions::default())
         );
-        let text = "{\"deleted\":[{\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\"duration\":\"-5s\"}],\"new\":[]}";
+        let text = r#"{"deleted":[
+            {"type":"ban","scope":"Ip","value":"192.0.2.1","duration":"-5s"}],"new":[]}"#;
         assert_eq!(decisions(text.as_bytes(), None).unwrap().deleted.len(), 1);
         assert!(
             decisions(&b"<html>"[..], None).is_err()

@@ -1,4 +1,4 @@
-//! DShield's block list: the first address, the last, the prefix, and more, between tabs; `#`
+//! DShield's block list: first address, last address, prefix, and more, separated by tabs; `#`
 //! starts comments.
 
 use std::net::Ipv4Addr;
@@ -33,7 +33,7 @@ impl FeedFormat for Dshield {
                 reading.comment(line);
                 continue;
             }
-            // The heads of the columns.
+            // The column heads.
             if line.is_empty() || line.starts_with("Start") {
                 continue;
             }
@@ -49,7 +49,7 @@ impl FeedFormat for Dshield {
     }
 }
 
-/// The network of a line whose three first columns agree.
+/// The network of a line, if its first three columns agree.
 fn network(line: &str) -> Option<String> {
     let mut columns = line.split_ascii_whitespace();
     let first: Ipv4Addr = columns.next()?.parse().ok()?;
@@ -67,7 +67,8 @@ mod tests {
 
     #[test]
     fn columns_must_agree() {
-        let text = "# DShield\nStart\tEnd\tNetmask\n192.0.2.0\t192.0.2.255\t24\t5000\tNAME\tZZ\tmail\n\
+        let text = "# DShield\nStart\tEnd\tNetmask\n\
+                    192.0.2.0\t192.0.2.255\t24\t5000\tNAME\tZZ\tmail\n\
                     198.51.100.0\t198.51.100.255\t24\n203.0.113.0\t203.0.113.127\t24\n";
         let parsed = read(FeedFormat::Dshield, text.as_bytes()).unwrap();
         assert_eq!(networks(&parsed), ["192.0.2.0/24", "198.51.100.0/24"]);

@@ -3,30 +3,30 @@
 use std::borrow::Cow;
 use std::io::{BufRead, ErrorKind};
 
-/// A line that is longer is handed out in parts, which end where a word does.
+/// Longer lines are returned in parts, split between words.
 const LONGEST: usize = 4_096;
 
-/// A line, or a part of one, without its end.
+/// A line, or a part of one, without its terminator.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line<'a> {
-    /// All that it says. What is not UTF-8 is replaced, and so becomes part of no address.
+    /// A whole line. Invalid UTF-8 is replaced, and so never part of an address.
     Whole(Cow<'a, str>),
-    /// A part of what it says; more of the same line follows or came before.
+    /// A part of a line; other parts precede or follow.
     Part(Cow<'a, str>),
-    /// A word that is longer than anybody would write. The rest of the line is skipped.
+    /// An overlong word. The rest of the line is skipped.
     TooLong,
 }
 
-/// Reads lines that end with LF, CRLF, CR, or the list.
+/// An iterator over lines that end with LF, CRLF, CR, or the end of the list.
 pub(in crate::feeds) struct Lines<'r> {
     reader: &'r mut dyn BufRead,
     buffer: Vec<u8>,
-    /// How much of the buffer was handed out.
+    /// Bytes of the buffer already returned.
     given: usize,
     number: u64,
-    /// What comes next belongs to the line that was handed out last.
+    /// Whether the next part belongs to the last returned line.
     continues: bool,
-    /// A line ended with CR, and LF may follow.
+    /// Whether the last line ended with CR, so that LF may follow.
     after_cr: bool,
 }
 
@@ -35,7 +35,7 @@ impl<'r> Lines<'r> {
         Self { reader, buffer: Vec::new(), given: 0, number: 0, continues: false, after_cr: false }
     }
 
-    /// The next line, or the next part of one, and its number, from 1.
+    /// The next line, or part of one, with its line number, from 1.
     pub(super) fn next(&mut self) -> Result<Option<(u64, Line<'_>)>, String> {
         self.buffer.drain(..self.given);
         self.given = 0;

@@ -1,12 +1,12 @@
-//! Addresses, networks and ranges in lines: one a line, with a name or a comment behind it, or
-//! many, between blanks or commas. `#` and `;` start comments.
+//! Addresses, networks and ranges: one per line, with an optional name or comment, or many,
+//! separated by blanks or commas. `#` and `;` start comments.
 
 use super::word::Range;
 use super::{FeedFormat, Line, Lines, Reading, Word};
 
 pub(super) struct List;
 
-/// A row of at least so many words is a list in itself: one that is no entry says nothing about the
+/// A line of at least this many words is a list by itself: an invalid word says nothing about the
 /// others.
 const ROW: usize = 8;
 
@@ -54,7 +54,7 @@ impl FeedFormat for List {
     }
 }
 
-/// Takes the entries of a row. Whether it is one entry with something behind it.
+/// Takes the entries of a row. Returns whether it is one entry followed by a name.
 fn take_row(reading: &mut Reading, row: &str, number: u64, is_part: bool) -> Result<bool, String> {
     let words = words(row);
     let count = words.iter().filter(|word| word.is_entry()).count();
@@ -83,7 +83,7 @@ fn take_row(reading: &mut Reading, row: &str, number: u64, is_part: bool) -> Res
     Ok(false)
 }
 
-/// The words of a row. The ends of a range may have blanks around the dash.
+/// The words of a row. A range may have blanks around its dash.
 fn words(row: &str) -> Vec<Word> {
     let mut words = Vec::new();
     let is_between = |c: char| c.is_ascii_whitespace() || c == ',';
@@ -103,7 +103,7 @@ fn words(row: &str) -> Vec<Word> {
     words
 }
 
-/// Tells by its first line what is no list at all.
+/// Recognises by the first line what is no list at all.
 pub(super) fn refuse_other_formats(first: &str) -> Result<(), String> {
     match first.as_bytes() {
         [b'<', ..] => Err("it is HTML or XML, not a list".to_owned()),
@@ -114,7 +114,7 @@ pub(super) fn refuse_other_formats(first: &str) -> Result<(), String> {
     }
 }
 
-/// `[2001:db8::1]`, which is no JSON.
+/// `[2001:db8::1]` is no JSON.
 fn is_bracketed_address(rest: &[u8]) -> bool {
     rest.iter()
         .take_while(|byte| **byte != b']')
@@ -161,7 +161,7 @@ mod tests {
             ("192.000.002.000 - 192.000.002.003 , 000 , a name", &["192.0.2.0/30"]),
             ("Some, Inc: 192.0.2.0-192.0.2.3", &["192.0.2.0/30"]),
             ("\"192.0.2.1\",\"2026-01-01\"", &["192.0.2.1"]),
-            // Columns that are not known.
+            // Unknown columns.
             ("192.0.2.0 192.0.2.255 24", &[]),
             ("192.0.2.1 and 192.0.2.2", &[]),
             ("host 192.0.2.1", &[]),
@@ -192,10 +192,10 @@ mod tests {
             assert_eq!(parsed.networks.len(), 799, "{between:?}");
             assert_eq!(parsed.tally.count(reason::MALFORMED), 1);
         }
-        // A comment goes on to the end of its line, however long.
+        // A comment extends to the end of its line, whatever its length.
         let comment = format!("# {}\n192.0.2.1", addresses.join(" "));
         assert_eq!(networks(&read(FeedFormat::List, comment.as_bytes()).unwrap()), ["192.0.2.1"]);
-        // And so does what stands behind an entry.
+        // So does the name behind an entry.
         let name = format!("192.0.2.2 {}\n192.0.2.1", "name ".repeat(2_000));
         assert_eq!(
             networks(&read(FeedFormat::List, name.as_bytes()).unwrap()),

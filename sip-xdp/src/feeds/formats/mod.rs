@@ -1,7 +1,6 @@
-//! The formats of feeds. Each is one file that holds its name, its words, how it is told from the
-//! others, its parser and its tests; [`FORMATS`] lists them, a line each. Lists are read line by
-//! line in bounded memory, and believed word by word: what is not an address, a network or a range
-//! as a whole is skipped, counted, and never repaired.
+//! Feed formats. Each is one file with name, description, detection, parser and tests; [`FORMATS`]
+//! has one line for each. Lists are parsed line by line in bounded memory. Words are strict:
+//! whatever is not entirely an address, network or range is skipped and counted, never repaired.
 
 mod apiban;
 mod counts;
@@ -27,8 +26,8 @@ use crate::net::network::Network;
 use lines::{Line, Lines};
 use word::Word;
 
-/// All formats. Where a feed's `format` is left out, the first one that knows its list reads it,
-/// and `list` if none does.
+/// All formats. Without a configured `format` the first that detects its list is used, and `list`
+/// if none does.
 pub(super) static FORMATS: [&dyn FeedFormat; 6] = [
     &spamhaus::Spamhaus,
     &dshield::Dshield,
@@ -38,57 +37,58 @@ pub(super) static FORMATS: [&dyn FeedFormat; 6] = [
     &list::List,
 ];
 
-/// How a feed's server is asked and its answer is read.
+/// A feed format: how the server is queried, and its response parsed.
 pub(super) trait FeedFormat: Sync {
-    /// Its name in the configuration, in `feed list` and in the log.
+    /// Name in the configuration, in `feed list` and in the log.
     fn name(&self) -> &'static str;
 
-    /// What it looks like, for the documentation and the log.
+    /// Description, for the documentation and the log.
     fn words(&self) -> &'static str;
 
-    /// Whether a list that begins like this is of this format.
+    /// Whether a list with this start has this format.
     fn detects(&self, _start: &Start) -> bool {
         false
     }
 
-    /// Reads the lines of a list.
+    /// Parses the lines of a list.
     ///
     /// # Errors
-    /// If it is no list of this format as a whole.
+    ///
+    /// If it as a whole is no list of this format.
     fn read(&self, _lines: &mut Lines<'_>, _reading: &mut Reading) -> Result<(), String> {
         Err(format!("{} is a protocol, not a list", self.name()))
     }
 
-    /// Asks the server: for a whole list, unless the format is a protocol that says otherwise.
-    /// `None` if what is in force is what the server has.
+    /// Fetches the list: as one document, unless the format is a protocol. `None` if the current
+    /// list is up to date.
     fn ask(&self, asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
         whole_list(Some(self.name()), asking)
     }
 
-    /// Whether it is an API that is asked in its own way, rather than a list that is fetched.
+    /// Whether it is an API with its own protocol, rather than a document.
     fn is_protocol(&self) -> bool {
         false
     }
 
-    /// Whether an answer is the whole list. Where it is not, its length says nothing about what the
-    /// server has.
+    /// Whether a response is the complete list. Otherwise its length says nothing about the
+    /// server's list.
     fn is_whole(&self) -> bool {
         true
     }
 }
 
-/// What a question to a feed's server needs.
+/// The context of a fetch.
 pub(super) struct Asking<'a> {
     pub(super) config: &'a FeedConfig,
     pub(super) fetcher: &'a Fetcher,
     pub(super) last: &'a Last,
-    /// By what the server may know that we have its list already.
+    /// Cache validators of the current list.
     pub(super) known: Validators,
-    /// Everything is wanted again, not only what is new.
+    /// Whether everything is wanted, not only changes.
     pub(super) from_the_start: bool,
 }
 
-/// The format of a name; none for one that is to be detected.
+/// The configured format; `None` if it is to be detected.
 pub(super) fn of(format: config::FeedFormat) -> Option<&'static dyn FeedFormat> {
     by_name(format.name())
 }
@@ -97,12 +97,12 @@ fn by_name(name: &str) -> Option<&'static dyn FeedFormat> {
     FORMATS.iter().find(|format| format.name() == name).copied()
 }
 
-/// What a format looks like, in words.
+/// Description of a format.
 pub(super) fn words(name: &str) -> &'static str {
     by_name(name).map_or("", FeedFormat::words)
 }
 
-/// Asks the server of a feed.
+/// Queries the server of a feed.
 pub(super) fn ask(asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
     match of(asking.config.format) {
         Some(format) => format.ask(asking),
@@ -110,7 +110,7 @@ pub(super) fn ask(asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Tr
     }
 }
 
-/// Fetches a list, and reads it by the format of a name, or by the one that knows it.
+/// Fetches a list, and parses it in the configured or detected format.
 fn whole_list(
     format: Option<&'static str>,
     asking: &Asking<'_>,
@@ -124,35 +124,35 @@ fn whole_list(
     }
 }
 
-/// What was read, and what was left out.
+/// The result of parsing, with what was left out.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Parsed {
-    /// The networks, in the order of the list.
+    /// Networks, in the order of the list.
     pub networks: Vec<Network>,
     /// What was left out.
     pub tally: Tally,
-    /// How many lines are comments. A list that has some and nothing else says that it is empty.
+    /// Number of comment lines. A list of comments only is a valid empty list.
     pub comments: u64,
-    /// The name of the format that it was read by.
+    /// Name of its format.
     pub format: &'static str,
 }
 
-/// What was left out of a list and why, and what was put right.
+/// What was left out of a list and why, and what was corrected.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Tally {
-    /// How many entries were skipped, by reason.
+    /// Number of skipped entries by reason.
     pub skipped: BTreeMap<&'static str, u64>,
-    /// How many had bits set behind their prefix; the network was taken.
+    /// Entries with host bits; their network was taken.
     pub host_bits: u64,
-    /// How many were split, because something that must stay reachable lies inside.
+    /// Entries split because they contain protected addresses.
     pub split: u64,
-    /// How many networks more there are for that.
+    /// Additional networks due to splits.
     pub pieces: u64,
-    /// The first line that was no entry.
+    /// The first malformed line.
     pub first_malformed: Option<u64>,
 }
 
-/// The reasons to skip an entry.
+/// Reasons for skipped entries.
 pub(super) mod reason {
     pub(in crate::feeds) const MALFORMED: &str = "malformed";
     pub(in crate::feeds) const DUPLICATE: &str = "duplicate";
@@ -164,17 +164,17 @@ pub(super) mod reason {
 }
 
 impl Tally {
-    /// Counts one that is skipped.
+    /// Counts a skipped entry.
     pub fn skip(&mut self, reason: &'static str) {
         *self.skipped.entry(reason).or_default() += 1;
     }
 
-    /// How many were skipped for a reason.
+    /// Number of entries skipped for a reason.
     pub fn count(&self, reason: &str) -> u64 {
         self.skipped.get(reason).copied().unwrap_or_default()
     }
 
-    /// The guards that fired, and how often.
+    /// Guards that took effect, with counts.
     pub fn guards(&self) -> Vec<(&'static str, u64)> {
         let skipped = [reason::TOO_BROAD, reason::SPECIAL, reason::PROTECTED]
             .map(|name| (name, self.count(name)));
@@ -200,17 +200,16 @@ impl Tally {
     }
 }
 
-/// What a list is read within.
+/// Limits of parsing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// More entries are an error.
+    /// Maximum number of entries.
     pub(super) entries: usize,
-    /// More bytes, unpacked, are an error.
+    /// Maximum size in bytes, decompressed.
     pub(super) bytes: u64,
-    /// Entries that fewer sources have reported are left out, where a list says how many have.
+    /// Minimum number of reports per entry, in formats that have it.
     pub(super) min_count: u32,
-    /// The shortest prefixes that may be listed: a range that is larger than such a network is left
-    /// out as a whole.
+    /// Shortest prefixes: larger ranges are left out as a whole.
     pub(super) min_prefix: u8,
     pub(super) min_prefix6: u8,
 }
@@ -228,32 +227,32 @@ impl Limits {
     }
 }
 
-/// How a list begins: its first lines that are neither empty nor comments.
+/// The start of a list: its first lines that are neither empty nor comments.
 pub(super) struct Start {
     lines: Vec<String>,
 }
 
 impl Start {
-    /// How many lines are looked at.
+    /// Maximum number of lines.
     const LINES: usize = 200;
 
     fn of(head: &[u8]) -> Self {
         let text = String::from_utf8_lossy(head);
-        // The last one may be cut off.
+        // The last line may be truncated.
         let whole = text.rfind(['\n', '\r']).map_or(&text[..], |end| &text[..end]);
         let lines = whole.split(['\n', '\r']).map(str::trim_ascii);
         let lines = lines.filter(|line| !line.is_empty() && !line.starts_with(['#', ';']));
         Self { lines: lines.take(Self::LINES).map(str::to_owned).collect() }
     }
 
-    /// Whether nearly all of its lines (three of four) are like this, and there is one.
+    /// Whether at least three of four of its lines match, and there is one.
     fn is_mostly(&self, like: impl Fn(&str) -> bool) -> bool {
         let count = self.lines.iter().filter(|line| like(line)).count();
         count > 0 && count * 4 >= self.lines.len() * 3
     }
 }
 
-/// Reads a list by a format, or by the one that knows it.
+/// Parses a list in the given or the detected format.
 pub(super) fn parse(
     format: Option<&'static dyn FeedFormat>,
     reader: Box<dyn Read + Send + '_>,
@@ -279,19 +278,18 @@ pub(super) fn parse(
     reading.finish()
 }
 
-/// A list that is being read.
+/// A list during parsing.
 pub(super) struct Reading {
     parsed: Parsed,
     limits: Limits,
-    /// The beginning of what was neither an entry nor empty, to tell what it is instead.
+    /// The start of malformed text, to recognise error pages.
     prose: String,
 }
 
-/// How much of a text that is no list is kept, to tell what it says.
+/// Maximum length of that text, in bytes.
 const PROSE: usize = 512;
 
-/// How long a server is left alone that says that it was asked too often, but not how long it wants
-/// to be.
+/// Pause after a rate-limit response without `Retry-After`.
 const RATE_PAUSE: Duration = Duration::from_secs(3_600);
 
 impl Reading {
@@ -337,7 +335,7 @@ impl Reading {
         let lines = malformed + parsed.networks.len() as u64;
         let is_prose = malformed > parsed.networks.len() as u64;
         if (is_prose || parsed.networks.is_empty())
-            && let Some(failure) = what_it_says(&self.prose)
+            && let Some(failure) = error_page(&self.prose)
         {
             return Err(failure);
         }
@@ -354,9 +352,9 @@ impl Reading {
     }
 }
 
-/// What a text says that came in place of a list, for what servers are known to say. It is never
-/// quoted: a key that was part of the question may be in it.
-fn what_it_says(prose: &str) -> Option<Failure> {
+/// The meaning of a text in place of a list, for known messages of servers. It is never quoted,
+/// since it may contain the key of the request.
+fn error_page(prose: &str) -> Option<Failure> {
     const RATE: [&str; 8] = [
         "rate limit",
         "rate-limit",
@@ -401,7 +399,7 @@ fn what_it_says(prose: &str) -> Option<Failure> {
     Some(Failure::from(reason.to_owned()))
 }
 
-/// Takes a word, without a limit on how many.
+/// Takes a word, without the limit on the number of entries.
 fn take_word(parsed: &mut Parsed, word: Word, limits: &Limits) {
     match word {
         Word::Network { network, host_bits } => {

@@ -1,5 +1,5 @@
-//! Spamhaus DROP: a JSON object a line, the last of which says how many there were; or the old
-//! text, `NETWORK ; SBL...`.
+//! Spamhaus DROP: one JSON object per line, the last with the number of entries; or the older text,
+//! `NETWORK ; SBL...`.
 
 use serde::Deserialize;
 
@@ -85,8 +85,9 @@ mod tests {
 
     #[test]
     fn both_shapes() {
-        let json = "{\"cidr\":\"192.0.2.0/24\",\"sblid\":\"SBL1\",\"rir\":\"ripe\"}\n{\"cidr\":\"2001:db8::/32\"}\n\
-                    {\"cidr\":\"198.51.100.0/24\"}\n{\"type\":\"metadata\",\"timestamp\":1,\"records\":3}\n";
+        let json = "{\"cidr\":\"192.0.2.0/24\",\"sblid\":\"SBL1\",\"rir\":\"ripe\"}\n\
+                    {\"cidr\":\"2001:db8::/32\"}\n{\"cidr\":\"198.51.100.0/24\"}\n\
+                    {\"type\":\"metadata\",\"timestamp\":1,\"records\":3}\n";
         for format in [FeedFormat::Spamhaus, FeedFormat::Auto] {
             let parsed = read(format, json.as_bytes()).unwrap();
             assert_eq!(networks(&parsed), ["192.0.2.0/24", "2001:db8::/32", "198.51.100.0/24"]);

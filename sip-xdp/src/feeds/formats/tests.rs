@@ -1,4 +1,4 @@
-//! What all formats have in common: detection, what is no list, and that no bytes upset them.
+//! Tests of all formats: detection, non-lists, and arbitrary bytes.
 
 use std::io::Read;
 
@@ -44,7 +44,7 @@ fn the_manual_has_a_row_for_each_format() {
 }
 
 #[test]
-fn what_is_no_entry_is_skipped_with_its_line() {
+fn malformed_entries_are_skipped_with_their_line() {
     let mut text =
         b"192.0.2.1\n192.0.2.2\n192.0.2.3\n192.0.2.4\n192.0.2.5\n192.0.2.6\n192.0.2.7\n".to_vec();
     text.extend_from_slice(
@@ -59,12 +59,12 @@ fn what_is_no_entry_is_skipped_with_its_line() {
         (parsed.tally.count(reason::TOO_BROAD), parsed.tally.count(reason::SPECIAL)),
         (1, 1)
     );
-    // 0.0.0.0/0 is left to the guards, which know how broad a network may be.
+    // 0.0.0.0/0 is left to the guards, which limit prefix lengths.
     assert_eq!(parsed.networks.len(), 8);
 }
 
 #[test]
-fn what_is_another_format_is_refused() {
+fn other_formats_are_refused() {
     for format in LISTS {
         for text in [
             "<!DOCTYPE html>\n<html>",
@@ -87,7 +87,7 @@ fn what_is_another_format_is_refused() {
 }
 
 #[test]
-fn what_servers_say_in_place_of_a_list_is_named_and_never_quoted() {
+fn error_pages_are_named_and_never_quoted() {
     for (text, expected) in [
         (
             "You have exceeded the number of allowed requests. Please try again later.\n",
@@ -104,12 +104,12 @@ fn what_servers_say_in_place_of_a_list_is_named_and_never_quoted() {
         );
         assert_eq!(failure.retry_after.is_some(), expected.contains("rate"));
     }
-    // In a list that is one, a comment may say so.
+    // In a valid list a comment may mention rate limits.
     let parsed = read(Name::Auto, b"# do not ask too often: rate limit 1/h\n192.0.2.1\n").unwrap();
     assert_eq!((parsed.networks.len(), parsed.format), (1, "list"));
 }
 
-/// Hands out a few bytes at a time, as a slow network does.
+/// A reader that returns a few bytes at a time, like a slow network.
 struct Dripping<'a>(&'a [u8], usize);
 
 impl Read for Dripping<'_> {
@@ -127,20 +127,30 @@ fn formats() -> impl Strategy<Value = Name> {
 
 proptest! {
     #[test]
-    fn no_bytes_upset_a_parser(bytes in prop::collection::vec(any::<u8>(), 0..600), format in formats()) {
+    fn no_bytes_upset_a_parser(
+        bytes in prop::collection::vec(any::<u8>(), 0..600),
+        format in formats(),
+    ) {
         let _ = read(format, &bytes);
     }
 
     #[test]
-    fn no_text_upsets_a_parser(text in "[0-9a-f.:/#; \t\r\n\"{}\\[\\],-]{0,300}", format in formats(), drip in 1_usize..9) {
+    fn no_text_upsets_a_parser(
+        text in "[0-9a-f.:/#; \t\r\n\"{}\\[\\],-]{0,300}",
+        format in formats(),
+        drip in 1_usize..9,
+    ) {
         let at_once = read(format, text.as_bytes());
         let dripping = parse(of(format), Box::new(Dripping(text.as_bytes(), drip)), &limits());
-        prop_assert_eq!(at_once, dripping.map_err(|failure| failure.reason), "it matters not how \
-            the bytes arrive");
+        let dripping = dripping.map_err(|failure| failure.reason);
+        prop_assert_eq!(at_once, dripping, "the sizes of reads matter");
     }
 
     #[test]
-    fn long_lines_are_read_alike(words in prop::collection::vec("[0-9.,#; ]{0,40}", 0..300), drip in 1_usize..5_000) {
+    fn long_lines_are_read_alike(
+        words in prop::collection::vec("[0-9.,#; ]{0,40}", 0..300),
+        drip in 1_usize..5_000,
+    ) {
         let text = words.join(" ");
         let at_once = read(Name::List, text.as_bytes());
         let dripping = parse(of(Name::List), Box::new(Dripping(text.as_bytes(), drip)), &limits());
@@ -148,12 +158,18 @@ proptest! {
     }
 
     #[test]
-    fn every_network_is_read_as_it_is_written(v4 in any::<u32>(), v6 in any::<u128>(), p in 0_u8..=32, q in 0_u8..=128) {
+    fn every_network_is_read_as_it_is_written(
+        v4 in any::<u32>(),
+        v6 in any::<u128>(),
+        p in 0_u8..=32,
+        q in 0_u8..=128,
+    ) {
         let v4 = ipnet::Ipv4Net::new(v4.into(), p).unwrap();
         let v6 = ipnet::Ipv6Net::new((v6 | 1 << 126).into(), q.max(2)).unwrap();
         let text = format!("{v4}\r\n{v6} # both\n");
         let parsed = read(Name::List, text.as_bytes()).unwrap();
-        prop_assert_eq!(parsed.networks, vec![Network::from(IpNet::from(v4)), Network::from(IpNet::from(v6))]);
+        let expected = vec![Network::from(IpNet::from(v4)), Network::from(IpNet::from(v6))];
+        prop_assert_eq!(parsed.networks, expected);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a word of a list means.
+//! Parsing of one word of a list.
 
 use std::net::IpAddr;
 
@@ -7,23 +7,23 @@ use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use super::{Limits, reason};
 use crate::net::network::Network;
 
-/// What a word means.
+/// The meaning of a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Word {
-    /// A network, perhaps with bits set behind its prefix.
+    /// A network, possibly with host bits.
     Network { network: Network, host_bits: bool },
-    /// All addresses from one to another.
+    /// An address range.
     Range(Range),
-    /// An IPv6 network that covers the range where IPv4 is mapped to.
+    /// An IPv6 network that covers the IPv4-mapped range.
     Everybody,
-    /// IPv4 written as IPv6.
+    /// An IPv4-mapped IPv6 address.
     Mapped,
-    /// None of these.
+    /// Anything else.
     Malformed,
 }
 
 impl Word {
-    /// Reads an address, a network, or a range `a-b`.
+    /// Parses an address, a network, or a range `a-b`.
     pub(super) fn read(text: &str) -> Self {
         let net = match address(text) {
             Some(address) => IpNet::from(address),
@@ -43,15 +43,14 @@ impl Word {
         Self::Network { network, host_bits: net.trunc() != net }
     }
 
-    /// Whether it means anything.
+    /// Whether it is an entry.
     pub(super) fn is_entry(&self) -> bool {
         *self != Self::Malformed
     }
 }
 
-/// An address. A leading zero makes a number octal for some programs and not for others, so that
-/// such an address is taken for none, unless all four numbers are written with three digits, as in
-/// lists of fixed columns.
+/// Parses an address. Leading zeros mean octal to some programs only, so that such an address is
+/// invalid, unless all four numbers have three digits, as in fixed-width lists.
 fn address(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(|| unpadded(text)?.parse().ok())
 }
@@ -62,7 +61,7 @@ fn network(text: &str) -> Option<IpNet> {
     IpNet::new(address(first)?, prefix.parse().ok().filter(|_| is_number)?).ok()
 }
 
-/// An IPv4 address of four numbers with three digits each, as others are written.
+/// An IPv4 address of four three-digit numbers, in normal form.
 fn unpadded(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let is_padded = bytes.len() == 15
@@ -75,7 +74,7 @@ fn unpadded(text: &str) -> Option<String> {
     Some(numbers.iter().map(u8::to_string).collect::<Vec<_>>().join("."))
 }
 
-/// All addresses from one to another, both among them.
+/// An address range, ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
     first: IpAddr,
@@ -83,14 +82,14 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// Reads its ends.
+    /// Parses its ends.
     pub(super) fn read(first: &str, last: &str) -> Option<Self> {
         let (first, last) = (address(first)?, address(last)?);
         (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
     }
 
-    /// The fewest networks that are the same; or why it is left out as a whole: a part of it would
-    /// be left out, and the edges be kept.
+    /// The minimal set of networks that covers it; or why it is left out as a whole, rather than in
+    /// part.
     pub(super) fn networks(&self, limits: &Limits) -> Result<Vec<Network>, &'static str> {
         let nets: Vec<IpNet> = match (self.first, self.last) {
             (IpAddr::V4(first), IpAddr::V4(last)) => {
@@ -194,10 +193,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_range_covers_what_it_says(first in any::<u32>(), length in 0_u32..70_000, probe in any::<u32>()) {
+        fn a_range_covers_exactly_its_addresses(
+            first in any::<u32>(),
+            length in 0_u32..70_000,
+            probe in any::<u32>(),
+        ) {
             let last = first.saturating_add(length);
             let [from, to] = [first, last].map(std::net::Ipv4Addr::from);
-            let Word::Range(range) = Word::read(&format!("{from}-{to}")) else { panic!("no range") };
+            let Word::Range(range) = Word::read(&format!("{from}-{to}")) else {
+                panic!("no range")
+            };
             let networks = range.networks(&limits()).unwrap();
             for probe in [probe, first, last, first.wrapping_sub(1), last.wrapping_add(1)] {
                 let host = Network::host(std::net::Ipv4Addr::from(probe).into());

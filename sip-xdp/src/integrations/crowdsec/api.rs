@@ -1,5 +1,5 @@
-//! The local API of CrowdSec, as far as a machine uses it that tells bans: log in, send alerts,
-//! delete decisions.
+//! Client of CrowdSec's local API, as a machine that publishes bans: login, alerts, deletion of
+//! decisions.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -18,24 +18,24 @@ use crate::dataplane::counters;
 use crate::feeds::fetch;
 use crate::net::network::Network;
 
-/// What a request may take altogether.
+/// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest answer that is read, in bytes.
+/// Maximum length of a response, in bytes.
 const LONGEST_ANSWER: u64 = 4 << 20;
 
-/// The longest password that is one, in bytes.
+/// Maximum length of a password, in bytes.
 const LONGEST_PASSWORD: u64 = 4_096;
 
-/// A token is renewed so long before it ends.
+/// Time before its expiry at which a token is renewed.
 const EARLY: Duration = Duration::from_secs(60);
 
-/// Why something was not done.
+/// Why a request failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// It may work later.
+    /// Temporary: worth a retry.
     Later(String),
-    /// It would be refused again.
+    /// Permanent: a retry would be refused as well.
     Refused(String),
 }
 
@@ -45,7 +45,7 @@ impl From<String> for Trouble {
     }
 }
 
-/// One machine's way to one local API.
+/// One machine's session at one local API.
 pub(super) struct Client {
     agent: Agent,
     base: String,
@@ -81,7 +81,7 @@ impl Client {
         let agent = Agent::config_builder()
             .timeout_global(Some(TIMEOUT))
             .http_status_as_error(false)
-            // A password is for one server.
+            // The password must not follow redirects to another server.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("sip-xdp/", env!("CARGO_PKG_VERSION")))
@@ -99,7 +99,7 @@ impl Client {
         }
     }
 
-    /// Tells bans.
+    /// Publishes bans.
     pub(super) fn publish(&mut self, bans: &[Ban]) -> Result<(), Trouble> {
         let now = counters::now();
         let alerts: Vec<_> =
@@ -110,8 +110,7 @@ impl Client {
         self.ask("POST", "/v1/alerts", Some(&Value::Array(alerts))).map(drop)
     }
 
-    /// Takes back what this machine has told about exactly this network. Returns how many decisions
-    /// that were.
+    /// Deletes this machine's decisions about exactly this network. Returns their number.
     pub(super) fn withdraw(&mut self, network: &Network) -> Result<u64, Trouble> {
         let (_, value) = scope(network);
         let path = format!("/v1/alerts?value={value}&has_active_decision=true&limit=0");
@@ -120,13 +119,13 @@ impl Client {
             .map_err(|_| "the answer is not CrowdSec's JSON".to_owned())?;
         let decisions =
             alerts.into_iter().flatten().flat_map(|alert| alert.decisions.unwrap_or_default());
-        // Others may have decided about it too, and what has ended need not be deleted.
+        // Others may have decided about it as well, and expired decisions need no deletion.
         let ours = decisions
             .filter(|it| it.scenario.starts_with(&self.own) && !it.duration.starts_with('-'));
         let ids: Vec<_> = ours.map(|decision| decision.id).collect();
         for id in &ids {
             match self.ask("DELETE", &format!("/v1/decisions/{id}"), None) {
-                // Somebody else was faster.
+                // Deleted by somebody else meanwhile.
                 Ok(_) | Err(Trouble::Refused(_)) => {}
                 Err(later) => return Err(later),
             }
@@ -134,7 +133,7 @@ impl Client {
         Ok(ids.len() as u64)
     }
 
-    /// Asks with a token, a new one if the server does not want the old one any more.
+    /// Sends an authenticated request, with a new token if the server rejects the old one.
     fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Trouble> {
         let is_fresh =
             self.token.as_ref().is_some_and(|token| token.expire > counters::now() + EARLY);
@@ -150,13 +149,13 @@ impl Client {
             200..300 => Ok(answer),
             400 | 404 | 413 | 422 => Err(Trouble::Refused(format!(
                 "HTTP {status}: it refuses what we tell{}",
-                said(&answer)
+                server_error(&answer)
             ))),
             401 | 403 => {
                 self.token = None;
                 Err(Trouble::Later(format!("HTTP {status}: access is refused")))
             }
-            _ => Err(Trouble::Later(format!("HTTP {status}{}", said(&answer)))),
+            _ => Err(Trouble::Later(format!("HTTP {status}{}", server_error(&answer)))),
         }
     }
 
@@ -178,7 +177,7 @@ impl Client {
             _ => {
                 return Err(Trouble::Later(format!(
                     "HTTP {status} when logging in{}",
-                    said(&answer)
+                    server_error(&answer)
                 )));
             }
         }
@@ -204,7 +203,7 @@ impl Client {
             request.body(text).map_err(|_| "the url names no valid address".to_owned())?;
         let answer = self.agent.run(request).map_err(|error| match error {
             Error::Timeout(_) => format!("no whole answer within {} s", TIMEOUT.as_secs()),
-            error => fetch::say(&error),
+            error => fetch::error_text(&error),
         })?;
         let status = answer.status().as_u16();
         let mut text = String::new();
@@ -221,7 +220,7 @@ impl Client {
         let mut text = String::new();
         let file = File::open(&self.password_file)
             .map_err(|error| format!("{path} cannot be read: {error}"))?;
-        // What is wrong with it is not said in the library's words, which might quote it.
+        // The library's own error might quote the file's contents.
         file.take(LONGEST_PASSWORD)
             .read_to_string(&mut text)
             .map_err(|_| format!("{path} is no text"))?;
@@ -235,8 +234,8 @@ impl Client {
     }
 }
 
-/// What the server says of an error, at the end of ours.
-fn said(answer: &str) -> String {
+/// The server's error message, appended to ours.
+fn server_error(answer: &str) -> String {
     let message = serde_json::from_str::<Value>(answer)
         .ok()
         .and_then(|answer| Some(answer["message"].as_str()?.to_owned()));
@@ -245,7 +244,7 @@ fn said(answer: &str) -> String {
     message.map_or_else(String::new, |message| format!(" ({})", short(message)))
 }
 
-/// How CrowdSec names a network: an address, or a range.
+/// CrowdSec's scope and value of a network: address or range.
 fn scope(network: &Network) -> (&'static str, String) {
     (if network.is_host() { "Ip" } else { "Range" }, network.to_string())
 }
@@ -268,7 +267,7 @@ fn alert(ban: &Ban, own: &str, origin: &str, now: Timestamp) -> Option<Value> {
         "simulated": false,
         "source": source,
         "start_at": ban.since,
-        // The decision's duration counts from here.
+        // The decision's duration starts here.
         "stop_at": now,
         "decisions": [{
             "origin": origin,
@@ -305,8 +304,8 @@ mod tests {
             json!({ "scope": "Ip", "value": "192.0.2.7", "ip": "192.0.2.7" })
         );
         let expected = json!({
-            "origin": "crowdsec", "type": "ban", "scope": "Ip", "value": "192.0.2.7", "duration": "540s",
-            "scenario": "sip-xdp/gw1/rejected",
+            "origin": "crowdsec", "type": "ban", "scope": "Ip", "value": "192.0.2.7",
+            "duration": "540s", "scenario": "sip-xdp/gw1/rejected",
         });
         assert_eq!(host["decisions"], json!([expected]));
         assert_eq!(host["stop_at"], "2026-01-02T03:05:05Z");
@@ -318,10 +317,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_is_short() {
-        assert_eq!(said("{\"message\":\"no\\nthanks\"}"), " (nothanks)");
-        assert!(said(&format!("{{\"message\":\"{}\"}}", "x".repeat(9_999))).len() < 200);
-        assert_eq!(said("<html>"), "");
+    fn server_errors_are_shortened() {
+        assert_eq!(server_error("{\"message\":\"no\\nthanks\"}"), " (nothanks)");
+        assert!(server_error(&format!("{{\"message\":\"{}\"}}", "x".repeat(9_999))).len() < 200);
+        assert_eq!(server_error("<html>"), "");
     }
 
     #[test]

@@ -1,8 +1,7 @@
-//! Publishing: our bans as decisions of a CrowdSec local API, and their end when somebody unbans
-//! before the time.
+//! Publication of bans as decisions of a CrowdSec local API, and their deletion on an early unban.
 //!
-//! Only what the detector bans itself, and what operators block if that is wanted. What feeds list,
-//! what other programs block, what a dry run decides, and bans of a single port stay here.
+//! Only bans by the detector, and entries of operators if configured. Not published: entries of
+//! feeds and other programs, dry runs, and bans of single ports.
 
 mod api;
 mod queue;
@@ -24,16 +23,16 @@ use crate::sys::privileges;
 use api::{Client, Trouble};
 use queue::{Next, Queue};
 
-/// How many events wait until the thread has time for them.
+/// Queue length in events.
 const WAITING: usize = 1_024;
 
-/// The pause after a first failure,
+/// Pause after the first failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// and the longest after many.
+/// Maximum pause after repeated failures.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// How publishing is.
+/// The state of publication.
 #[derive(Debug, Default)]
 struct Report {
     published: u64,
@@ -43,7 +42,7 @@ struct Report {
     error: Option<String>,
 }
 
-/// Publishes. Ends when dropped, after the request that is on its way.
+/// The publisher. Ends when dropped, after the current request.
 pub struct Publisher {
     config: CrowdsecConfig,
     report: Arc<Mutex<Report>>,
@@ -51,13 +50,13 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Begins to publish what happens from now on.
+    /// Starts publishing events from now on.
     pub fn start(config: CrowdsecConfig, hub: &Hub) -> Self {
         let (report, lost) = (Arc::<Mutex<Report>>::default(), Arc::<AtomicU64>::default());
         let worker = Worker {
             client: Client::new(&config),
             queue: Queue::default(),
-            said: None,
+            last_logged: None,
             failures: 0,
             not_before: Instant::now(),
             lost: Arc::clone(&lost),
@@ -69,12 +68,12 @@ impl Publisher {
         Self { config, report, _following: following }
     }
 
-    /// What it was started with.
+    /// Its configuration.
     pub fn config(&self) -> &CrowdsecConfig {
         &self.config
     }
 
-    /// How it is.
+    /// Its state, for `status`.
     pub fn status(&self) -> CrowdsecStatus {
         let report = lock(&self.report);
         CrowdsecStatus {
@@ -88,7 +87,7 @@ impl Publisher {
         }
     }
 
-    /// What an operator should know.
+    /// A warning for the operator.
     pub fn warning(&self) -> Option<String> {
         let report = lock(&self.report);
         let error = report.error.as_ref()?;
@@ -96,12 +95,12 @@ impl Publisher {
     }
 }
 
-/// Whether an event is about a ban that is published, or about the end of one.
+/// Whether an event is the start or end of a published ban.
 fn is_ours(event: &Event, unproven: bool, manual: bool) -> bool {
     let is_published = match &*event.event {
         "ban" => unproven || event.tier != Some(Tier::Unproven),
         "block" => manual && event.owner.as_deref() == Some("manual"),
-        // What ends at its time ends there at the same time.
+        // A ban that expires also expires there.
         "unban" => {
             event.kind.as_deref() == Some("command")
                 && matches!(event.owner.as_deref(), Some("auto" | "manual"))
@@ -114,8 +113,8 @@ fn is_ours(event: &Event, unproven: bool, manual: bool) -> bool {
 struct Worker {
     client: Client,
     queue: Queue,
-    /// What was logged last.
-    said: Option<String>,
+    /// Last logged message.
+    last_logged: Option<String>,
     failures: u32,
     not_before: Instant,
     lost: Arc<AtomicU64>,
@@ -141,11 +140,11 @@ impl Worker {
             if Instant::now() >= self.not_before {
                 self.work();
             }
-            self.tell();
+            self.update_report();
         }
     }
 
-    /// Does what can be done now, until nothing is left or something fails.
+    /// Processes the queue until it is empty or a request fails.
     fn work(&mut self) {
         while let Some(next) = self.queue.next(counters::now()) {
             let result = match &next {
@@ -161,7 +160,7 @@ impl Worker {
                     report.withdrawn += withdrawn;
                     Ok(())
                 }
-                // It would be refused again.
+                // A retry would be refused as well.
                 Err(Trouble::Refused(reason)) => {
                     self.queue.done(&next);
                     lock(&self.report).dropped += next.count();
@@ -175,23 +174,23 @@ impl Worker {
             };
             lock(&self.report).error = result.as_ref().err().cloned();
             let is_over = Instant::now() < self.not_before;
-            note("crowdsec", &mut self.said, result);
-            self.tell();
+            note("crowdsec", &mut self.last_logged, result);
+            self.update_report();
             if is_over {
                 return;
             }
         }
     }
 
-    /// Says what waits and what was lost.
-    fn tell(&mut self) {
+    /// Updates the numbers of waiting and dropped changes.
+    fn update_report(&mut self) {
         let mut report = lock(&self.report);
         report.waiting = self.queue.len();
         report.dropped += self.lost.swap(0, Ordering::Relaxed) + self.queue.take_dropped();
     }
 }
 
-/// How long to wait after so many failures in turn.
+/// The pause after this number of consecutive failures.
 fn pause_after(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
 }

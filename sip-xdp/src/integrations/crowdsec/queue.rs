@@ -1,4 +1,4 @@
-//! What is still to be told: bans, and ends of bans, in the order in which they happened.
+//! The queue of bans and unbans to publish, in order.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,32 +8,32 @@ use jiff::Timestamp;
 use crate::bans::event::Event;
 use crate::net::network::Network;
 
-/// How much may wait. Then the oldest goes: it matters least.
+/// Capacity; beyond it the oldest are dropped.
 const MOST: usize = 1_024;
 
-/// How many bans are told at once.
+/// Bans per request.
 const BATCH: usize = 50;
 
-/// What a ban for good is there, where every decision ends.
+/// The duration of permanent bans there, where every decision expires.
 const FOR_GOOD: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 /// A ban.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ban {
-    /// Who is banned.
+    /// The banned network.
     pub(super) network: Network,
     /// The kind of evidence.
     pub(super) kind: String,
-    /// In words.
+    /// Reason.
     pub(super) reason: String,
-    /// Since when.
+    /// Start.
     pub(super) since: Timestamp,
-    /// Until when; `None` for good.
+    /// End; `None` for permanent.
     pub(super) until: Option<Timestamp>,
 }
 
 impl Ban {
-    /// How long it still lasts: less than a second of it is nothing.
+    /// Time left; `None` below one second.
     pub(super) fn left(&self, now: Timestamp) -> Option<Duration> {
         let Some(until) = self.until else {
             return Some(FOR_GOOD);
@@ -50,7 +50,7 @@ enum Order {
 }
 
 impl Order {
-    /// Whether it has become pointless: the ban has ended.
+    /// Whether the change is pointless because the ban has ended.
     fn is_over(&self, now: Timestamp) -> bool {
         match self {
             Self::Publish(ban) => ban.left(now).is_none(),
@@ -59,17 +59,17 @@ impl Order {
     }
 }
 
-/// What is to be done next.
+/// The next request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Tell these bans.
+    /// Publish these bans.
     Publish(Vec<Ban>),
-    /// Take back what was told about a network.
+    /// Delete the decisions about a network.
     Withdraw(Network),
 }
 
 impl Next {
-    /// How many orders it is.
+    /// Number of queued changes that it covers.
     pub(super) fn count(&self) -> u64 {
         match self {
             Self::Publish(bans) => bans.len() as u64,
@@ -78,7 +78,7 @@ impl Next {
     }
 }
 
-/// What waits.
+/// The queue.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     orders: VecDeque<Order>,
@@ -86,12 +86,12 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Takes an event: a ban, or the end of one.
+    /// Queues the change of an event: a ban, or its end.
     pub(super) fn take(&mut self, event: &Event) {
         let Some(network) = event.address else {
             return;
         };
-        // Whatever waits about this network is outdated.
+        // Earlier changes of this network are superseded.
         self.orders.retain(|order| !matches!(order, Order::Publish(ban) if ban.network == network));
         self.orders.push_back(match &*event.event {
             "unban" => Order::Withdraw { network, until: event.expires },
@@ -113,7 +113,7 @@ impl Queue {
         }
     }
 
-    /// What is to be done first. What is over by now is forgotten.
+    /// The next request. Changes of ended bans are dropped.
     pub(super) fn next(&mut self, now: Timestamp) -> Option<Next> {
         self.orders.retain(|order| !order.is_over(now));
         if let Order::Withdraw { network, .. } = self.orders.front()? {
@@ -126,7 +126,7 @@ impl Queue {
         Some(Next::Publish(bans.collect()))
     }
 
-    /// It was done, or never will be.
+    /// Removes a request that has succeeded, or never will.
     pub(super) fn done(&mut self, next: &Next) {
         self.orders.drain(..self.orders.len().min(next.count() as usize));
     }
@@ -139,7 +139,7 @@ impl Queue {
         self.orders.len()
     }
 
-    /// How much had to go since this was last asked.
+    /// Number of dropped changes since the last call.
     pub(super) fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
     }
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outdated_or_over_is_forgotten() {
+    fn superseded_and_ended_changes_are_dropped() {
         let mut queue = Queue::default();
         queue.take(&event("ban", "192.0.2.1", Some("2026-01-02T03:03:00Z")));
         queue.take(&event("unban", "192.0.2.2", Some("2026-01-02T03:03:00Z")));

@@ -1,4 +1,4 @@
-//! The ways to tell somebody: a program that is started, and a server that is told over HTTP.
+//! Notification channels: a started program, and an HTTP server.
 
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
@@ -14,19 +14,19 @@ use super::message::Message;
 use crate::config::NotifyConfig;
 use crate::feeds::fetch;
 
-/// How often it is asked whether a program has ended.
-const LOOK: Duration = Duration::from_millis(20);
+/// Poll interval for the end of a program.
+const POLL: Duration = Duration::from_millis(20);
 
-/// A way to tell somebody.
+/// A notification channel.
 pub(super) enum Channel {
     /// A program and its arguments.
     Command(Vec<String>),
-    /// A server, and its address, which may be a secret.
+    /// An HTTP client and the URL, which may be secret.
     Webhook(Agent, String),
 }
 
 impl Channel {
-    /// Those that are configured.
+    /// The configured channels.
     pub(super) fn all(config: &NotifyConfig) -> Vec<Self> {
         let mut all = Vec::new();
         if !config.command.is_empty() {
@@ -55,7 +55,7 @@ impl Channel {
         }
     }
 
-    /// Tells it. The error says what went wrong, without anything secret.
+    /// Sends a message. The error contains nothing secret.
     pub(super) fn send(&self, message: &Message, timeout: Duration) -> Result<(), String> {
         match self {
             Self::Command(words) => run(words, message, timeout),
@@ -70,31 +70,31 @@ fn post(agent: &Agent, url: &str, message: &Message, timeout: Duration) -> Resul
         Ok(answer) if answer.status().is_success() => Ok(()),
         Ok(answer) => Err(format!("HTTP {}", answer.status().as_u16())),
         Err(Error::Timeout(_)) => Err(format!("no answer within {} s", timeout.as_secs())),
-        Err(error) => Err(fetch::say(&error)),
+        Err(error) => Err(fetch::error_text(&error)),
     }
 }
 
-/// Starts a program with a message on its standard input, and waits for it. It is killed, with what
-/// it has started, when it takes too long.
+/// Starts a program with a message on its standard input, and waits for it. On a timeout it is
+/// killed together with its children.
 fn run(words: &[String], message: &Message, timeout: Duration) -> Result<(), String> {
     let (program, arguments) = words.split_first().ok_or("there is no program")?;
     let mut command = Command::new(program);
     command.args(arguments).envs(message.variables.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    // A group of its own, so that it can be ended with all that it has started.
+    // A process group of its own, so that its children can be killed with it.
     let mut child = command
         .process_group(0)
         .spawn()
         .map_err(|error| format!("{program} cannot be started: {error}"))?;
     if let Some(mut input) = child.stdin.take() {
-        // It fits into the pipe. A program that does not want to read it need not.
+        // It fits into the pipe buffer. Programs need not read it.
         let _ = writeln!(input, "{}", message.json);
     }
     match wait(&mut child, timeout) {
         Ok(Some(status)) if status.success() => Ok(()),
         Ok(Some(status)) => Err(format!("{program} failed: {status}")),
         Ok(None) => {
-            // Its id is nobody else's before it has been waited for.
+            // The process id cannot be reused before it is waited for.
             let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
             let _ = child.wait();
             Err(format!("{program} took more than {} s and was killed", timeout.as_secs()))
@@ -103,7 +103,7 @@ fn run(words: &[String], message: &Message, timeout: Duration) -> Result<(), Str
     }
 }
 
-/// Waits for a child; `None` if it does not end in time.
+/// Waits for a child; `None` on a timeout.
 fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
     let start = Instant::now();
     loop {
@@ -113,7 +113,7 @@ fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStat
         if start.elapsed() >= timeout {
             return Ok(None);
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL);
     }
 }
 
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_wrong_is_said() {
+    fn errors_are_reported() {
         let patience = Duration::from_secs(60);
         let error = shell("exit 3").send(&message(), patience).unwrap_err();
         assert_eq!(error, "/bin/sh failed: exit status: 3");
@@ -161,7 +161,7 @@ mod tests {
     fn a_program_that_hangs_is_killed_with_what_it_started() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pid");
-        // The shell waits for a child that would live longer than the test.
+        // The shell waits for a child that would outlive the test.
         let script = format!("sleep 1000 & echo $! > {}; wait", path.display());
         let error = shell(&script).send(&message(), Duration::from_secs(1)).unwrap_err();
         assert_eq!(error, "/bin/sh took more than 1 s and was killed");
@@ -177,14 +177,14 @@ mod tests {
         };
         let start = Instant::now();
         while !is_gone() && start.elapsed() < Duration::from_secs(10) {
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
         }
         assert!(is_gone());
     }
 
     #[test]
     fn a_server_that_is_not_there_is_no_secret() {
-        // Nobody listens on the discard port of the loopback interface.
+        // The discard port of the loopback interface has no listener.
         let config = NotifyConfig {
             webhook: "http://127.0.0.1:9/sEcret".to_owned(),
             ..NotifyConfig::default()

@@ -1,4 +1,4 @@
-//! How many messages there may be, and what became of those that were too many.
+//! Rate limit of messages, and counts of suppressed events.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use sip_xdp_common::limits::gcra::Limit;
 
 use crate::config::Rate;
 
-/// How many events of each name were not told.
+/// Number of suppressed events by name.
 pub(super) type Suppressed = BTreeMap<String, u64>;
 
-/// Lets so many through in a time.
+/// Rate limit.
 #[derive(Debug)]
 pub(super) struct Gate {
     limit: Limit,
@@ -27,26 +27,26 @@ impl Gate {
         }
     }
 
-    /// Whether there may be one more message at `now`.
+    /// Whether another message is allowed at `now`.
     pub(super) fn admits(&mut self, now: u64) -> bool {
         let full_at = self.limit.take(self.full_at, now);
         self.full_at = full_at.unwrap_or(self.full_at);
         full_at.is_some()
     }
 
-    /// Counts events that are not told.
+    /// Counts suppressed events.
     pub(super) fn suppress(&mut self, event: &str, count: u64) {
         if count > 0 {
             *self.suppressed.entry(event.to_owned()).or_default() += count;
         }
     }
 
-    /// What was not told since this was last asked.
+    /// Suppressed events since the last call.
     pub(super) fn take_suppressed(&mut self) -> Suppressed {
         std::mem::take(&mut self.suppressed)
     }
 
-    /// How long until it may be said what was not told; `None` if all was told.
+    /// Time until suppressed events may be reported; `None` without any.
     pub(super) fn until_due(&self, now: u64) -> Option<Duration> {
         let due = (self.full_at + self.limit.interval).saturating_sub(self.limit.burst);
         (!self.suppressed.is_empty()).then(|| Duration::from_nanos(due.saturating_sub(now)))
@@ -75,7 +75,7 @@ mod tests {
         assert!(!gate.admits(start + 19 * SECOND) && gate.admits(start + wait.as_nanos() as u64));
         assert_eq!(gate.take_suppressed(), [("ban".to_owned(), 6)].into());
         assert_eq!(gate.until_due(start), None);
-        // An hour later there is room for three again, not for more.
+        // An hour later there is room for three again, not more.
         assert_eq!(
             (0..10).filter(|number| gate.admits(start + 3_600 * SECOND + number)).count(),
             3

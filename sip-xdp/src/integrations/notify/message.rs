@@ -1,4 +1,4 @@
-//! What people are told: the event as JSON, its fields for a program's environment, and a sentence.
+//! Messages: an event as JSON, as environment variables of a program, and as a sentence.
 
 use std::fs;
 
@@ -14,14 +14,14 @@ use crate::text;
 /// A message.
 #[derive(Debug)]
 pub(super) struct Message {
-    /// One JSON object.
+    /// One line of JSON.
     pub(super) json: String,
-    /// Variables for a program, which have no control characters.
+    /// Environment variables, without control characters.
     pub(super) variables: Vec<(&'static str, String)>,
 }
 
 impl Message {
-    /// About an event, and what was not told before it.
+    /// The message of an event, with the events suppressed before it.
     pub(super) fn of(event: &Event, suppressed: &Suppressed) -> Self {
         let mut text = event.event.to_string();
         let place = event.address.map(|address| match event.port {
@@ -44,7 +44,7 @@ impl Message {
         Self::new(event, text, suppressed)
     }
 
-    /// About nothing but what was not told.
+    /// A message about suppressed events only.
     pub(super) fn summary(suppressed: &Suppressed) -> Self {
         let nothing = Event::new("suppressed");
         Self::new(&nothing, "too many events to tell each".to_owned(), suppressed)
@@ -86,13 +86,13 @@ impl Message {
             suppressed: count,
             text: &text,
         };
-        // A notice has no maps and no floats: serialising it does not fail.
+        // No maps and no floats: serialisation is infallible.
         let json = serde_json::to_string(&notice).unwrap_or_default();
         Self { json: text::json(&json), variables }
     }
 }
 
-/// What a webhook and the standard input of a program are given.
+/// The JSON object for webhooks and programs.
 #[derive(Debug, Serialize)]
 struct Notice<'a> {
     time: Timestamp,
@@ -105,11 +105,11 @@ struct Notice<'a> {
     dry_run: bool,
     owner: Option<&'a str>,
     expires: Option<Timestamp>,
-    /// The name of this host.
+    /// Name of this host.
     host: &'a str,
-    /// Events that were not told before this one, since too many came at once.
+    /// Number of events suppressed before this one by the rate limit.
     suppressed: u64,
-    /// The same in a sentence.
+    /// The event as a sentence.
     text: &'a str,
 }
 
@@ -128,7 +128,7 @@ mod tests {
     use crate::integrations::tests::event;
 
     #[test]
-    fn a_message_says_what_happened_and_what_was_not_told() {
+    fn a_message_has_the_event_and_the_suppressed_ones() {
         let message = Message::of(
             &event("ban", "192.0.2.7"),
             &[("ban".to_owned(), 3), ("feed".to_owned(), 1)].into(),

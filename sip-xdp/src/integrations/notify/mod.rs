@@ -1,8 +1,7 @@
-//! Notification: a program that is started, and a server that is told, for what an operator wants
-//! to know at once.
+//! Notification by a started program and a webhook.
 //!
-//! There are only so many messages in a time. What is over that is counted, and the next message
-//! says how many; if nothing more happens, one of its own does.
+//! The rate of messages is limited. Suppressed events are counted, and the next message has their
+//! number; without one, a message of its own reports it.
 
 mod channel;
 mod gate;
@@ -26,24 +25,24 @@ use channel::Channel;
 use gate::Gate;
 use message::Message;
 
-/// How many events wait for their turn.
+/// Queue length in events.
 const WAITING: usize = 256;
 
-/// How notification is.
+/// The state of notification.
 #[derive(Debug, Default)]
 struct Report {
     sent: u64,
     failed: u64,
     suppressed: u64,
-    /// What goes wrong at present, by channel.
+    /// Current errors by channel.
     errors: BTreeMap<&'static str, String>,
 }
 
-/// Tells people. Ends when dropped, after the message that is on its way.
+/// The notifier. Ends when dropped, after the current message.
 pub struct Notifier {
     config: NotifyConfig,
     report: Arc<Mutex<Report>>,
-    untold: Arc<AtomicU64>,
+    unsent: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
     _following: Following,
 }
@@ -55,39 +54,39 @@ impl Drop for Notifier {
 }
 
 impl Notifier {
-    /// Begins to tell what happens from now on, in the place of another one: what that had no time
-    /// for is told as a number.
+    /// Starts notifying from now on, and replaces `before`: events in its queue are counted as
+    /// suppressed.
     pub fn start(config: NotifyConfig, hub: &Hub, before: Option<Self>) -> Self {
         let report = Arc::<Mutex<Report>>::default();
-        let untold = before.map(|before| Arc::clone(&before.untold)).unwrap_or_default();
+        let unsent = before.map(|before| Arc::clone(&before.unsent)).unwrap_or_default();
         let ended = Arc::<AtomicBool>::default();
         let worker = Worker {
             channels: Channel::all(&config),
-            said: BTreeMap::new(),
+            last_logged: BTreeMap::new(),
             gate: Gate::new(config.limit),
             timeout: config.timeout.0,
-            untold: Arc::clone(&untold),
+            unsent: Arc::clone(&unsent),
             ended: Arc::clone(&ended),
             report: Arc::clone(&report),
         };
         let wanted: Vec<_> = config.events.iter().map(|occasion| occasion.name()).collect();
         let wants = move |event: &Event| {
-            // That a feed has another list, or was trimmed, is nothing to wake somebody for.
+            // Routine: an updated or trimmed feed is no news.
             let is_routine =
                 event.event == "feed" && matches!(event.kind.as_deref(), Some("synced" | "guard"));
             wanted.contains(&&*event.event) && !is_routine
         };
         let following =
-            start("notify", WAITING, hub, Arc::clone(&untold), wants, |events| worker.run(events));
-        Self { config, report, untold, ended, _following: following }
+            start("notify", WAITING, hub, Arc::clone(&unsent), wants, |events| worker.run(events));
+        Self { config, report, unsent, ended, _following: following }
     }
 
-    /// What it was started with.
+    /// Its configuration.
     pub fn config(&self) -> &NotifyConfig {
         &self.config
     }
 
-    /// How it is.
+    /// Its state, for `status`.
     pub fn status(&self) -> NotifyStatus {
         let report = lock(&self.report);
         let errors = report.errors.iter();
@@ -99,7 +98,7 @@ impl Notifier {
         }
     }
 
-    /// What an operator should know.
+    /// Warnings for the operator.
     pub fn warnings(&self) -> Vec<String> {
         let report = lock(&self.report);
         report
@@ -112,13 +111,13 @@ impl Notifier {
 
 struct Worker {
     channels: Vec<Channel>,
-    /// What was logged last of each channel.
-    said: BTreeMap<&'static str, Option<String>>,
+    /// Last logged message by channel.
+    last_logged: BTreeMap<&'static str, Option<String>>,
     gate: Gate,
     timeout: Duration,
-    /// How many events nobody was told, because they did not fit or their time was over.
-    untold: Arc<AtomicU64>,
-    /// Whether somebody else tells from now on.
+    /// Number of events without a message, for lack of room or time.
+    unsent: Arc<AtomicU64>,
+    /// Whether a successor has taken over.
     ended: Arc<AtomicBool>,
     report: Arc<Mutex<Report>>,
 }
@@ -134,10 +133,10 @@ impl Worker {
             if self.ended.load(Ordering::Relaxed) {
                 let waiting = event.into_iter().chain(events.try_iter()).count() as u64;
                 let suppressed = self.gate.take_suppressed().into_values().sum::<u64>();
-                self.untold.fetch_add(waiting + suppressed, Ordering::Relaxed);
+                self.unsent.fetch_add(waiting + suppressed, Ordering::Relaxed);
                 return;
             }
-            self.gate.suppress("others", self.untold.swap(0, Ordering::Relaxed));
+            self.gate.suppress("others", self.unsent.swap(0, Ordering::Relaxed));
             match event {
                 Ok(event) if self.gate.admits(clock::now()) => {
                     let message = Message::of(&event, &self.gate.take_suppressed());
@@ -174,7 +173,7 @@ impl Worker {
                     }
                 }
             }
-            note(&format!("notify {name}"), self.said.entry(name).or_default(), result);
+            note(&format!("notify {name}"), self.last_logged.entry(name).or_default(), result);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What becomes of a packet of one address right now, and why: read from the pinned maps, with or
+//! `explain`: what happens to packets of one address now, and why, from the pinned maps, with or
 //! without a daemon.
 
 mod verdict;
@@ -13,14 +13,16 @@ use sip_xdp_common::abi::layout::{InterfaceRecord, List, MAX_INTERFACES, NEVER, 
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
 use sip_xdp_common::limits::gcra::{Meter, Pace, ticks};
+use sip_xdp_common::limits::ladder::{BURST, LOWEST, Ladder, PACES};
 use sip_xdp_common::limits::meters::{KNOWN, RECORDED, Records};
-use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, SUSPECT, TableHeader};
+use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, TableHeader};
 
 use crate::config::{Config, SourceRules};
 use crate::dataplane::counters;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::header;
+use crate::dataplane::tables::ladders::Ladders;
 use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
 use crate::dataplane::tables::meters::Sources;
 use crate::dataplane::tables::networks::{Table, TableEntry};
@@ -29,7 +31,7 @@ use crate::sys::clock;
 
 pub use verdict::{Decision, Facts, Outcome, decide};
 
-/// A source was over a limit "lately" if that was within so many ticks: two seconds.
+/// Ticks within which an excess counts as current: two seconds.
 const LATELY: u32 = ticks(2_000_000_000);
 
 /// An entry that covers the address.
@@ -39,42 +41,42 @@ pub struct Match {
     pub list: &'static str,
     /// The network.
     pub network: Network,
-    /// The port of a flow; none for all of it.
+    /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
-    /// Whose entry it is.
+    /// Owner.
     pub owner: &'static str,
-    /// The name of the feed (`feed:NAME`), tool (`tool:NAME`) or host name (`dns:NAME`) whose claim
-    /// it is; none for others, and where the kernel's table alone knows of a feed.
+    /// The claimant: `feed:NAME`, `tool:NAME` or `dns:NAME`; `None` for other owners, and for feed
+    /// entries known only from the kernel's table.
     pub claimant: Option<String>,
-    /// Why.
+    /// Reason.
     pub reason: String,
-    /// How sure the evidence is.
+    /// Evidence tier.
     pub tier: Option<Tier>,
-    /// Since when; not known of what feeds list.
+    /// Creation time; `None` for feed entries.
     pub added: Option<Timestamp>,
-    /// Until when; none for good.
+    /// Expiry; `None` for permanent.
     pub expires: Option<Timestamp>,
-    /// Packets dropped for it.
+    /// Packets dropped by it.
     pub hits: u64,
     /// Made in a dry run.
     pub dry_run: bool,
 }
 
-/// How close the address is to one of its limits.
+/// The fill level of one of its limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Level {
     /// `register`, `requests`, `other`, `good`, or `suspect`.
     pub limit: &'static str,
-    /// How many packets it may send at once now.
+    /// Packets that it may send at once now.
     pub left: u32,
-    /// How many it may send at once when it was silent for long.
+    /// Packets that it may send at once with a full bucket.
     pub of: u32,
 }
 
-/// What the kernel has of an address.
+/// The kernel's state of an address.
 #[derive(Debug, Clone, Serialize)]
 pub struct Kernel {
-    /// Nothing is dropped on any interface.
+    /// Whether all interfaces are in a dry run.
     pub dry_run: bool,
     /// Entries that cover it.
     pub matches: Vec<Match>,
@@ -82,33 +84,36 @@ pub struct Kernel {
     pub limits: Vec<Level>,
     /// Whether it has a meter.
     pub tracked: bool,
-    /// When it last went over a limit from within it, and how many packets were dropped since then.
+    /// The current or last period over a limit.
     pub limited: Option<Limited>,
-    /// Until when it is known good.
+    /// End of known good.
     pub good_until: Option<Timestamp>,
-    /// Until when it is a peer.
+    /// End of peer.
     pub peer_until: Option<Timestamp>,
-    /// Until when it is under suspicion.
+    /// End of suspect.
     pub suspect_until: Option<Timestamp>,
+    /// How many tries for passwords, that anybody may have sent in its name, it has then, in words.
+    #[serde(skip)]
+    pub pace: &'static str,
     /// Ports of it where somebody is registered, who pass although a ban or a feed lists the
     /// address.
     pub good_ports: Vec<u16>,
-    /// There is a storm.
+    /// Whether there is a storm.
     pub storm: bool,
 }
 
-/// That a source is over a limit, or was.
+/// A period over a limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Limited {
-    /// Since when.
+    /// Start.
     pub since: Timestamp,
-    /// Packets that were over a limit since then.
+    /// Packets over a limit since then.
     pub packets: u32,
-    /// Whether it was within the last two seconds.
+    /// Whether the last excess was within two seconds.
     pub now: bool,
 }
 
-/// Reads what the kernel has of an address.
+/// Reads the kernel's state of an address.
 pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel> {
     let (source, now) = (source_of(address), clock::now());
     let host = Network::host(address);
@@ -121,8 +126,10 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     let known = covering.iter().find(|entry| entry.kind == Kind::Known);
     let reputation = known.and_then(|entry| entry.slot_state.reputation).unwrap_or_default();
     let (good, peer) = reputation.ends(now);
-    let is_suspect = reputation.scale() == SUSPECT && good == 0 && peer == 0;
-    let suspect = if is_suspect { known.map_or(0, |entry| entry.slot_state.expires) } else { 0 };
+    let ladders = Ladders::open(|name| pins.open(name), table_header.hashing.seed)?;
+    let metered = covering.iter().filter(|entry| entry.kind == Kind::Metered);
+    let ladder =
+        metered.filter_map(|entry| ladders.get(&entry.network)).max_by_key(|ladder| ladder.step);
 
     let is_per_host = source.is_v4() || covering.iter().any(|entry| entry.kind == Kind::PerHost);
     let metered_as =
@@ -151,18 +158,19 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     Ok(Kernel {
         dry_run: is_dry_run(pins)?,
         matches: matches(pins, &host, &covering, &banned.collect::<Vec<_>>(), now)?,
-        limits: levels(&config, meter, is_known, is_suspect, scale, now),
+        limits: levels(&config, meter, is_known, ladder, scale, now),
         tracked: found.is_some(),
         limited,
         good_until: end(good),
         peer_until: end(peer),
-        suspect_until: end(suspect),
+        suspect_until: ladder.and_then(|ladder| clock::to_wall(ladder.until)),
+        pace: ladder.map_or("", |ladder| PACES[ladder.step.min(LOWEST) as usize]),
         good_ports,
         storm: counters::is_storm(pins)?,
     })
 }
 
-/// The live entries of the kernel's table around a host, of every length that occurs.
+/// The live table entries around a host, of every prefix length in use.
 fn covering(
     table_header: &TableHeader,
     table: &Table,
@@ -185,8 +193,7 @@ fn covering(
     Ok(found)
 }
 
-/// What the ledger and the feeds say of a host: whoever lists it, or a network around it, or one of
-/// its ports.
+/// The entries of the ledger and the feeds for a host, the networks around it, and its ports.
 fn matches(
     pins: &Pins,
     host: &Network,
@@ -238,7 +245,7 @@ fn matched(list: List, entry: Entry, hits: u64) -> Match {
     }
 }
 
-/// What a feed lists. Which one is not said in the kernel's table.
+/// A feed's entry. The kernel's table does not say which feed.
 fn feed_match(slot: &TableEntry) -> Match {
     Match {
         list: "block",
@@ -255,16 +262,16 @@ fn feed_match(slot: &TableEntry) -> Match {
     }
 }
 
-/// How close a source is to its limits.
+/// The fill levels of a source's limits.
 fn levels(
     config: &Config,
     meter: Option<Meter>,
     is_known: bool,
-    is_suspect: bool,
+    ladder: Option<Ladder>,
     scale: u64,
-    now: u64,
+    time: u64,
 ) -> Vec<Level> {
-    let now = ticks(now);
+    let now = ticks(time);
     let meter = meter.unwrap_or(Meter::new(0, now));
     let level = |limit, pace: Pace, full_at| Level {
         limit,
@@ -274,21 +281,21 @@ fn levels(
     if is_known {
         return vec![level("good", config.good_pace().scaled(scale), meter.requests)];
     }
-    if is_suspect {
-        return vec![level("suspect", Pace::new(1, 1_000_000_000), meter.requests)];
-    }
     let limits = config.meter_limits();
-    vec![
+    let tries =
+        ladder.map(|ladder| Level { limit: "suspect", left: ladder.left(time), of: BURST as u32 });
+    let mut levels = vec![
         level("register", limits.register, meter.register),
         level("requests", limits.requests, meter.requests),
         level("other", limits.other, meter.other),
-    ]
+    ];
+    levels.extend(tries);
+    levels
 }
 
-/// That a source is over a limit, or was, and nothing else about it.
+/// The current or last period of a source over a limit, and nothing else.
 pub fn limited_lately(pins: &Pins, sources: &Sources, host: &Network) -> Result<Option<Limited>> {
-    // IPv6 sources are metered by address, or with their network; one of another length has no
-    // meter.
+    // IPv6 sources are metered by address or with their network; other lengths have no meter.
     let lengths: &[u8] = if host.is_v4() { &[128] } else { &[128, 64, 56, 48] };
     for bits in lengths {
         match sources.meter(&Network::around(host.first(), *bits).first())? {
@@ -301,7 +308,7 @@ pub fn limited_lately(pins: &Pins, sources: &Sources, host: &Network) -> Result<
     Ok(None)
 }
 
-/// What is recorded of a source that went over a limit.
+/// The record of a source that went over a limit.
 fn limited(pins: &Pins, meter: &Meter, set: u32, way: usize, now: u64) -> Result<Option<Limited>> {
     let records: Array<MapData, Records> = pins.open(names::RECORDS)?.try_into()?;
     let records = records.get(&set, 0).context("the records of sources cannot be read")?;
@@ -316,7 +323,7 @@ fn limited(pins: &Pins, meter: &Meter, set: u32, way: usize, now: u64) -> Result
     Ok(Some(Limited { since, packets: record.limited, now: ago < LATELY }))
 }
 
-/// Whether nothing is dropped on any interface.
+/// Whether all interfaces are in a dry run.
 fn is_dry_run(pins: &Pins) -> Result<bool> {
     let map: Array<MapData, InterfaceRecord> = pins.open(names::INTERFACES)?.try_into()?;
     let mut records = Vec::new();

@@ -1,5 +1,5 @@
-//! The order in which the kernel decides ([`sip_xdp_common::pipeline::ingress`]), told in words for
-//! one address: what becomes of a SIP request that it sends over UDP now.
+//! The decision order of [`sip_xdp_common::pipeline::ingress`] in words, for a SIP request that an
+//! address sends over UDP now.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -7,33 +7,33 @@ use serde::Serialize;
 use super::{Kernel, Match};
 use crate::config::Policy;
 
-/// What a packet meets.
+/// The outcome for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// It passes.
+    /// Passed.
     Pass,
-    /// It is dropped.
+    /// Dropped.
     Drop,
-    /// It is dropped because of a limit, and would pass a little later.
+    /// Dropped by a limit, so that it would pass a little later.
     Limit,
 }
 
-/// What is decided, and why.
+/// A decision with its reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Decision {
-    /// What.
+    /// Outcome.
     pub verdict: Outcome,
-    /// Why.
+    /// Reason.
     pub because: String,
 }
 
-/// What a decision is made from.
+/// The inputs of a decision.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// What the kernel has.
+    /// The kernel's state.
     pub kernel: &'a Kernel,
-    /// Who may talk at all.
+    /// Default policy.
     pub policy: Policy,
 }
 
@@ -50,8 +50,8 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     if let Some(entry) = trusted.first() {
         return to(Outcome::Pass, format!("it is trusted: {}", evidence_text(entry)));
     }
-    // What an operator lists, or a tool that he runs, counts more than what the detector or a feed
-    // lists, as in the table (`OWN` in sip_xdp_common::networks): no port of it goes on.
+    // Entries of operators and tools outrank those of the detector and feeds, as in the table
+    // (`OWN` in sip_xdp_common::lookup::networks): they end known-good ports as well.
     let by_hand = |entry: &&&Match| !matches!(entry.owner, "auto" | "feed");
     if let Some(entry) = blocked.iter().find(by_hand).or(blocked.first()) {
         let spared =
@@ -77,7 +77,11 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
         (Some(until), ..) => format!("it is known good until {}", time(until)),
         (_, Some(until), _) => format!("it is a peer until {}", time(until)),
         (.., Some(until)) => {
-            format!("it looks like an attack tool: one request a second until {}", time(until))
+            format!(
+                "it is suspect: passwords that anybody may have sent, {} until {}",
+                kernel.pace,
+                time(until)
+            )
         }
         _ if !admitted.is_empty() && facts.policy == Policy::Closed => {
             format!("it is admitted: {}", evidence_text(admitted[0]))
@@ -90,7 +94,8 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
             format!("{who}, and in a storm strangers share one budget{but}"),
         );
     }
-    let spent = limits.iter().find(|level| level.left == 0 && level.limit != "other");
+    let spent =
+        limits.iter().find(|level| level.left == 0 && !matches!(level.limit, "other" | "suspect"));
     if let Some(level) = spent {
         return to(
             Outcome::Limit,
@@ -118,7 +123,7 @@ fn evidence_text(entry: &Match) -> String {
     format!("{} ({}{tier}{reason}) {until}", entry.network, entry.owner)
 }
 
-/// A time for people.
+/// A time in readable form.
 fn time(time: Timestamp) -> String {
     time.strftime("%F %T UTC").to_string()
 }
@@ -143,6 +148,7 @@ mod tests {
             good_until: None,
             peer_until: None,
             suspect_until: None,
+            pace: "",
             good_ports: Vec::new(),
             storm: false,
         }
@@ -189,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_spares_who_is_registered_and_a_banned_port_is_said() {
+    fn a_ban_exempts_registered_ports_and_banned_ports_are_named() {
         let mut kernel = Kernel { good_until: Some(THEN), good_ports: vec![5062], ..stranger() };
         kernel.matches = vec![listed("block", "192.0.2.7", "auto")];
         let (verdict, because) = decided(&kernel, Policy::Open);
@@ -199,8 +205,8 @@ mod tests {
         assert!(verdict == Outcome::Pass && because.ends_with("port 5063 is banned"), "{because}");
     }
 
-    /// As in the kernel: only what the detector or a feed lists leaves a registered phone its port,
-    /// whoever else there is that may list.
+    /// As in the kernel: a registered phone keeps its port only under entries of the detector or a
+    /// feed, whatever other owners exist.
     #[test]
     fn only_a_ban_and_a_feed_spare_a_registered_port() {
         for owner in (0..u8::MAX).map_while(sip_xdp_common::abi::layout::Owner::from_number) {
@@ -213,7 +219,7 @@ mod tests {
                 verdict == Outcome::Drop && because.ends_with("go on") == spares,
                 "{owner:?}: {because}"
             );
-            // Beside a ban, too.
+            // Beside a ban as well.
             kernel.matches.insert(0, listed("block", "192.0.2.0/24", "auto"));
             let (_, because) = decided(&kernel, Policy::Open);
             assert_eq!(because.ends_with("go on"), spares, "{owner:?}: {because}");

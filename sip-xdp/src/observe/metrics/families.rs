@@ -1,5 +1,4 @@
-//! What is measured. No label names a source: whoever sends packets must not decide how many series
-//! there are.
+//! The metrics. No label names a source: senders of packets must not control the number of series.
 
 use super::text::{Kind, Text};
 use crate::api::answers::DaemonStatus;
@@ -11,7 +10,7 @@ use crate::observe::snapshot::Overview;
 
 use Kind::{Counter, Gauge};
 
-/// All metrics, as Prometheus reads them.
+/// All metrics, in Prometheus's text format.
 pub(crate) fn render(overview: &Overview) -> String {
     let mut text = Text::default();
     build(&mut text, overview);

@@ -1,4 +1,4 @@
-//! The counters of the last hour, so that a page that is opened now shows what was before.
+//! The counters of the last hour, for a newly opened web page.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use crate::dataplane::counters::InterfaceStats;
 use crate::observe::snapshot;
 use crate::sys::clock;
 
-/// The time between two points.
+/// Interval between two points.
 pub(super) const STEP: Duration = Duration::from_secs(10);
 
-/// How many points are kept: one hour.
+/// Number of points: one hour.
 const POINTS: usize = 361;
 
-/// The counters, over time.
+/// The counters over time.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     points: VecDeque<Point>,
@@ -29,7 +29,7 @@ struct Point {
     counts: Vec<u64>,
 }
 
-/// What is kept of each point: verdicts and reasons.
+/// The columns of a point: verdicts and reasons.
 fn columns() -> Vec<(&'static str, &'static str)> {
     let dropped = || Reason::ALL.into_iter().filter(|reason| reason.verdict() == Verdict::Drop);
     let passed = Reason::ALL.into_iter().filter(|reason| reason.verdict() == Verdict::Pass);
@@ -39,7 +39,7 @@ fn columns() -> Vec<(&'static str, &'static str)> {
 }
 
 impl History {
-    /// Notes the counters as they are now.
+    /// Adds a point.
     pub(crate) fn note(&mut self, interfaces: &[InterfaceStats]) {
         let sums = snapshot::packets(interfaces);
         let counts =
@@ -50,8 +50,8 @@ impl History {
         self.points.push_back(Point { at_ms: clock::wall_ms(), counts });
     }
 
-    /// As the page reads it: columns, and for each point its time in milliseconds since 1970 and
-    /// the counters.
+    /// For the web page: columns, and for each point its time in milliseconds since 1970 and the
+    /// counters.
     pub(crate) fn json(&self) -> Value {
         let columns: Vec<_> = columns()
             .into_iter()
@@ -59,7 +59,12 @@ impl History {
             .collect();
         let points: Vec<_> =
             self.points.iter().map(|point| json!([point.at_ms, point.counts])).collect();
-        json!({ "schema": crate::dataplane::counters::SCHEMA, "step": STEP.as_secs(), "columns": columns, "points": points })
+        json!({
+            "schema": crate::dataplane::counters::SCHEMA,
+            "step": STEP.as_secs(),
+            "columns": columns,
+            "points": points,
+        })
     }
 }
 

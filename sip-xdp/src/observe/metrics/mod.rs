@@ -1,6 +1,6 @@
-//! Metrics for Prometheus and a web page, at one address. They are served by a thread of their own,
-//! which reads the pinned maps itself and asks the daemon only for what is nowhere else: whatever
-//! clients do, the daemon does not wait for them.
+//! Metrics for Prometheus and a web page, at one address. A separate thread serves them; it reads
+//! the pinned maps itself and asks the daemon only for the rest, so that clients never block the
+//! daemon.
 
 mod families;
 mod history;
@@ -22,27 +22,27 @@ use crate::sys::paths::Paths;
 pub(crate) use families::render;
 pub(crate) use history::History;
 
-/// What is needed to answer.
+/// The inputs of the server.
 #[derive(Debug, Clone)]
 pub(crate) struct Inputs {
     /// Where everything is.
     pub(crate) paths: Paths,
     /// How the daemon is asked.
     pub(crate) calls: mpsc::Sender<Call>,
-    /// What happened lately.
+    /// Recent events.
     pub(crate) hub: Hub,
 }
 
-/// How the server is.
+/// State of the server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct State {
-    /// Where it listens.
+    /// Listening address.
     address: Option<SocketAddr>,
-    /// Why it does not.
+    /// Why it does not listen.
     error: Option<String>,
 }
 
-/// The server of metrics, as the daemon sees it. Dropping it ends it.
+/// The server as the daemon sees it. Dropping it ends it.
 #[derive(Debug, Default)]
 pub struct Metrics {
     inputs: Option<Inputs>,
@@ -53,14 +53,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Not listening yet.
+    /// A server that does not listen yet.
     pub fn new(paths: &Paths, calls: &mpsc::Sender<Call>, hub: &Hub) -> Self {
         let inputs = Inputs { paths: paths.clone(), calls: calls.clone(), hub: hub.clone() };
         Self { inputs: Some(inputs), ..Self::default() }
     }
 
-    /// Listens where the configuration says. What fails is said in [`Self::warnings`], and tried
-    /// again.
+    /// Listens as configured. Failures are in [`Self::warnings`], and retried.
     pub fn configure(&mut self, config: &MetricsConfig) {
         if self.listen == Some(config.listen) {
             return;
@@ -69,7 +68,7 @@ impl Metrics {
             return;
         };
         self.listen = Some(config.listen);
-        // The last thread keeps the state that it has.
+        // The previous thread keeps its own state.
         self.state = Arc::default();
         self.stop = None;
         let Some(address) = config.listen.0 else {
@@ -91,7 +90,7 @@ impl Metrics {
         }
     }
 
-    /// What an operator should know.
+    /// Warnings for the operator.
     pub fn warnings(&self) -> Vec<String> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let error =
@@ -99,7 +98,7 @@ impl Metrics {
         error.into_iter().chain(state.address.and_then(exposed)).collect()
     }
 
-    /// What `status` shows.
+    /// Its state in `status`.
     pub fn status(&self) -> MetricsStatus {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         MetricsStatus {

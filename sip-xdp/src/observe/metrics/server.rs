@@ -1,5 +1,4 @@
-//! The thread that serves: a few connections at a time, each for a bounded time, each request
-//! small.
+//! The server thread: few connections, each for a limited time, with small requests.
 
 use std::convert::Infallible;
 use std::io;
@@ -22,22 +21,22 @@ use super::{Inputs, State};
 use crate::observe::web::WebContext;
 use crate::sys::privileges;
 
-/// How many connections there may be at a time; further ones are closed at once.
+/// Maximum number of connections; further ones are closed at once.
 const CONNECTIONS: usize = 64;
 
-/// How long a client may take to send the head of a request, or to send another one.
+/// Timeout for the head of a request, and between requests.
 const HEAD_TIME: Duration = Duration::from_secs(5);
 
-/// How long a connection may last.
+/// Maximum lifetime of a connection.
 const LIFETIME: Duration = Duration::from_secs(120);
 
-/// The longest head of a request, in bytes.
+/// Maximum length of a request's head, in bytes.
 const HEAD_SIZE: usize = 16 * 1024;
 
-/// How long to wait before listening is tried again.
+/// Interval between attempts to listen.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Serves until `stopped` is dropped on the other side.
+/// Serves until the other end of `stopped` is dropped.
 pub(super) fn run(
     address: SocketAddr,
     inputs: Inputs,
@@ -58,13 +57,13 @@ pub(super) fn run(
         tokio::select! {
             () = serve(address, &context, state) => {}
             () = observe(&context) => {}
-            // Only the end of the other side is of interest.
+            // Only the drop of the other end matters.
             _ = stopped.changed() => {}
         }
     });
 }
 
-/// Keeps the counters of the last hour.
+/// Records the counters of the last hour.
 async fn observe(context: &WebContext) {
     let mut tick = interval(STEP);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -80,7 +79,7 @@ async fn serve(address: SocketAddr, context: &Arc<WebContext>, state: &Mutex<Sta
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Who finds no place is turned away: its connection is dropped here.
+                // Without a permit the connection is dropped here.
                 if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
                     let context = Arc::clone(context);
                     tokio::spawn(async move {
@@ -89,13 +88,13 @@ async fn serve(address: SocketAddr, context: &Arc<WebContext>, state: &Mutex<Sta
                     });
                 }
             }
-            // Out of descriptors, most likely: those of others are not ours to close.
+            // Most likely out of descriptors: wait for connections to end.
             Err(_) => sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-/// Listens as soon as that is possible. Why it is not is said once.
+/// Listens as soon as possible. The error is reported once.
 async fn listen(address: SocketAddr, state: &Mutex<State>) -> TcpListener {
     loop {
         let error = match TcpListener::bind(address).await {
@@ -136,7 +135,7 @@ async fn answer(stream: TcpStream, context: Arc<WebContext>) {
     let service = service_fn(move |request: Request<Incoming>| {
         let context = Arc::clone(&context);
         async move {
-            // Bodies are not read: whoever sends one is disconnected after the answer.
+            // Bodies are not read: clients that send one are disconnected after the response.
             let answer: Response<Full<Bytes>> = context.answer(&request).await;
             Ok::<_, Infallible>(answer)
         }
@@ -146,7 +145,7 @@ async fn answer(stream: TcpStream, context: Arc<WebContext>) {
         .header_read_timeout(HEAD_TIME)
         .max_buf_size(HEAD_SIZE)
         .serve_connection(TokioIo::new(stream), service);
-    // What goes wrong with a client is the client's business.
+    // Errors of single connections are not ours to report.
     if let Ok(Err(error)) = timeout(LIFETIME, connection).await {
         log::debug!("metrics: {error}");
     }

@@ -1,20 +1,20 @@
-//! The text format of Prometheus, version 0.0.4.
+//! Prometheus's text format, version 0.0.4.
 
 use std::fmt::{Display, Write as _};
 
-/// What a family of metrics counts.
+/// The type of a metric family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Only ever more, but for a restart.
+    /// Increasing, except at restarts.
     Counter,
-    /// As it is now.
+    /// A current value.
     Gauge,
 }
 
 /// Labels of a sample: names and values.
 pub(super) type Labels<'a> = &'a [(&'static str, &'a str)];
 
-/// Text in the making.
+/// A document under construction.
 #[derive(Debug, Default)]
 pub(super) struct Text {
     text: String,
@@ -22,14 +22,14 @@ pub(super) struct Text {
 }
 
 impl Text {
-    /// Begins a family: what follows are its samples.
+    /// Starts a family, to which the following samples belong.
     pub(super) fn family(&mut self, name: &'static str, kind: Kind, help: &str) -> &mut Self {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
         };
         let help = help.replace('\\', "\\\\").replace('\n', "\\n");
-        // Writing to a string does not fail.
+        // Writing to a string is infallible.
         let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         self.name = name;
         self
@@ -58,7 +58,7 @@ impl Text {
         self.family(name, kind, help).sample(&[], value);
     }
 
-    /// All of it.
+    /// The finished document.
     pub(super) fn finish(self) -> String {
         self.text
     }

@@ -1,4 +1,4 @@
-//! What is shown, and what keys do.
+//! State of the terminal view, and its keys.
 
 use std::cmp::Reverse;
 
@@ -8,20 +8,20 @@ use super::rates::Rates;
 use crate::net::network::Network;
 use crate::observe::snapshot::{Overview, Worst};
 
-/// The longest text that can be typed.
+/// Maximum length of typed text.
 const LONGEST: usize = 64;
 
-/// How many rows a page is.
+/// Rows per page.
 const PAGE: isize = 10;
 
-/// What the order of the worst sources is.
+/// Sort order of the sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sort {
     /// Most packets per second first.
     Rate,
     /// Most packets first.
     Packets,
-    /// The latest first.
+    /// Latest first.
     Latest,
     /// By address.
     Address,
@@ -46,19 +46,19 @@ impl Sort {
     }
 }
 
-/// Something to be done by the daemon.
+/// A command for the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Order {
     /// Block for an hour.
     Block(Network),
     /// Unblock.
     Unblock(Network),
-    /// Trust for good.
+    /// Trust permanently.
     Trust(Network),
 }
 
 impl Order {
-    /// The question before it is done.
+    /// The confirmation question.
     pub(super) fn question(&self) -> String {
         match self {
             Self::Block(network) => format!("Block {network} for one hour?"),
@@ -67,7 +67,7 @@ impl Order {
         }
     }
 
-    /// What is said when it was done.
+    /// The success message.
     pub(super) fn done(&self) -> String {
         match self {
             Self::Block(network) => format!("{network} is blocked for one hour"),
@@ -77,7 +77,7 @@ impl Order {
     }
 }
 
-/// Which order an address is typed for.
+/// The command for which an address is typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verb {
     /// Block.
@@ -86,59 +86,59 @@ pub(super) enum Verb {
     Trust,
 }
 
-/// What a key leads to outside.
+/// The external effect of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// The end.
+    /// Quit.
     Quit,
-    /// The daemon has something to do.
+    /// Send a command to the daemon.
     Order(Order),
 }
 
-/// What is in front of everything else, and gets the keys.
+/// The overlay, which receives the keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Overlay {
-    /// Nothing.
+    /// None.
     Nothing,
-    /// What keys do.
+    /// Key help.
     Help,
-    /// All about the selected source.
+    /// Details of the selected source.
     Details,
-    /// A filter is being typed.
+    /// Filter input.
     Filter,
-    /// An address is being typed.
+    /// Address input.
     Address(Verb, String),
-    /// A question.
+    /// Confirmation question.
     Confirm(Order),
 }
 
 /// The state of the screen.
 #[derive(Debug)]
 pub(super) struct App {
-    /// What was read last.
+    /// Last reading.
     pub(super) overview: Overview,
-    /// How fast it changes.
+    /// Rates of change.
     pub(super) rates: Rates,
-    /// The order of the worst sources.
+    /// Sort order.
     pub(super) sort: Sort,
-    /// What they must contain.
+    /// Text that shown sources must contain.
     pub(super) filter: String,
-    /// What is in front.
+    /// Current overlay.
     pub(super) overlay: Overlay,
-    /// What happened to the last order: done, or why not.
+    /// Result of the last command.
     pub(super) message: Option<Result<String, String>>,
-    /// Without colours.
+    /// Whether colours are off.
     pub(super) plain: bool,
-    /// The selected source, by what it is: rows move.
+    /// The selected source, by identity, since rows move.
     selected: Option<(Network, Option<u16>)>,
-    /// Where it was when it was last seen, so that the cursor stays when it goes.
+    /// Its last row, so that the cursor stays when the source disappears.
     row: usize,
     is_paused: bool,
     has_read: bool,
 }
 
 impl App {
-    /// Before anything was read.
+    /// The state before the first reading.
     pub(super) fn new(plain: bool) -> Self {
         Self {
             overview: Overview::empty(Default::default()),
@@ -155,7 +155,7 @@ impl App {
         }
     }
 
-    /// Takes what was read.
+    /// Takes a reading.
     pub(super) fn update(&mut self, overview: Overview) {
         if self.has_read {
             self.rates.update(&self.overview, &overview);
@@ -163,17 +163,17 @@ impl App {
         (self.overview, self.has_read) = (overview, true);
     }
 
-    /// Takes what became of an order.
+    /// Takes the result of a command.
     pub(super) fn answered(&mut self, answer: Result<String, String>) {
         self.message = Some(answer);
     }
 
-    /// Whether nothing is read for the time being.
+    /// Whether reading is paused.
     pub(super) fn is_paused(&self) -> bool {
         self.is_paused
     }
 
-    /// The sources as they are shown.
+    /// The sources as shown.
     pub(super) fn rows(&self) -> Vec<&Worst> {
         let wanted = self.filter.to_lowercase();
         let fits = |one: &&Worst| {
@@ -184,7 +184,7 @@ impl App {
         };
         let mut rows: Vec<&Worst> = self.overview.worst.iter().filter(fits).collect();
         match self.sort {
-            // The reading comes by packets; what is equally fast stays in that order.
+            // Readings are sorted by packets; the stable sort keeps that order among equal rates.
             Sort::Rate => rows.sort_by(|one, other| {
                 self.rates.of_source(other).total_cmp(&self.rates.of_source(one))
             }),
@@ -195,7 +195,7 @@ impl App {
         rows
     }
 
-    /// Which of the rows is selected.
+    /// Index of the selected row.
     pub(super) fn cursor(&self, rows: &[&Worst]) -> Option<usize> {
         let known = self
             .selected
@@ -209,7 +209,7 @@ impl App {
         self.cursor(&rows).map(|cursor| rows[cursor])
     }
 
-    /// Takes a key.
+    /// Handles a key.
     pub(super) fn key(&mut self, key: KeyEvent) -> Option<Effect> {
         if key.modifiers.contains(KeyModifiers::CONTROL) {
             if key.code == KeyCode::Char('u') {
@@ -252,7 +252,7 @@ impl App {
             },
             Overlay::Confirm(order) => match key.code {
                 KeyCode::Char('y' | 'Y') => return Some(Effect::Order(order)),
-                // Enter is pressed by accident; what changes something is said with a letter.
+                // Enter is easily pressed by accident; changes need a letter.
                 KeyCode::Enter => self.overlay = Overlay::Confirm(order),
                 _ => self.message = Some(Ok("nothing was changed".to_owned())),
             },

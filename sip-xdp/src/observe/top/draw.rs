@@ -1,4 +1,6 @@
-//! How it looks: on 80 columns and 24 lines first, with more of everything where there is room.
+//! Layout: for 80 columns and 24 lines, with more detail where there is room.
+//!
+//! More than 400 lines: one function per panel of a single screen.
 
 use jiff::Timestamp;
 use ratatui::Frame;
@@ -12,24 +14,23 @@ use super::rates::Column;
 use crate::observe::snapshot::Worst;
 use crate::text;
 
-/// Below this nothing useful fits.
+/// Smallest usable size.
 const SMALLEST: (u16, u16) = (60, 16);
 
-/// The columns of the worst sources between the first one, which is as wide as it needs to be, and
-/// the last one, which takes the rest: heads and widths.
+/// Columns between the source, which has the width that it needs, and the reason, which takes the
+/// rest: heads and widths.
 const HEADS: [(&str, usize); 4] = [("PKT/S", 7), ("PACKETS", 7), ("BY", 9), ("LEFT", 5)];
 
-/// How wide the first one is at least: an IPv6 network of 64 bits fits, and an IPv4 address with
-/// its port.
+/// Minimum width of the source: an IPv6 /64, or an IPv4 address with its port.
 const SOURCE: usize = 23;
 
-/// How much is left to the last one before the first one gets more.
+/// Width reserved for the reason before the source column grows.
 const WHY: usize = 60;
 
-/// How wide the overview of the state is.
+/// Width of the state panel.
 const STATE: u16 = 31;
 
-/// What the rows of the verdicts are; the first ones are shown where there is no room for all.
+/// Rows of verdicts; only the first ones are shown without room for all.
 const ROWS: [(&str, &[Column]); 15] = [
     ("passed", &PASSED),
     ("dropped", &DROPPED),
@@ -48,7 +49,7 @@ const ROWS: [(&str, &[Column]); 15] = [
     ("  not SIP", &[("pass", "not_sip")]),
 ];
 
-/// In a dry run, what would be dropped.
+/// In a dry run: what would be dropped.
 const DROPPED: [Column; 8] = [
     ("drop", "blocked"),
     ("drop", "closed"),
@@ -72,9 +73,9 @@ const PASSED: [Column; 9] = [
     ("pass", "fragment"),
 ];
 
-/// Colours that can be read on a dark and on a light background, with the sixteen that every
-/// terminal has: green and yellow are too bright for letters on white, so they lie behind black
-/// ones, or draw lines.
+/// Colours that are readable on dark and light backgrounds, among the sixteen of every terminal:
+/// green and yellow are too bright for letters on white, so they are backgrounds of black letters,
+/// or lines.
 struct Look {
     plain: bool,
 }
@@ -178,7 +179,7 @@ fn title_line<'a>(app: &App, look: &Look, width: usize) -> Line<'a> {
             line.extend([Span::raw(" "), Span::styled(label, look.warn())]);
         }
     }
-    // However many interfaces there are, the rest stays in sight.
+    // With many interfaces the rest stays visible.
     let time = overview.time.strftime("  %H:%M:%S UTC").to_string();
     let on: Vec<String> = overview
         .interfaces
@@ -211,7 +212,7 @@ fn warning_lines(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), area);
 }
 
-/// Rates and totals by verdict, with how they went.
+/// Rates and totals by verdict, with sparklines.
 fn verdicts(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let totals = app.overview.packets();
     let is_dry_run = app.overview.interfaces.iter().any(|one| one.dry_run);
@@ -234,14 +235,14 @@ fn verdicts(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
         frame.render_widget(Line::styled(format!("{name:12} {rate:>8} {total:>13}"), style), row);
         let width = row.width.saturating_sub(37);
         let latest = &rates[rates.len().saturating_sub(usize::from(width))..];
-        // The latest stands at the right end.
+        // The latest value is at the right end.
         let shift = width.saturating_sub(latest.len() as u16);
         let line = Rect { x: row.x + 37 + shift, width: width - shift, ..row };
         frame.render_widget(Sparkline::default().data(latest).style(colour), line);
     }
 }
 
-/// The state of tables, feeds and weather.
+/// The state of tables, feeds and storms.
 fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
     let overview = &app.overview;
     let mut lines = Vec::new();
@@ -326,7 +327,7 @@ fn worst_sources(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
         Line::styled(format!("{heads}WHY"), look.dim()),
     ];
     let room = usize::from(area.height).saturating_sub(lines.len());
-    // The selected row stays in sight.
+    // The selected row stays visible.
     let first = cursor.map_or(0, |cursor| (cursor + 1).saturating_sub(room));
     for (n, one) in rows.iter().enumerate().skip(first).take(room) {
         let text = row(app, one, source) + &cut(&text::line(&one.reason), why);
@@ -349,7 +350,7 @@ fn worst_sources(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     frame.render_widget(Paragraph::new(lines), area);
 }
 
-/// All of a row but why.
+/// A row without its reason.
 fn row(app: &App, one: &Worst, source: usize) -> String {
     let rate = app.rates.of_source(one);
     let rate = if rate > 0.0 { short(rate.round() as u64) } else { "-".to_owned() };
@@ -357,8 +358,7 @@ fn row(app: &App, one: &Worst, source: usize) -> String {
     in_columns(&place(one), [&rate, &short(one.packets), by, &left(one, app.overview.time)], source)
 }
 
-/// The source, which takes `source` columns, and what stands between it and why: two numbers, to
-/// the right, and two words.
+/// The source in `source` columns, then two right-aligned numbers and two words.
 fn in_columns(first: &str, others: [&str; 4], source: usize) -> String {
     let mut text = format!("{:source$} ", cut(first, source));
     for (n, (cell, (_, width))) in others.into_iter().zip(HEADS).enumerate() {
@@ -462,12 +462,12 @@ fn details<'a>(app: &App, one: &Worst) -> Vec<Line<'a>> {
     lines
 }
 
-/// Shows lines in front of everything else.
+/// Draws lines above everything else.
 fn popup(frame: &mut Frame<'_>, title: &str, lines: Vec<Line<'_>>) {
     let area = frame.area();
     let longest = lines.iter().map(Line::width).max().unwrap_or(0).max(title.len() + 2) as u16;
     let width = (longest + 4).min(area.width.saturating_sub(4));
-    // Lines break between words, for which a long one may need a line more than its length says.
+    // Lines break between words, so that one may need a line more than its length suggests.
     let inner = usize::from(width.saturating_sub(4)).max(1);
     let rows = |line: &Line<'_>| {
         line.width().div_ceil(inner).max(1) + usize::from(line.width() > 2 * inner)
@@ -504,7 +504,7 @@ fn place(one: &Worst) -> String {
     }
 }
 
-/// How long an entry still lasts.
+/// Remaining time of an entry.
 fn left(one: &Worst, now: Timestamp) -> String {
     match (one.state, one.expires) {
         ("blocked", None) => "-".to_owned(),
@@ -533,7 +533,7 @@ fn short(number: u64) -> String {
     }
 }
 
-/// At most `width` characters of a text; what is left out leaves a mark.
+/// At most `width` characters of a text, with a mark where it is cut.
 fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();

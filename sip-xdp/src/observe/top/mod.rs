@@ -1,6 +1,5 @@
-//! The full-screen view. [`app`] knows what is shown and what keys do, [`draw`] how it looks; both
-//! are pure. Here is what they need of the world: the terminal, the clock, the pinned maps and the
-//! daemon.
+//! The terminal view. [`app`] has state and keys, [`draw`] the layout; both are pure. This file has
+//! the terminal, the clock, the pinned maps and the daemon.
 
 mod app;
 mod draw;
@@ -32,27 +31,27 @@ use crate::sys::paths::Paths;
 
 use app::{App, Effect, Order};
 
-/// How long a source is blocked that is blocked from here, in seconds.
+/// Duration of blocks made here, in seconds.
 const BLOCK_TTL: u64 = 3_600;
 
-/// Why an entry was made from here.
+/// Reason of entries made here.
 const REASON: &str = "from sip-xdp top";
 
-/// How many keys may wait.
+/// Capacity of the key queue.
 const KEYS: usize = 64;
 
-/// What `top` is told when it is started.
+/// Options of `top`.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How often everything is read anew.
+    /// Interval between readings.
     pub interval: Duration,
-    /// Without colours.
+    /// Whether colours are off.
     pub plain: bool,
-    /// The address from which the operator is logged in.
+    /// The operator's own address, by the login session.
     pub operator: Option<IpAddr>,
 }
 
-/// Reads everything once: maps, and the daemon if there is one.
+/// Reads maps and daemon once.
 pub async fn read(paths: &Paths) -> Result<Overview> {
     let pins = Pins::new(&paths.pin_dir);
     pins.check_access()?;
@@ -65,7 +64,7 @@ async fn ask(paths: &Paths) -> FromDaemon {
     let socket = paths.socket();
     let status = match control::call(&socket, &Request::Status).await {
         Ok(status) => status,
-        // Without a daemon, or the right to talk to it, there are the maps.
+        // Without a daemon, or access to it, the maps remain.
         Err(error) => {
             let trouble = (!error.is::<control::NoDaemon>()).then(|| format!("{error:#}"));
             return FromDaemon { trouble, ..FromDaemon::default() };
@@ -75,8 +74,8 @@ async fn ask(paths: &Paths) -> FromDaemon {
     FromDaemon { status: Some(status), trouble: None, latest: latest.unwrap_or_default() }
 }
 
-/// Shows it until somebody quits, or a signal ends it. The terminal is as it was afterwards, after
-/// a panic too; from then on a panic of any thread or task ends the process.
+/// Runs until a key or signal ends it. The terminal is restored, even after a panic; from then on a
+/// panic in any thread or task ends the process.
 pub async fn run(paths: Paths, options: Options) -> Result<()> {
     if !stdin().is_terminal() || !stdout().is_terminal() {
         bail!(
@@ -85,10 +84,10 @@ pub async fn run(paths: Paths, options: Options) -> Result<()> {
              `sip-xdp stats --interval 1s` goes on"
         );
     }
-    // Asked before the screen is taken: its errors are for the prompt.
+    // Before the screen is taken: errors belong on the prompt.
     let first = read(&paths).await?;
     let mut signals = Signals::new()?;
-    // Its hook for panics gives the terminal back before anything is said.
+    // Its panic hook restores the terminal before the message.
     let terminal = ratatui::try_init().context("the terminal cannot be used")?;
     end_after_a_panic();
     let shown = show(terminal, &paths, options, first, &mut signals).await;
@@ -96,21 +95,21 @@ pub async fn run(paths: Paths, options: Options) -> Result<()> {
     shown
 }
 
-/// Ends the process after a panic, in whatever thread or task: the hook that is there has given the
-/// terminal back, and nobody must draw on it any more.
+/// Ends the process after a panic in any thread or task: the earlier hook has restored the
+/// terminal, and nothing may draw on it again.
 fn end_after_a_panic() {
-    /// What a program ends with whose main thread panics.
+    /// Exit code of a panic in the main thread.
     const PANICKED: i32 = 101;
     let restore = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        // Otherwise the terminal does this when it is dropped, for which there is no time.
+        // The terminal does this on drop, which a process exit skips.
         let _ = execute!(stdout(), cursor::Show);
         restore(info);
         process::exit(PANICKED);
     }));
 }
 
-/// What ends it from outside.
+/// Signals that end it.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
@@ -153,11 +152,12 @@ async fn show(
         terminal.draw(|frame| draw::draw(frame, &app))?;
         tokio::select! {
             event = events.recv() => match event {
-                // Whatever is no key, a new size for one, is reason enough to draw again.
+                // Other terminal events, such as a resize, just cause a redraw.
                 Some(Event::Key(key)) if key.kind != KeyEventKind::Release => match app.key(key) {
                     Some(Effect::Quit) => return Ok(()),
                     Some(Effect::Order(order)) => {
-                        let (request, answers) = (request(&order, options.operator), answers.clone());
+                        let request = request(&order, options.operator);
+                        let answers = answers.clone();
                         let socket = paths.socket();
                         tokio::spawn(async move {
                             let done = control::call::<IgnoredAny>(&socket, &request)
@@ -171,7 +171,9 @@ async fn show(
                 Some(_) => {}
                 None => bail!("the terminal is gone"),
             },
-            Some(answer) = answered.recv() => app.answered(answer.map_err(|error| format!("{error:#}"))),
+            Some(answer) = answered.recv() => {
+                app.answered(answer.map_err(|error| format!("{error:#}")));
+            }
             overview = finished(&mut reading) => {
                 reading = None;
                 match overview {
@@ -188,7 +190,7 @@ async fn show(
     }
 }
 
-/// Waits for what is being read; for ever, if nothing is.
+/// Waits for the current reading; forever without one.
 async fn finished(reading: &mut Option<JoinHandle<Result<Overview>>>) -> Result<Overview> {
     match reading {
         Some(reading) => reading.await?,
@@ -196,7 +198,7 @@ async fn finished(reading: &mut Option<JoinHandle<Result<Overview>>>) -> Result<
     }
 }
 
-/// What happens at the terminal. The thread ends with the process.
+/// Terminal events. The thread ends with the process.
 fn events() -> mpsc::Receiver<Event> {
     let (sender, receiver) = mpsc::channel(KEYS);
     thread::spawn(move || {
@@ -209,7 +211,7 @@ fn events() -> mpsc::Receiver<Event> {
     receiver
 }
 
-/// What the daemon is asked for.
+/// The request of a command.
 fn request(order: &Order, operator: Option<IpAddr>) -> Request {
     let add = |list, network, ttl| Request::Add {
         list,

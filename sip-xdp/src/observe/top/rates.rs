@@ -1,24 +1,24 @@
-//! Packets per second, from counters that are read now and then.
+//! Packets per second, from counters read at irregular times.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::net::network::Network;
 use crate::observe::snapshot::Overview;
 
-/// How many rates are kept of each row.
+/// Number of rates kept per row.
 const KEPT: usize = 240;
 
-/// Of how many readings the new sources are kept: each says how many there are in a window so far,
-/// so that the most of them is nearest to the truth.
+/// Readings over which new sources are maximised: each has the count of a window so far, so that
+/// the maximum is closest to the true number.
 const NEWCOMERS: usize = 5;
 
-/// What a row counts.
+/// The counter of a row: verdict and reason.
 pub(super) type Column = (&'static str, &'static str);
 
-/// A source, as far as its rate is concerned.
+/// Identity of a source.
 pub(super) type EntryKey = (Network, Option<u16>, &'static str);
 
-/// The rates of everything that is counted.
+/// Rates of all counters.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
     columns: BTreeMap<Column, VecDeque<u64>>,
@@ -27,7 +27,7 @@ pub(super) struct Rates {
 }
 
 impl Rates {
-    /// Takes what was counted between two readings.
+    /// Adds the difference between two readings.
     pub(super) fn update(&mut self, before: &Overview, after: &Overview) {
         let seconds = after.time.duration_since(before.time).as_secs_f64();
         if seconds <= 0.0 {
@@ -52,7 +52,7 @@ impl Rates {
             .collect();
     }
 
-    /// The latest rates of some columns together, the latest last.
+    /// Summed rates of some columns, latest last.
     pub(super) fn of(&self, columns: &[Column]) -> Vec<u64> {
         let length = columns
             .iter()
@@ -68,18 +68,18 @@ impl Rates {
         sums
     }
 
-    /// How many new sources there are in a second or so, at least.
+    /// New sources per window of about a second, at least.
     pub(super) fn newcomers(&self) -> u64 {
         self.newcomers.iter().copied().max().unwrap_or(0)
     }
 
-    /// The rate of a source; 0 if it was not there a moment ago.
+    /// The rate of a source; 0 if it was absent in the previous reading.
     pub(super) fn of_source(&self, one: &crate::observe::snapshot::Worst) -> f64 {
         self.sources.get(&place(one)).copied().unwrap_or(0.0)
     }
 }
 
-/// Appends what is new; the oldest goes if there would be too many.
+/// Appends; removes the oldest beyond the capacity.
 fn push(to: &mut VecDeque<u64>, most: usize, what: u64) {
     if to.len() >= most {
         to.pop_front();

@@ -1,4 +1,5 @@
-//! How the screen looks, kept as text, and what keys do. `SIP_XDP_BLESS=1` writes the texts anew.
+//! Tests of the screen, against stored texts, and of the keys. `SIP_XDP_BLESS=1` rewrites the
+//! texts.
 
 use std::fs;
 use std::path::PathBuf;
@@ -35,7 +36,7 @@ fn worst(network: &str, state: &'static str, packets: u64, reason: &str) -> Wors
     }
 }
 
-/// A host under attack, `second` seconds after it began.
+/// A host under attack, `second` seconds after its start.
 fn attacked(second: u64) -> Overview {
     let feed = |name: &str, error: Option<&str>| FeedRow {
         name: name.to_owned(),
@@ -188,7 +189,7 @@ fn screen(app: &App, width: u16, height: u16) -> String {
         .collect()
 }
 
-/// Holds a screen against the one that is kept under this name.
+/// Compares a screen with the stored one of this name.
 fn looks_like(name: &str, screen: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join(format!("src/observe/top/screens/{name}.txt"));
@@ -258,7 +259,7 @@ fn any_size_can_be_drawn() {
 }
 
 #[test]
-fn what_attackers_choose_moves_no_cursor() {
+fn attacker_chosen_text_moves_no_cursor() {
     let screen = screen(&app(attacked), 80, 24);
     assert!(screen.contains("evil") && !screen.contains('\u{1b}') && !screen.contains('\u{202e}'));
 }
@@ -276,7 +277,7 @@ fn no_colours_means_none() {
     );
 }
 
-/// Green, yellow and cyan letters can hardly be read on white, blue ones hardly on black.
+/// Green, yellow and cyan letters are hardly readable on white, blue ones hardly on black.
 #[test]
 fn letters_can_be_read_on_a_dark_and_on_a_light_background() {
     use ratatui::style::Color::{Black, Magenta, Red, Reset};
@@ -298,7 +299,7 @@ fn letters_can_be_read_on_a_dark_and_on_a_light_background() {
 }
 
 #[test]
-fn what_matters_stays_in_sight() {
+fn important_rows_stay_visible() {
     let mut overview = in_a_storm(1);
     let one = overview.interfaces[0].clone();
     overview.interfaces = (0..9)
@@ -321,7 +322,7 @@ fn what_matters_stays_in_sight() {
     );
 }
 
-/// The kernel says how many there are in a window so far, which may have begun just now.
+/// The kernel counts the window so far, which may have just started.
 #[test]
 fn new_sources_are_those_of_the_fullest_window() {
     let mut app = App::new(false);
@@ -369,7 +370,7 @@ fn nothing_changes_without_a_yes() {
 }
 
 #[test]
-fn what_is_limited_cannot_be_unblocked() {
+fn limited_sources_cannot_be_unblocked() {
     let mut app = app(attacked);
     press(&mut app, "/192.0.2.7\n");
     assert_eq!(app.rows().len(), 1);

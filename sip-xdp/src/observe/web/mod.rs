@@ -1,4 +1,4 @@
-//! The web page, its data, and the metrics: what is answered to whom. Read-only.
+//! The web server: page, data and metrics. Read-only.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex as Plain, PoisonError};
@@ -29,12 +29,12 @@ const PAGE: &str = include_str!("index.html");
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("app.js");
 
-/// Nothing but this server's own files, and nothing inline.
+/// Only this server's own files, and nothing inline.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// How long what was read is good for other clients: many of them cost no more than one.
+/// Time for which a reading is shared by all clients, so that many cost no more than one.
 const FRESH: Duration = Duration::from_millis(900);
 
 /// The same for a report, which reads weeks of bans from the disk.
@@ -46,7 +46,7 @@ const REPORT_DAYS: [u64; 4] = [7, 1, 30, 90];
 /// How long to wait for the daemon.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What clients are answered.
+/// State of the web server.
 pub(crate) struct WebContext {
     pins: Pins,
     inputs: Inputs,
@@ -55,7 +55,7 @@ pub(crate) struct WebContext {
     history: Plain<History>,
 }
 
-/// What a path stands for.
+/// The resource of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Resource {
     Metrics,
@@ -81,14 +81,14 @@ impl Resource {
 }
 
 impl WebContext {
-    /// Of one filter.
+    /// For one filter.
     pub(crate) fn new(inputs: Inputs) -> Self {
         let pins = Pins::new(&inputs.paths.pin_dir);
         let (cached, reports) = (Mutex::default(), Mutex::default());
         Self { pins, inputs, cached, reports, history: Plain::default() }
     }
 
-    /// Notes the counters for the history.
+    /// Adds a point to the history.
     pub(crate) fn note(&self) {
         match counters::packets(&self.pins) {
             Ok(interfaces) => {
@@ -108,7 +108,8 @@ impl WebContext {
             return text(StatusCode::NOT_FOUND, "there is / and /metrics");
         };
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        // A page of somebody else's whose name was made to lead here could read ours otherwise.
+        // Protection against DNS rebinding: a foreign page whose name resolves to this server could
+        // read the data.
         if resource != Resource::Metrics && !host.is_some_and(is_no_name) {
             return text(
                 StatusCode::MISDIRECTED_REQUEST,
@@ -133,7 +134,7 @@ impl WebContext {
     }
 
     async fn overview(&self) -> Result<Arc<Overview>> {
-        // Held while it is read, so that others wait for this reading instead of making their own.
+        // Held during the reading, so that concurrent requests share it.
         let mut cached = self.cached.lock().await;
         if let Some((at, overview)) = &*cached
             && at.elapsed() < FRESH
@@ -142,8 +143,7 @@ impl WebContext {
         }
         let status = timeout(TIMEOUT, self.status()).await;
         let daemon = FromDaemon {
-            // The daemon is this very process; if it is too busy to answer, its numbers are missing
-            // for once.
+            // The daemon is this process; if it is too busy to respond, its data are missing once.
             status: status.ok().and_then(Result::ok),
             trouble: None,
             latest: self.inputs.hub.recent(),
@@ -231,7 +231,7 @@ fn full(
         headers.into_iter().fold(Response::builder().status(status), |builder, (name, value)| {
             builder.header(name, HeaderValue::from_static(value))
         });
-    // Nothing in it can be wrong: names and values are constants.
+    // Infallible: names and values are constants.
     builder.body(Full::new(content.into())).unwrap_or_default()
 }
 
@@ -291,7 +291,7 @@ mod tests {
         for inline in ["<style", " style=", " onclick=", " onload=", "<script>"] {
             assert!(!PAGE.contains(inline), "{inline} would not run under the policy");
         }
-        // What attackers choose is only ever put in as text.
+        // Attacker-chosen strings are only inserted as text.
         for dangerous in [
             "innerHTML",
             "outerHTML",

@@ -1,5 +1,5 @@
-//! Whether the servers of feeds can be reached. No list is fetched: some servers remember who asked
-//! for what.
+//! Reachability of the feeds' servers. No list is fetched, because some servers keep state per
+//! request.
 
 use std::fs::File;
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -11,12 +11,12 @@ use ureq::http::Uri;
 use super::Check;
 use crate::config::FeedConfig;
 
-/// What a connection may take.
+/// Timeout of a connection attempt.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 const CHECK: &str = "feed";
 
-/// One check for each feed, all at the same time.
+/// One check per feed, concurrently.
 pub(super) fn reachable(feeds: &[FeedConfig]) -> Vec<Check> {
     let all: Vec<_> =
         feeds.iter().cloned().map(|feed| thread::spawn(move || look(&feed))).collect();
@@ -55,8 +55,7 @@ fn look(feed: &FeedConfig) -> Check {
     }
 }
 
-/// Connects with a server, and says which it is. Never the whole address, in which there may be a
-/// key.
+/// Connects to a server, and returns its host. Never the whole URL, which may contain a key.
 fn connect(url: &str) -> Result<String, String> {
     let uri: Uri = url.parse().map_err(|_| "the url is none".to_owned())?;
     let host = uri.host().ok_or("the url names no host")?;

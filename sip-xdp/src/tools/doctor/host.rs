@@ -1,4 +1,4 @@
-//! The host itself: kernel, rights, file systems, clock.
+//! Checks of the host: kernel, rights, file systems, clock.
 
 use std::fs;
 use std::path::Path;
@@ -12,11 +12,10 @@ use crate::dataplane::pins;
 use crate::dataplane::probe::{BTF, Platform};
 use crate::sys::privileges;
 
-/// Below this the store, and the lists of feeds, may soon not fit, in bytes.
+/// Free space in bytes below which the store and the feeds' lists may soon not fit.
 const ROOM: u64 = 64 << 20;
 
-/// What keeps the filter from running here, and what it goes without, in the words of `run`; and
-/// what is well.
+/// Obstacles and limitations of the platform, in the words of `run`, and passed checks.
 pub(super) fn platform(platform: &Platform) -> Vec<Check> {
     judge_platform(platform, geteuid().is_root())
 }
@@ -50,7 +49,7 @@ fn judge_platform(platform: &Platform, is_root: bool) -> Vec<Check> {
     for (check, detail) in well {
         let before = checks.len();
         for finding in obstacles.iter().filter(|finding| finding.check == check) {
-            // Who is not root lacks rights that the daemon may have.
+            // Other users lack rights that the daemon may have.
             checks.push(if is_root {
                 Check::fail(check, finding.detail.clone(), finding.remedy.clone())
             } else {
@@ -62,7 +61,7 @@ fn judge_platform(platform: &Platform, is_root: bool) -> Vec<Check> {
         for finding in limitations.iter().filter(|finding| finding.check == check) {
             checks.push(Check::warn(check, finding.detail.clone(), finding.remedy.clone()));
         }
-        // Of a kernel that takes no program at all nothing else can be said.
+        // On a kernel that refuses every program the other probes say nothing.
         let is_known = platform.xdp.is_ok() || matches!(check, "capabilities" | "btf");
         if checks.len() == before && is_known {
             checks.push(Check::ok(check, detail));
@@ -71,8 +70,7 @@ fn judge_platform(platform: &Platform, is_root: bool) -> Vec<Check> {
     checks
 }
 
-/// Whether the kernel takes both programs, as `run` would load them: they are loaded, and attached
-/// to nothing.
+/// Loads both programs as `run` would, without attaching them.
 pub(super) fn programs(trial: &anyhow::Result<Trial>) -> Check {
     const CHECK: &str = "programs";
     let figures = |of: &Figures| {
@@ -108,7 +106,7 @@ pub(super) fn container(platform: &Platform) -> Check {
         variable.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"container="));
     let kind = marked.or_else(|| variable.map(|kind| String::from_utf8_lossy(kind).into_owned()));
     let uid_map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    // Who is not root has none anywhere, which says nothing of the container.
+    // Other users lack rights everywhere, which says nothing about a container.
     let has_rights =
         !geteuid().is_root() || platform.capabilities.as_ref().is_ok_and(Vec::is_empty);
     judge_container(kind.as_deref(), &uid_map, has_rights)
@@ -120,7 +118,7 @@ fn judge_container(kind: Option<&str>, uid_map: &str, has_rights: bool) -> Check
                        there: --network host \
                        --cap-add BPF --cap-add NET_ADMIN --cap-add PERFMON -v \
                        /sys/fs/bpf:/sys/fs/bpf";
-    // The first user namespace maps all there are.
+    // The initial user namespace maps the whole range.
     let in_user_namespace =
         uid_map.split_whitespace().nth(2).is_some_and(|count| count != "4294967295");
     if in_user_namespace {
@@ -175,8 +173,8 @@ pub(super) fn bpffs(pin_dir: &Path) -> Check {
 }
 
 pub(super) fn clock() -> Check {
-    // SAFETY: all zeroes is a valid `timex`, which asks and changes nothing; the kernel fills it in
-    // and keeps no pointer.
+    // SAFETY: all zeroes is a valid `timex`, which only queries; the kernel fills it in and keeps
+    // no pointer.
     let (state, timex) = unsafe {
         let mut timex: libc::timex = std::mem::zeroed();
         (libc::adjtimex(&mut timex), timex)
@@ -189,11 +187,11 @@ pub(super) fn clock() -> Check {
     judge_clock(jiff::Timestamp::now().as_second(), is_synchronised)
 }
 
-/// Seconds since 1970, and whether the kernel's clock is disciplined by another one.
+/// Judges the wall clock: seconds since 1970, and whether it is synchronised.
 fn judge_clock(now: i64, is_synchronised: Option<bool>) -> Check {
     const CHECK: &str = "clock";
     const REMEDY: &str = "synchronise it: `timedatectl set-ntp true`, or install chrony";
-    /// The first day of 2025: this program is younger.
+    /// 1 January 2025: this program is newer.
     const YOUNGEST: i64 = 1_735_689_600;
     if now < YOUNGEST {
         let year = jiff::Timestamp::from_second(now).unwrap_or_default().strftime("%Y").to_string();
@@ -219,7 +217,7 @@ fn judge_clock(now: i64, is_synchronised: Option<bool>) -> Check {
 pub(super) fn state(directory: &Path) -> Check {
     const CHECK: &str = "state";
     let shown = directory.display();
-    // A directory that is not there yet is made by the daemon.
+    // A missing directory is created by the daemon.
     let Some(existing) = directory.ancestors().find(|path| path.exists()) else {
         return Check::fail(
             CHECK,
@@ -321,7 +319,7 @@ mod tests {
             let remedy = failed[0].remedy.as_deref().unwrap();
             assert_eq!(said, format!("{}; {remedy}", failed[0].detail));
         }
-        // Where only something is gone without, it runs, and doctor warns.
+        // With limitations only it runs, and doctor warns.
         let lacking = Platform { frags: false, btf: false, ..platform() };
         assert!(lacking.check().is_ok());
         let warned =
@@ -330,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_root_is_told_so() {
+    fn missing_root_is_reported() {
         let lacking = Platform {
             capabilities: Ok(vec!["CAP_BPF".to_owned()]),
             xdp: Err("Operation not permitted (os error 1)".to_owned()),

@@ -1,24 +1,26 @@
-//! The interfaces that are, or are to be, filtered, and by which ones what we answer leaves.
+//! Checks of the interfaces that are, or would be, filtered, and of the path of responses.
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 use sip_xdp_common::abi::names;
 
 use super::device::{self, XdpFeatures};
 use super::{Check, HostFacts, links};
+use crate::api::answers::DaemonStatus;
 use crate::dataplane::attach::clsact;
 use crate::dataplane::attach::driver_refusal::ONE_BUFFER;
 use crate::dataplane::attach::xdp::Mode;
 use crate::dataplane::ethtool::{self, Channels, LRO};
 use crate::dataplane::netlink::Interface;
+use crate::dataplane::virtio::Obstacle;
 
-/// Drivers that need as many queues again for programs as packets arrive in (`ena_xdp_allowed`,
+/// Drivers whose XDP needs as many extra transmit queues as receive queues (`ena_xdp_allowed`,
 /// `gve_verify_xdp_configuration`).
 const HALVING: &[&str] = &["ena", "gve"];
 
-/// Drivers that see to LRO themselves when a program is attached.
+/// Drivers that handle LRO themselves when a program is attached.
 const LRO_BY_ITSELF: &[&str] = &["vmxnet3"];
 
-/// All checks of these interfaces, and those of the routes.
+/// All checks of these interfaces, and of the routes.
 pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
     let mut checks = Vec::new();
     if wanted.is_empty() {
@@ -29,7 +31,7 @@ pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
         ));
     }
     for name in wanted {
-        // One that was renamed is still known by its configured name.
+        // A renamed one is still known by its configured name.
         let index = facts
             .filtered
             .iter()
@@ -85,7 +87,7 @@ fn one(facts: &HostFacts, interface: &Interface, wanted: &[String]) -> Vec<Check
     let configured = filtered.map_or(name, |filtered| &filtered.interface);
     vec![
         is_up(interface),
-        driver(&kind, mode, features),
+        driver(&kind, mode, features, Hindrance::of(interface, configured, facts.daemon.as_ref())),
         mtu(interface.mtu, mode, features),
         queues(name, &kind, interface, ethtool::channels(name).ok()),
         merging.unwrap_or_else(|| offloads(name, has_lro, offered.on.contains("rx-gro"))),
@@ -105,34 +107,82 @@ fn is_up(interface: &Interface) -> Check {
     Check::warn("interface", format!("{name} is down"), format!("ip link set {name} up"))
 }
 
-fn driver(kind: &str, mode: Option<Mode>, features: Option<XdpFeatures>) -> Check {
+/// Why the driver does not run the program, though it runs programs as such.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hindrance {
+    /// The device keeps it from doing so.
+    Device(Obstacle),
+    /// It took the program and showed it nothing, as the daemon has noticed.
+    Blind,
+}
+
+impl Hindrance {
+    fn of(interface: &Interface, configured: &str, daemon: Option<&DaemonStatus>) -> Option<Self> {
+        let obstacle = interface.kind.is_none().then(|| Obstacle::of(&interface.name)).flatten();
+        obstacle
+            .map(Self::Device)
+            .or_else(|| links::is_blind(configured, daemon).then_some(Self::Blind))
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Device(obstacle) => obstacle.words(),
+            Self::Blind => "the driver took the program and showed it no packets",
+        }
+    }
+
+    fn remedy(self) -> String {
+        const COSTS: &str =
+            "it protects as well, but costs several times the CPU per dropped packet";
+        match self {
+            Self::Device(obstacle) => format!("{COSTS}; for native mode: {}", obstacle.remedy()),
+            Self::Blind => COSTS.to_owned(),
+        }
+    }
+}
+
+fn driver(
+    kind: &str,
+    mode: Option<Mode>,
+    features: Option<XdpFeatures>,
+    hindrance: Option<Hindrance>,
+) -> Check {
     const CHECK: &str = "driver";
     const REMEDY: &str = "it protects as well, but costs several times the CPU per dropped packet; \
-                          on PPP, VLAN or tunnel \
-                          interfaces, filter on the Ethernet interface beneath, where tags and \
-                          PPPoE sessions are read";
-    match (mode, features) {
-        (Some(Mode::Native), _) => {
+                          on PPP, VLAN or tunnel interfaces, filter on the Ethernet interface \
+                          beneath, where tags and PPPoE sessions are read";
+    match (mode, hindrance, features) {
+        (Some(Mode::Native), ..) => {
             Check::ok(CHECK, format!("{kind}: the filter runs in the driver"))
         }
-        (Some(Mode::Generic), Some(XdpFeatures { native: true, .. })) => Check::warn(
+        (Some(Mode::Generic), Some(why), _) => Check::warn(
+            CHECK,
+            format!("{kind}: the filter runs in generic mode: {}", why.words()),
+            why.remedy(),
+        ),
+        (None, Some(why), _) => Check::warn(
+            CHECK,
+            format!("{kind}: {}; generic mode it will be", why.words()),
+            why.remedy(),
+        ),
+        (Some(Mode::Generic), None, Some(XdpFeatures { native: true, .. })) => Check::warn(
             CHECK,
             format!("{kind}: the filter runs in generic mode, though the driver could run it"),
             "look into the log for what the driver refused, often a long MTU or LRO; then restart \
              with mode = \"auto\"",
         ),
-        (Some(Mode::Generic), _) => {
+        (Some(Mode::Generic), None, _) => {
             Check::warn(CHECK, format!("{kind}: the filter runs in generic mode"), REMEDY)
         }
-        (None, Some(XdpFeatures { native: true, .. })) => {
+        (None, None, Some(XdpFeatures { native: true, .. })) => {
             Check::ok(CHECK, format!("{kind}: the driver can run the filter"))
         }
-        (None, Some(_)) => Check::warn(
+        (None, None, Some(_)) => Check::warn(
             CHECK,
             format!("{kind}: the driver runs no programs; generic mode it will be"),
             REMEDY,
         ),
-        (None, None) => Check::ok(
+        (None, None, None) => Check::ok(
             CHECK,
             format!(
                 "{kind}: this kernel does not say what its drivers can do; `sip-xdp run` tries, \
@@ -171,7 +221,7 @@ fn mtu(mtu: u32, mode: Option<Mode>, features: Option<XdpFeatures>) -> Check {
 fn queues(name: &str, driver: &str, interface: &Interface, channels: Option<Channels>) -> Check {
     const CHECK: &str = "queues";
     let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-    // Virtual interfaces are called on whatever CPU sends to them.
+    // Virtual interfaces run programs on the sender's CPU.
     let Some(Channels { used, most }) =
         channels.filter(|channels| channels.used > 0 && interface.kind.is_none())
     else {
@@ -210,7 +260,7 @@ fn offloads(name: &str, lro: bool, gro: bool) -> Check {
     Check::ok(CHECK, format!("LRO is off; GRO is {gro}"))
 }
 
-/// Who else has an XDP program there.
+/// Other XDP programs on the interface.
 fn programs(interface: &Interface, is_ours: bool, is_root: bool) -> Check {
     const CHECK: &str = "xdp_programs";
     let Some(xdp) = interface.xdp else {
@@ -247,7 +297,7 @@ fn programs(interface: &Interface, is_ours: bool, is_root: bool) -> Check {
     )
 }
 
-/// Who else looks at what leaves.
+/// Other programs on the interface's egress path.
 fn traffic_control(interface: &Interface) -> Check {
     const CHECK: &str = "tc_programs";
     let filters = clsact::egress_filters(interface.index).unwrap_or_default();
@@ -271,7 +321,7 @@ fn traffic_control(interface: &Interface) -> Check {
     )
 }
 
-/// Whether what we answer can be seen where it leaves.
+/// Whether the server's responses are seen on their way out.
 fn responses(facts: &HostFacts, wanted: &[String]) -> Check {
     const CHECK: &str = "responses";
     const REMEDY: &str = "filter there, too: add it to `interfaces`. Without responses nobody is \
@@ -334,8 +384,34 @@ mod tests {
             (None, NONE, Status::Warn),
             (None, OLD, Status::Ok),
         ] {
-            assert_eq!(driver("e1000e", mode, features).status, status, "{mode:?} {features:?}");
+            assert_eq!(
+                driver("e1000e", mode, features, None).status,
+                status,
+                "{mode:?} {features:?}"
+            );
         }
+    }
+
+    #[test]
+    fn drivers_that_could_and_do_not() {
+        let (refuses, never_calls) =
+            (Hindrance::Device(Obstacle::Refuses), Hindrance::Device(Obstacle::NeverCalls));
+        for (why, mode, features, part) in [
+            (refuses, None, SHORT, "generic mode it will be"),
+            (refuses, None, OLD, "disable GRO_HW/CSUM first"),
+            (never_calls, None, LONG, "never calls it"),
+            (never_calls, Some(Mode::Generic), LONG, "without mergeable buffers"),
+            (Hindrance::Blind, Some(Mode::Generic), LONG, "showed it no packets"),
+        ] {
+            let check = driver("virtio_net", mode, features, Some(why));
+            assert!(check.status == Status::Warn && check.detail.contains(part), "{check:?}");
+            assert!(!check.detail.contains("could run it"), "{check:?}");
+        }
+        // Whoever insists on native mode has it; that it sees nothing is said by another check.
+        assert_eq!(
+            driver("virtio_net", Some(Mode::Native), LONG, Some(never_calls)).status,
+            Status::Ok
+        );
     }
 
     #[test]

@@ -1,25 +1,24 @@
-//! What an interface is to others, what passes it by, and what attaching does to it.
+//! Checks of an interface's topology, of paths around it, and of the effects of attaching.
 
 use super::{Check, HostFacts};
-use crate::api::answers::DaemonStatus;
+use crate::api::answers::{BlindInterface, DaemonStatus};
 use crate::dataplane::attach::xdp::Mode;
 use crate::dataplane::ethtool::{Features, GRO_HW};
 use crate::dataplane::netlink::Interface;
 
-/// Drivers that take their link down and up when the first program is attached natively, and when
-/// the last one is taken off: `igb_xdp_setup`, `igc_xdp_set_prog`, `ixgbe_xdp_setup`,
-/// `i40e_xdp_setup`, `vmxnet3_xdp_set`, `gve_set_xdp`.
+/// Drivers that reset the link when the first program is attached natively, and when the last one
+/// is detached: `igb_xdp_setup`, `igc_xdp_set_prog`, `ixgbe_xdp_setup`, `i40e_xdp_setup`,
+/// `vmxnet3_xdp_set`, `gve_set_xdp`.
 const RESETTING: &[&str] = &["igb", "igc", "ixgbe", "i40e", "vmxnet3", "gve"];
 
-/// Kinds of tunnels whose packets anybody may send who reaches this host, or who is at the other
-/// end.
+/// Kinds of tunnels that accept packets from anybody who reaches this host, or from the other end.
 const TUNNELS: &[&str] =
     &["gre", "gretap", "ip6gre", "ip6gretap", "erspan", "ipip", "sit", "ip6tnl", "vxlan", "geneve"];
 
-/// Offloads by which several UDP packets reach generic mode as one.
+/// Offloads that merge several UDP packets before generic mode.
 const UDP_MERGING: &[&str] = &["rx-udp-gro-forwarding", "rx-gro-list"];
 
-/// Bonds and bridges: what is beside the interface, or passes it by.
+/// Bonds and bridges: paths beside the interface, or around it.
 pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[String]) -> Check {
     const CHECK: &str = "topology";
     let name = &interface.name;
@@ -95,7 +94,7 @@ pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[S
     Check::ok(CHECK, "stands by itself")
 }
 
-/// Tunnels that end here: what they carry is unpacked behind the filter of the interface beneath.
+/// Tunnels that end here: their contents are decapsulated behind the filter of the lower interface.
 pub(super) fn tunnels(facts: &HostFacts, wanted: &[String]) -> Check {
     judge_tunnels(&facts.present, wanted)
 }
@@ -129,7 +128,7 @@ fn judge_tunnels(present: &[Interface], wanted: &[String]) -> Check {
     Check::warn(CHECK, detail, remedy)
 }
 
-/// What attaching does to the link and to the kernel's log.
+/// Effects of attaching on the link, and on the kernel's log.
 pub(super) fn attaching(
     driver: &str,
     mode: Option<Mode>,
@@ -141,7 +140,7 @@ pub(super) fn attaching(
     let is_generic =
         mode == Some(Mode::Generic) || (mode.is_none() && takes_programs == Some(false));
     if driver == "virtio_net" && is_fixed && mode != Some(Mode::Native) {
-        // Whether it is native is known once it is tried: the host decides.
+        // Native mode is certain only after it was tried on this host.
         let sure = if is_generic {
             "generic mode makes"
         } else {
@@ -169,6 +168,14 @@ pub(super) fn attaching(
             ),
         );
     }
+    if driver == "bond" && mode != Some(Mode::Generic) {
+        // `bond_xdp_set` in `drivers/net/bonding/bond_main.c`; seen on 6.1 and 6.12.
+        return Check::ok(
+            CHECK,
+            "leaves the link up; the kernel's bonding driver never frees a program that another \
+             replaces, so each restart leaves one in memory until the next boot",
+        );
+    }
     Check::ok(CHECK, "leaves the link up")
 }
 
@@ -187,12 +194,19 @@ pub(super) fn merging(name: &str, mode: Option<Mode>, features: &Features) -> Op
     Some(Check::warn("offloads", detail, format!("ethtool -K {name} {}", off.join(" "))))
 }
 
-/// Whether the program sees what arrives, as the daemon has noticed.
+/// Whether the daemon has noticed that a native program saw nothing there.
+pub(super) fn is_blind(name: &str, daemon: Option<&DaemonStatus>) -> bool {
+    blindness(name, daemon).is_some()
+}
+
+fn blindness<'a>(name: &str, daemon: Option<&'a DaemonStatus>) -> Option<&'a BlindInterface> {
+    daemon.iter().flat_map(|daemon| &daemon.blind).find(|one| one.interface == name)
+}
+
+/// Whether the program sees incoming packets, as the daemon has observed.
 pub(super) fn sight(name: &str, daemon: Option<&DaemonStatus>) -> Check {
     const CHECK: &str = "sight";
-    let mut blind = daemon.iter().flat_map(|daemon| &daemon.blind);
-    let found = blind.find(|one| one.interface == name);
-    let Some(found) = found else {
+    let Some(found) = blindness(name, daemon) else {
         return match daemon {
             Some(_) => {
                 Check::ok(CHECK, "the daemon has noticed no packets that the program did not see")
@@ -310,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_attaching_does() {
+    fn effects_of_attaching() {
         let (fixed, free) = (features(&[GRO_HW], &[]), features(&[GRO_HW], &[GRO_HW]));
         let generic = Some(Mode::Generic);
         assert_eq!(attaching("virtio_net", generic, Some(true), &fixed).status, Status::Warn);
@@ -321,6 +335,10 @@ mod tests {
         assert!(igb.status == Status::Ok && igb.detail.contains("down and up"), "{igb:?}");
         assert!(!attaching("igb", generic, Some(true), &free).detail.contains("down and up"));
         assert!(!attaching("e1000e", None, Some(false), &free).detail.contains("down and up"));
+        assert!(
+            attaching("bond", Some(Mode::Native), Some(true), &free).detail.contains("never frees")
+        );
+        assert_eq!(attaching("bond", generic, Some(true), &free).detail, "leaves the link up");
     }
 
     #[test]
@@ -333,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sees_nothing_is_told() {
+    fn blind_programs_are_reported() {
         let daemon = |action: Option<&str>| DaemonStatus {
             blind: vec![BlindInterface {
                 interface: "eth0".to_owned(),

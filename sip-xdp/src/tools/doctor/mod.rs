@@ -1,10 +1,8 @@
-//! `doctor`: looks at a host with the eyes of somebody who has set up many, and says of each thing
-//! whether it is well, and what to do if it is not.
+//! `doctor`: checks of a host, each with a status and a remedy.
 //!
-//! It only looks: the programs are loaded to see whether the kernel takes them, but nothing is
-//! attached or sent but for a connection to the servers of feeds, and nothing written but the
-//! verifier's log if it refuses one. What it may not see, it says. Works with the daemon dead or
-//! alive.
+//! Read-only: the programs are loaded to test the verifier, but not attached; nothing is sent
+//! except connections to the feeds' servers, and nothing written except the verifier log of a
+//! refusal. Checks without sufficient rights say so. Works with or without a daemon.
 
 mod device;
 mod feeds;
@@ -31,63 +29,63 @@ use crate::dataplane::probe::Platform;
 use crate::dataplane::refusal;
 use crate::sys::paths::Paths;
 
-/// How well something is.
+/// The status of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// As it should be.
+    /// Passed.
     Ok,
-    /// It works, but somebody should know; or it could not be seen.
+    /// It works with a caveat, or could not be checked.
     Warn,
-    /// It does not work, or leaves something open.
+    /// It does not work, or leaves a gap.
     Fail,
 }
 
-/// What was found about one thing.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// Name of the check.
     pub check: &'static str,
-    /// The interface that it is about, if it is about one.
+    /// The interface, if it concerns one.
     pub interface: Option<String>,
-    /// How well it is.
+    /// Status.
     pub status: Status,
-    /// What was found.
+    /// Observation.
     pub detail: String,
-    /// What to do.
+    /// Remedy.
     pub remedy: Option<String>,
 }
 
 impl Check {
-    /// All is well.
+    /// A passed check.
     fn ok(check: &'static str, detail: impl Into<String>) -> Self {
         Self { check, interface: None, status: Status::Ok, detail: detail.into(), remedy: None }
     }
 
-    /// Somebody should know.
+    /// A warning.
     fn warn(check: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { status: Status::Warn, remedy: Some(remedy.into()), ..Self::ok(check, detail) }
     }
 
-    /// Something does not work.
+    /// A failure.
     fn fail(check: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { status: Status::Fail, ..Self::warn(check, detail, remedy) }
     }
 
-    /// It is about this interface.
+    /// Sets the interface.
     fn on(self, interface: &str) -> Self {
         Self { interface: Some(interface.to_owned()), ..self }
     }
 }
 
-/// All that was found.
+/// All results.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Diagnosis {
-    /// The version of this object.
+    /// Version of this object.
     pub schema: u32,
-    /// In the order in which one would put them right.
+    /// Checks, in the order in which they should be fixed.
     pub checks: Vec<Check>,
-    /// What the verifier did for the programs, if they could be loaded.
+    /// Verifier figures of the programs, if they could be loaded.
     pub programs: Option<Trial>,
 }
 
@@ -98,29 +96,29 @@ impl Diagnosis {
     }
 }
 
-/// What several checks ask for, asked once.
+/// Facts that several checks share.
 struct HostFacts {
     config: Config,
     /// All interfaces of this network namespace.
     present: Vec<Interface>,
-    /// Addresses of this host, with the index of their interface.
+    /// Addresses of this host, with their interface index.
     addresses: Vec<(u32, std::net::IpAddr)>,
     around: Surroundings,
-    /// What `status` says, if there is a daemon that we may ask.
+    /// The daemon's status, if accessible.
     daemon: Option<DaemonStatus>,
-    /// Where our filter is, as far as that may be read.
+    /// Filtered interfaces, as far as readable.
     filtered: Vec<FilteredInterface>,
-    /// Whom the filter knows, as far as that may be read.
+    /// Known sources, as far as readable.
     known: Option<Known>,
     /// Whether this process is root in its user namespace.
     is_root: bool,
 }
 
-/// Whom the filter knows.
+/// Numbers of known sources.
 struct Known {
     good: usize,
     peers: usize,
-    /// Trusted or admitted, by whomever.
+    /// Trusted or admitted, by any owner.
     trusted: usize,
 }
 
@@ -134,12 +132,12 @@ impl Known {
 }
 
 impl HostFacts {
-    /// Whether our program is on an interface.
+    /// Whether our program is attached to an interface.
     fn is_filtered(&self, index: u32) -> bool {
         self.filtered.iter().any(|filtered| filtered.index == index && filtered.attached)
     }
 
-    /// The names of the interfaces that are, or are to be, filtered.
+    /// Names of the interfaces that are, or would be, filtered.
     fn wanted(&self, asked: &[String]) -> Vec<String> {
         if !asked.is_empty() {
             return asked.to_vec();
@@ -156,7 +154,7 @@ impl HostFacts {
     }
 }
 
-/// Looks at the host. `asked` are the interfaces to look at, if not those that are or would be
+/// Runs all checks. `asked` are the interfaces to check, if not those that are or would be
 /// filtered.
 pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[String]) -> Diagnosis {
     let mut checks = Vec::new();
@@ -174,7 +172,7 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
     };
     let platform = Platform::ask();
     checks.extend(host::platform(&platform));
-    // Where something is missing it is said already; loading would only fail of it.
+    // With a missing feature the load would only fail for the same reason.
     let trial = platform.check().is_ok().then(|| {
         let loaded = loader::trial(&config.program_settings(Link::Ethernet, 0));
         loaded.map_err(|error| refusal::keep_log(error, &paths.state_dir))
@@ -183,7 +181,7 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
     checks.extend([host::container(&platform), host::bpffs(&paths.pin_dir)]);
     checks.extend([host::clock(), host::state(&paths.state_dir)]);
     checks.extend(feeds::reachable(&config.feeds));
-    match look_around(paths, config).await {
+    match collect_facts(paths, config).await {
         Ok(facts) => {
             checks.push(filter(&facts, paths));
             let wanted = facts.wanted(asked);
@@ -200,11 +198,10 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
     Diagnosis { schema: SCHEMA, checks, programs: trial.and_then(Result::ok) }
 }
 
-async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<HostFacts> {
+async fn collect_facts(paths: &Paths, config: Config) -> anyhow::Result<HostFacts> {
     let netlink = Netlink::connect()?;
     let present = netlink.interfaces().await?;
-    // Without the rights to read pins it is as if there were none; the check of the filter says
-    // that.
+    // Unreadable pins count as missing; the check of the filter reports it.
     let pins = Pins::new(&paths.pin_dir);
     let filtered = counters::interfaces(&pins, &present).unwrap_or_default();
     Ok(HostFacts {
@@ -229,7 +226,7 @@ fn configuration(paths: &Paths) -> Check {
     Check::ok("configuration", detail)
 }
 
-/// Whether a filter is loaded and watched over.
+/// Whether a filter is loaded, and supervised by a daemon.
 fn filter(facts: &HostFacts, paths: &Paths) -> Check {
     const CHECK: &str = "filter";
     let attached: Vec<_> = facts.filtered.iter().filter(|filtered| filtered.attached).collect();

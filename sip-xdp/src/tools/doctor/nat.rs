@@ -1,4 +1,4 @@
-//! Rules that translate addresses and ports: they hide who sends, or hide SIP behind other ports.
+//! NAT rules that hide the sources of packets, or SIP behind other ports.
 
 use std::process::{Command, Stdio};
 
@@ -7,7 +7,7 @@ use super::sockets::Listener;
 use super::{Check, HostFacts};
 use crate::config::Config;
 
-/// Whether somebody on the way makes all sources look like one.
+/// Whether source NAT makes all sources look like one.
 pub(super) fn source_nat(facts: &HostFacts, relevant: &[&Listener]) -> Check {
     const CHECK: &str = "source_nat";
     const REMEDY: &str = "filter on the outer interface of this host, which sees the real sources; \
@@ -44,8 +44,7 @@ pub(super) fn source_nat(facts: &HostFacts, relevant: &[&Listener]) -> Check {
     Check::ok(CHECK, format!("no proxy or rule is found that hides who sends{unseen}"))
 }
 
-/// Whether rules send other ports to a SIP port: the filter reads packets before they are
-/// translated.
+/// Whether rules redirect other ports to a SIP port: the filter sees packets before translation.
 pub(super) fn translated_ports(facts: &HostFacts) -> Check {
     const CHECK: &str = "translated_ports";
     for (program, arguments) in
@@ -69,7 +68,7 @@ pub(super) fn translated_ports(facts: &HostFacts) -> Check {
     Check::ok(CHECK, "no rule is found that sends other ports to a SIP port")
 }
 
-/// The port, not among the configured ones, that a rule of nft or iptables sends to one of them.
+/// The unconfigured port that a rule of nft or iptables redirects to a SIP port.
 fn translated_from(rule: &str, config: &Config) -> Option<u16> {
     let words: Vec<&str> = rule
         .split(|c: char| c.is_whitespace() || "\",{}".contains(c))
@@ -101,8 +100,8 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Whether a rule of nft or iptables gives packets to SIP ports, or into an inner network, another
-/// source.
+/// Whether a rule of nft or iptables translates the source of packets to SIP ports, or into an
+/// inner network.
 fn hides_sources(rule: &str, config: &Config, inner: &[&str]) -> bool {
     let words: Vec<&str> = rule
         .split(|c: char| c.is_whitespace() || "\",{}".contains(c))
@@ -138,8 +137,7 @@ fn hides_sources(rule: &str, config: &Config, inner: &[&str]) -> bool {
         };
         return ports.any(is_sip);
     }
-    // Without a port: into a network behind this host. What leaves to the world is everybody's
-    // ordinary translation.
+    // Without a port: into a network behind this host. Translation towards the outside is normal.
     value(&["oifname", "oif", "-o"]).is_some_and(|name| inner.contains(&name)) && from.is_none()
 }
 
@@ -194,11 +192,11 @@ mod tests {
                  5060",
                 Some(5_070),
             ),
-            // The filter reads these.
+            // The filter sees these.
             ("udp dport 5060 dnat to 10.0.0.2:15060", None),
             ("udp dport 5060 dnat to 10.0.0.2", None),
             ("-A PREROUTING -p udp --dport 5060 -j REDIRECT --to-ports 5061", None),
-            // Nothing to do with SIP.
+            // Unrelated to SIP.
             ("tcp dport 80 redirect to :8080", None),
             ("udp dport 5080 accept", None),
             ("", None),

@@ -1,5 +1,4 @@
-//! The question that starts it all: who listens for SIP here, who can reach it, and does the filter
-//! stand in between?
+//! Checks of SIP listeners: their reachability, and whether the filter protects them.
 
 use std::net::IpAddr;
 
@@ -7,28 +6,28 @@ use super::sockets::{Listener, Transport, listeners};
 use super::{Check, HostFacts, hep, nat};
 use crate::config::{Config, Policy};
 
-/// Servers that speak nothing but SIP on their ports.
+/// Servers whose ports are all for SIP.
 const PROXIES: [&str; 7] =
     ["kamailio", "opensips", "openser", "drachtio", "flexisip", "repro", "sipp"];
 
-/// Servers that have ports for media and management as well.
+/// Servers that have media and management ports as well.
 const EXCHANGES: [&str; 6] =
     ["asterisk", "freeswitch", "yate", "sems", "3CXPhoneSystem", "mobicents"];
 
-/// Ports on which SIP is found beside the usual two: FreeSWITCH 5080, FreePBX 5160 and 5161, and
-/// their neighbours.
+/// Common SIP ports besides 5060 and 5061: FreeSWITCH 5080, FreePBX 5160 and 5161, and adjacent
+/// ones.
 fn is_usual(port: u16) -> bool {
     (5060..=5099).contains(&port) || (5160..=5169).contains(&port)
 }
 
-/// From where an address of this host can be reached.
+/// The reachability of an address of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Scope {
-    /// From this host.
+    /// This host only.
     Host,
-    /// From networks that are not routed in the internet; or from there, if a router forwards.
+    /// Private networks; or the internet, if a router forwards.
     Private,
-    /// From everywhere, unless somebody filters.
+    /// The internet, unless filtered elsewhere.
     World,
 }
 
@@ -42,7 +41,7 @@ impl Scope {
     }
 }
 
-/// All checks of who listens.
+/// All checks of listeners.
 pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
     let all = listeners();
     let relevant: Vec<&Listener> =
@@ -51,7 +50,7 @@ pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
         relevant.iter().partition(|one| is_listed(one.port, &facts.config));
     let own: Vec<IpAddr> = facts.addresses.iter().map(|(_, address)| *address).collect();
     vec![
-        who_listens(&listed, &own, facts.is_root),
+        listener_check(&listed, &own, facts.is_root),
         unlisted_ports(&unlisted, &own, &facts.config),
         exposure(facts, &listed, wanted),
         policy(facts, &listed, &own),
@@ -67,18 +66,16 @@ pub(super) fn is_listed(port: u16, config: &Config) -> bool {
 
 fn speaks_sip(listener: &Listener, config: &Config) -> bool {
     let is_proxy = PROXIES.contains(&listener.name());
-    // Media of a busy exchange may be on any port, of which only the usual ones can be told to be
-    // SIP.
+    // A busy PBX may have media on any port, so that only common ports count as SIP.
     is_proxy || is_usual(listener.port) || is_listed(listener.port, config)
 }
 
-/// Whom an address serves. One that stands for all addresses serves whoever reaches the best
-/// reachable of them.
+/// The reachability of an address. A wildcard address has that of the most reachable one.
 fn scope(address: IpAddr, own: &[IpAddr]) -> Scope {
     if !address.is_unspecified() {
         return scope_of(address);
     }
-    // `::` takes IPv4 as well.
+    // `::` accepts IPv4 as well.
     let served = own.iter().filter(|one| one.is_ipv4() || address.is_ipv6());
     served.map(|one| scope_of(*one)).max().unwrap_or(Scope::Host)
 }
@@ -99,7 +96,7 @@ fn scope_of(address: IpAddr) -> Scope {
     }
 }
 
-fn who_listens(listed: &[&Listener], own: &[IpAddr], is_root: bool) -> Check {
+fn listener_check(listed: &[&Listener], own: &[IpAddr], is_root: bool) -> Check {
     const CHECK: &str = "listeners";
     let unseen =
         if is_root { "" } else { "; whose they are, only root may see of other users' processes" };
@@ -135,7 +132,7 @@ fn unlisted_ports(unlisted: &[&Listener], own: &[IpAddr], config: &Config) -> Ch
             ports.push(one.port.to_string());
         }
     }
-    // A range is written as text.
+    // A range is a string.
     let ports: Vec<_> = ports
         .into_iter()
         .map(|port| if port.contains('-') { format!("{port:?}") } else { port })
@@ -154,7 +151,7 @@ fn unlisted_ports(unlisted: &[&Listener], own: &[IpAddr], config: &Config) -> Ch
     }
 }
 
-/// Whether the filter stands between the world and who listens.
+/// Whether the filter protects the listeners from the internet.
 fn exposure(facts: &HostFacts, listed: &[&Listener], wanted: &[String]) -> Check {
     const CHECK: &str = "exposure";
     let mut bare = Vec::new();
@@ -173,7 +170,7 @@ fn exposure(facts: &HostFacts, listed: &[&Listener], wanted: &[String]) -> Check
         let Some(interface) = facts.present.iter().find(|one| one.index == *index) else {
             continue;
         };
-        // Who may not read the pins sees that there is a program, but not whose.
+        // Without access to the pins the program's owner is unknown.
         let is_filtered = facts.is_filtered(*index) || (!facts.is_root && interface.xdp.is_some());
         let place = format!("{address} ({})", interface.name);
         if is_filtered { covered.push(place) } else { bare.push((place, interface.name.clone())) }
@@ -311,7 +308,7 @@ mod tests {
         assert_eq!(check("asterisk", "10.0.0.1", 5160).status, Status::Warn);
         assert_eq!(check("kamailio", "0.0.0.0", 6060).status, Status::Fail);
         assert_eq!(check("nobody-knows", "0.0.0.0", 5080).status, Status::Fail);
-        // Media, management, what only this host reaches, and what is listed.
+        // Media, management, local-only and configured ports.
         for (name, address, port) in [
             ("asterisk", "0.0.0.0", 10_002),
             ("asterisk", "0.0.0.0", 5_038),

@@ -1,4 +1,4 @@
-//! Who listens where, as `/proc` says it for this network namespace.
+//! Listening sockets of this network namespace, from `/proc`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,10 +21,10 @@ impl fmt::Display for Transport {
     }
 }
 
-/// A socket that takes what comes from anybody.
+/// A socket that accepts packets from any address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Listener {
-    /// The process; none if it may not be seen.
+    /// Name and id of the process; `None` if not accessible.
     pub(super) process: Option<(String, u32)>,
     pub(super) transport: Transport,
     pub(super) address: IpAddr,
@@ -48,7 +48,7 @@ impl fmt::Display for Listener {
     }
 }
 
-/// All of them, each once: workers of one server share their sockets.
+/// All of them without duplicates: workers of one server share sockets.
 pub(super) fn listeners() -> Vec<Listener> {
     let owners = owners();
     let mut found = BTreeSet::new();
@@ -58,7 +58,7 @@ pub(super) fn listeners() -> Vec<Listener> {
         ("tcp", Transport::Tcp),
         ("tcp6", Transport::Tcp),
     ] {
-        // A host without IPv6 has no such file.
+        // Missing on a host without IPv6.
         let text = fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default();
         for (address, port, inode) in
             text.lines().skip(1).filter_map(|line| listening(line, transport))
@@ -70,10 +70,10 @@ pub(super) fn listeners() -> Vec<Listener> {
     found.into_iter().collect()
 }
 
-/// The address, port and inode in a line of `/proc/net/udp` or `tcp`, if its socket listens.
+/// Address, port and inode in a line of `/proc/net/udp` or `tcp`, if the socket listens.
 fn listening(line: &str, transport: Transport) -> Option<(IpAddr, u16, u64)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    // include/net/tcp_states.h: a UDP socket that is not connected is "closed".
+    // include/net/tcp_states.h: an unconnected UDP socket is "closed".
     let state = match transport {
         Transport::Udp => "07",
         Transport::Tcp => "0A",
@@ -107,7 +107,7 @@ fn read_address(hex: &str) -> Option<IpAddr> {
     }
 }
 
-/// The lowest process id for each socket's inode, as far as they may be seen.
+/// The lowest process id by socket inode, as far as accessible.
 fn owners() -> BTreeMap<u64, u32> {
     let mut owners = BTreeMap::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -1,4 +1,4 @@
-//! The same capture with two configurations: whom it makes a difference to.
+//! Comparison of two configurations on one capture: the sources that are treated differently.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,42 +11,42 @@ use super::timeline::Fate;
 use crate::dataplane::counters::{self, SCHEMA};
 use crate::net::network::{Network, source_of};
 
-/// Both, and what differs.
+/// Both replays, and their differences.
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// When it was made.
+    /// Time of the comparison.
     pub time: Timestamp,
-    /// The names of the configurations.
+    /// Names of the configurations.
     pub configurations: [String; 2],
-    /// Whom it makes a difference to.
+    /// Sources that are treated differently.
     pub differences: Vec<Difference>,
-    /// What each of them came to.
+    /// Both replays.
     pub replays: [Replayed; 2],
 }
 
 /// A source that is treated differently.
 #[derive(Debug, Clone, Serialize)]
 pub struct Difference {
-    /// Who.
+    /// Source address.
     pub address: IpAddr,
-    /// What becomes of it with the first configuration.
+    /// Its outcome with the first configuration.
     pub first: Outcome,
-    /// And with the second.
+    /// Its outcome with the second.
     pub second: Outcome,
 }
 
-/// What becomes of a source.
+/// The outcome of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Outcome {
     /// `banned`, `limited` or `passes`: the worst.
     pub verdict: &'static str,
-    /// By which evidence, or which limit.
+    /// The evidence, or the limit.
     pub kind: Option<String>,
-    /// When for the first time.
+    /// First occurrence.
     pub since: Option<Timestamp>,
-    /// How often it was banned.
+    /// Number of bans.
     pub bans: usize,
     /// Its packets.
     #[serde(flatten)]
@@ -54,7 +54,7 @@ pub struct Outcome {
 }
 
 impl Comparison {
-    /// Of two replays with the names of their configurations.
+    /// Compares two replays with the names of their configurations.
     pub(super) fn of([(first, one), (second, two)]: [(&str, Replayed); 2]) -> Self {
         let addresses: BTreeSet<IpAddr> =
             one.fates.keys().chain(two.fates.keys()).copied().collect();
@@ -73,12 +73,12 @@ impl Comparison {
     }
 }
 
-/// What became of sources in one replay, by address.
+/// Outcomes of a replay by address.
 struct Outcomes<'r> {
     replayed: &'r Replayed,
     bans: BTreeMap<Network, Vec<&'r Ban>>,
     limited: BTreeMap<IpAddr, &'r Limited>,
-    /// The lengths of banned networks.
+    /// Prefix lengths of banned networks.
     lengths: BTreeSet<u8>,
 }
 

@@ -1,5 +1,5 @@
-//! What a capture file is packed in: gzip, zstd, xz and bzip2, one in the other if need be; and
-//! what it is if it is no capture at all.
+//! Compression of capture files: gzip, zstd, xz and bzip2, nested if need be; and recognition of
+//! files that are no captures.
 
 use std::io::{self, BufReader, Cursor, Read};
 
@@ -8,20 +8,19 @@ use bzip2::read::MultiBzDecoder;
 use flate2::read::MultiGzDecoder;
 use liblzma::stream::{CONCATENATED, Stream};
 
-/// How much is read at once.
+/// Read size in bytes.
 const CHUNK: usize = 256 << 10;
 
-/// How many layers a file may be packed in.
+/// Maximum nesting.
 const MOST_LAYERS: usize = 4;
 
-/// How much memory xz may take, in bytes: its highest level takes 65 MiB, and a file may ask for 4
-/// GiB.
+/// Memory limit of xz in bytes: its highest level takes 65 MiB, and a file may ask for 4 GiB.
 const XZ_MEMORY: u64 = 512 << 20;
 
-/// How much of a file is looked at to tell what it is.
+/// Bytes inspected for signatures.
 const HEAD: usize = 512;
 
-/// Files that are not read: how they begin, where, what they are, and what to do.
+/// Signatures of other files: offset, bytes, name, and remedy.
 const OTHERS: [(usize, &[u8], &str, &str); 14] = [
     (0, b"PK\x03\x04", "a zip archive", "unpack it first"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
@@ -41,10 +40,11 @@ const OTHERS: [(usize, &[u8], &str, &str); 14] = [
 
 const CONVERT: &str = "convert it, with `editcap -F pcapng FILE NEW`";
 
-/// Unpacks a file, and says in what it was packed, outermost first.
+/// Decompresses a file, and names the layers, outermost first.
 ///
 /// # Errors
-/// If it begins as something that is known to be no capture.
+///
+/// If its signature is that of a file that is no capture.
 pub(super) fn unpack(mut reader: Box<dyn Read>) -> Result<(Vec<&'static str>, Box<dyn Read>)> {
     let mut layers: Vec<&'static str> = Vec::new();
     loop {
@@ -128,7 +128,7 @@ mod tests {
             let once = packed(name, long.as_bytes());
             assert_eq!(text(once.clone()).unwrap(), (vec![name], long.clone()));
             assert_eq!(text(packed("gzip", &once)).unwrap(), (vec!["gzip", name], long.clone()));
-            // Files that were packed one by one and put together.
+            // Files that were compressed one by one and concatenated.
             let two = [once.clone(), packed(name, b"and more")].concat();
             assert_eq!(text(two).unwrap().1, format!("{long}and more"), "{name}");
             assert!(text(once[..once.len() / 2].to_vec()).is_err(), "{name} is cut off");
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_capture_is_named() {
+    fn other_files_are_named() {
         for (bytes, expected) in [
             (&b"PK\x03\x04\x14\0"[..], "zip"),
             (b"snoop\0\0\0\0\0\0\x02", "editcap"),

@@ -1,5 +1,5 @@
-//! Packets that a capture holds more than once: of all interfaces of a host with containers, or of
-//! both directions of a mirrored port. The second copy is not a second packet.
+//! Duplicate packets in a capture: of all interfaces of a host with containers, or of both
+//! directions of a mirrored port. Copies are not counted as packets.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, VecDeque};
@@ -8,29 +8,28 @@ use std::hash::{Hash as _, Hasher as _};
 use sip_xdp_common::packet::headers::{self, Fragmentation, Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
 
-/// How long after a packet its copies may be captured, in nanoseconds. A client sends again after
-/// half a second at the earliest (RFC 3261, section 17.1.1.2).
+/// Maximum delay of a copy, in nanoseconds. Clients retransmit after half a second at the earliest
+/// (RFC 3261, section 17.1.1.2).
 const WINDOW: u64 = 5_000_000;
 
-/// How many copies of a packet are taken for such. An attacker may send the same packet over and
-/// over: those beyond count.
+/// Maximum number of copies per packet. An attacker may repeat a packet: further ones count as
+/// packets.
 const MOST_COPIES: u8 = 3;
 
-/// What has been captured lately.
+/// Recently captured packets.
 #[derive(Debug, Default)]
 pub(super) struct Duplicates {
-    /// When a packet was first captured, and how many copies there have been.
+    /// Time of the first capture, and number of copies.
     seen: HashMap<u64, (u64, u8)>,
     order: VecDeque<(u64, u64)>,
 }
 
 impl Duplicates {
-    /// Whether a packet is a copy of one that was captured a moment before.
+    /// Whether a packet is a copy of a recently captured one.
     ///
-    /// Where the capture is of several interfaces (`is_any`), a copy is what has the same source,
-    /// ports and message: one that goes through address translation, or over a bridge, keeps these.
-    /// Elsewhere the IP header's identification must be the same as well, and not zero, which
-    /// systems write that do not count.
+    /// In captures of several interfaces (`is_any`) copies have the same remote address, ports and
+    /// message, which survive address translation and bridges. Elsewhere the IP identification must
+    /// be equal as well, and not zero, which some systems send constantly.
     pub(super) fn is_copy(
         &mut self,
         frame: &[u8],
@@ -64,7 +63,7 @@ impl Duplicates {
     }
 }
 
-/// What copies of a packet have in common; none for what is no whole UDP packet.
+/// The hash of what copies share; `None` for anything but an unfragmented UDP packet.
 fn hash(frame: &[u8], is_arriving: bool, is_any: bool) -> Option<u64> {
     let packet = Bytes(frame);
     let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
@@ -77,11 +76,10 @@ fn hash(frame: &[u8], is_arriving: bool, is_any: bool) -> Option<u64> {
             frame.get(ip.at + 4..ip.at + 6).filter(|two| ip.v4 && *two != [0, 0])?;
         identification.hash(&mut hasher);
     }
-    // Our own address may be translated on the way.
+    // The local address may be translated on the way.
     let peer = if is_arriving { ip.source(&packet)? } else { ip.destination(&packet)? };
     (is_arriving, peer.octets()).hash(&mut hasher);
-    // The ports and the message, without the length and the checksum, which may not be filled in
-    // yet.
+    // Ports and message, without length and checksum, which may not be filled in yet.
     frame.get(ip.transport..ip.transport + 4)?.hash(&mut hasher);
     frame.get(ip.transport + 8..ip.end.min(frame.len()))?.hash(&mut hasher);
     Some(hasher.finish())
@@ -115,7 +113,7 @@ mod tests {
         assert!(copies(1_001 * MS, 9, 2, "INVITE a"));
         assert!(!copies(1_001 * MS, 9, 2, "INVITE b"));
         assert!(!copies(1_500 * MS, 10, 1, "INVITE a"), "sent again");
-        // A flood of one packet stays one.
+        // A flood of one packet stays a flood.
         let counted = (0..4_000)
             .filter(|number| !copies(2_000 * MS + number * MS / 4, 0, 1, "OPTIONS"))
             .count();

@@ -1,5 +1,4 @@
-//! What a captured packet is to the programs: who sent it to whom, and whether they would look at
-//! it.
+//! Endpoints of a captured packet, and whether the programs would inspect it.
 
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::lookup::search::Listing;
@@ -11,12 +10,12 @@ use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::dataplane::loader::Ports;
 
-/// Who sent a packet to whom.
+/// The endpoints of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ends {
     pub(super) source: IpKey,
     pub(super) destination: IpKey,
-    /// The ports of both, where the packet shows them.
+    /// Both ports, where the packet has them.
     pub(super) ports: Option<(u16, u16)>,
     pub(super) protocol: u8,
 }
@@ -29,7 +28,7 @@ impl Ends {
     }
 }
 
-/// The ends of a frame; none if it is no IP packet.
+/// The endpoints of a frame; `None` if it is no IP packet.
 pub(super) fn ends(frame: &[u8]) -> Option<Ends> {
     let packet = Bytes(frame);
     let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
@@ -61,25 +60,25 @@ pub(super) fn message(frame: &[u8]) -> Option<Message> {
     Some(sip_xdp_common::sip::start_line(&packet, payload, end))
 }
 
-/// Knows by the kernel's own functions which packets mean nothing to the programs. Of those that
-/// arrive: everybody is trusted here, and it trusts only those who are headed for a SIP port.
+/// A filter for packets that the programs ignore, made of the kernel's own functions. For incoming
+/// packets it judges with every source trusted: only packets to a SIP port reach that verdict.
 pub(super) struct Prefilter {
     pub(super) ports: Ports,
     pub(super) inspects: Inspects,
 }
 
 impl Prefilter {
-    /// Why a packet passes without being looked at, if it does.
+    /// The reason under which a packet passes uninspected, if it does.
     pub(super) fn passes_by(&self, frame: &[u8]) -> Option<Reason> {
         let reason = ingress::judge(&Bytes(frame), self).reason;
         (reason != Reason::Trusted).then_some(reason)
     }
 
-    /// Whether a packet that leaves may be worth a sample: a request, or a response that is told.
+    /// Whether an outgoing packet may be sampled: a request, or a final or 18x response.
     pub(super) fn may_matter(&self, frame: &[u8]) -> bool {
         let leaving = egress::read(&Bytes(frame), self);
         leaving.is_some_and(|leaving| {
-            leaving.message != Message::Response || egress::is_told(leaving.status)
+            leaving.message != Message::Response || egress::is_sampled(leaving.status)
         })
     }
 }
@@ -133,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_leaves_matters_if_it_may_be_sampled() {
+    fn outgoing_packets_matter_if_they_may_be_sampled() {
         let prefilter = Prefilter { ports: Ports::new([(5060, 5060)]), inspects: Inspects::ALL };
         let frame = |port: u16, payload: &str| {
             let mut frame = vec![0; 12];

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::sip::hep::{self, HepPacket};
 
-/// What a HEP packet tells of.
+/// The contents of a HEP packet.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HepEnds {
     /// A SIP message over UDP, as an IP packet.
@@ -16,7 +16,7 @@ pub(super) enum HepEnds {
 /// The protocol number of UDP.
 const UDP: u8 = 17;
 
-/// Reads a HEP packet; none if it is none.
+/// Parses a HEP packet; `None` if it is none.
 pub(super) fn read(data: &[u8]) -> Option<HepEnds> {
     let HepPacket { protocol, from, to, from_port, to_port, is_sip, is_packed, message, .. } =
         hep::read(data)?;
@@ -32,7 +32,7 @@ pub(super) fn read(data: &[u8]) -> Option<HepEnds> {
     Some(HepEnds::Packet(packet((from?, from_port), (to?, to_port), message?)?))
 }
 
-/// A UDP packet; none if its addresses are of two families, or it would be longer than one can be.
+/// A UDP packet; `None` with addresses of two families, or if it would be too long.
 fn packet(
     (from, from_port): (IpAddr, u16),
     (to, to_port): (IpAddr, u16),

@@ -1,5 +1,5 @@
-//! The kernel's programs on maps of their own: never attached, never pinned, with the time that
-//! they are told. What is here ends with the process.
+//! The kernel programs on private maps: never attached, never pinned, with a settable clock.
+//! Everything ends with the process.
 
 use std::sync::atomic::Ordering;
 
@@ -23,7 +23,7 @@ use crate::dataplane::loader::{self, Settings};
 use crate::dataplane::mmap::{Mapped, View};
 use crate::lists::Lists;
 
-/// The smallest frame that BPF_PROG_TEST_RUN takes (`ETH_HLEN` in net/bpf/test_run.c).
+/// Minimum frame length of BPF_PROG_TEST_RUN (`ETH_HLEN` in net/bpf/test_run.c).
 pub(super) const SHORTEST: usize = 14;
 
 /// How much of a frame is shown to the programs: more than they look at or hand on, so that nothing
@@ -37,7 +37,7 @@ fn shown(frame: &[u8]) -> Option<&[u8]> {
 /// The programs.
 pub(super) struct Kernel {
     object: Ebpf,
-    /// Both words of the clock's map.
+    /// The map of the settable clock.
     clock: View,
     events: Ring,
     responses: PerCpuArray<MapData, Responses>,
@@ -45,7 +45,7 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// Loads them as a configuration says, but enforcing, and opens their lists.
+    /// Loads them with a configuration, but enforcing, and opens their lists.
     pub(super) fn load(config: &Config) -> Result<(Self, Lists)> {
         let settings = Settings {
             clock_from_map: true,
@@ -70,7 +70,7 @@ impl Kernel {
         self.clock.words()[CLOCK_TIME as usize].store(now, Ordering::Relaxed);
     }
 
-    /// Lets a frame arrive, and says what becomes of it and what it is.
+    /// Runs the ingress program on a frame. Returns the reason and the message kind.
     pub(super) fn arrive(&mut self, frame: &[u8]) -> Result<(Reason, Option<Message>)> {
         let options = TestRunOptions { data_in: shown(frame), ..TestRunOptions::new() };
         loader::ingress(&mut self.object)?
@@ -82,7 +82,7 @@ impl Kernel {
         Ok((reason, message_of(outcome)))
     }
 
-    /// Lets a frame leave.
+    /// Runs the egress program on a frame.
     pub(super) fn leave(&mut self, frame: &[u8]) -> Result<()> {
         let options = TestRunOptions { data_in: shown(frame), ..TestRunOptions::new() };
         loader::egress(&mut self.object)?
@@ -91,31 +91,30 @@ impl Kernel {
         Ok(())
     }
 
-    /// Copies the next thing that the programs have to tell to `event`, and returns whether there
-    /// is one.
+    /// Copies the next event to `event`, and returns whether there is one.
     pub(super) fn event(&mut self, event: &mut KernelEvent) -> bool {
         self.events.next(event)
     }
 
-    /// How many final responses left, by what they said.
+    /// Number of final responses by class.
     pub(super) fn answers(&self) -> Result<[u64; Answer::COUNT]> {
         let per_cpu = self.responses.get(&0, 0).context("the responses cannot be read")?;
         Ok(std::array::from_fn(|kind| per_cpu.iter().map(|one| one.packets[kind]).sum()))
     }
 
-    /// How many samples and limits found no room, as on a host with one CPU.
+    /// Number of lost samples and events, as on a host with one CPU.
     pub(super) fn lost(&self) -> Result<u64> {
         let states = self.cpu_states.get(&0, 0).context("the CPUs' states cannot be read")?;
         Ok(states.iter().map(|state| state.lost_events + state.lost_samples).sum())
     }
 }
 
-/// Keeps this thread on one CPU while it lives: the programs' budgets of samples are per CPU, and
-/// the same capture must give the same answer each time.
+/// Pins this thread to one CPU while it lives: sample budgets are per CPU, and a replay must be
+/// reproducible.
 pub(super) struct OneCpu(CpuSet);
 
 impl OneCpu {
-    /// From now on.
+    /// Pins the current thread.
     pub(super) fn take() -> Result<Self> {
         let this = Pid::from_raw(0);
         let before = sched_getaffinity(this).context("the CPUs that may be used are not known")?;

@@ -1,7 +1,9 @@
-//! A capture, replayed: each packet that arrives goes through the kernel's own program, each that
-//! leaves through the other one, what they tell goes to the daemon's own detector and court, and
-//! their bans into the tables that the next packet of the capture meets. Nothing of it leaves the
-//! process. Time is the capture's.
+//! Replay of a capture: incoming packets go through the kernel's ingress program, outgoing ones
+//! through its egress program, their events through the daemon's detector and ban engine, and the
+//! bans into the tables for the next packet. Nothing leaves the process. The clock is the
+//! capture's.
+//!
+//! More than 400 lines: the loop over the packets of a capture with its whole state.
 
 mod capture;
 mod compare;
@@ -13,6 +15,7 @@ mod kernel;
 mod registrar;
 mod report;
 mod ring;
+mod session;
 mod tcp;
 mod timeline;
 mod unwrap;
@@ -53,50 +56,50 @@ use unwrap::{Unread, Unwrapped};
 pub use capture::{Capture, Input, Packet};
 pub use compare::{Comparison, Difference, Outcome};
 pub use report::{Ban, CaptureFacts, Close, Good, Limited, Replayed, Skipped, TcpFacts};
+pub use session::{Session, SessionBan};
 pub use timeline::Fate;
 
 const SECOND: u64 = 1_000_000_000;
 const MINUTE: u64 = 60 * SECOND;
 
-/// Where the filter's clock stands at the first packet: late enough for what looks back, early
-/// enough never to come to an end.
+/// The filter's clock at the first packet: late enough for look-back periods, early enough not to
+/// overflow.
 const START: u64 = 3_600 * SECOND;
 
-/// After so many seconds without a packet nothing becomes certain any more by the mere passing of
-/// time.
+/// Seconds without a packet after which elapsed time decides nothing more.
 const SETTLES: u64 = 10;
 
-/// After so many minutes without a packet there is nothing more that fades by the minute.
+/// Minutes without a packet after which nothing decays any further.
 const FADES: u64 = 64;
 
-/// A packet that is so much earlier than the one before it is not merely late, in nanoseconds.
+/// Maximum reordering in nanoseconds; an earlier packet means that the clock was set back.
 const LATE: u64 = 5 * SECOND;
 
-/// How often it is looked how close sources have come to a ban, in nanoseconds.
-const LOOK: u64 = 10 * SECOND;
+/// Interval of the checks how close sources are to a ban, in nanoseconds.
+const CLOSE_CHECK: u64 = 10 * SECOND;
 
-/// How many packets lie between two reports of progress.
+/// Packets between two progress reports.
 const REPORT: u64 = 4_096;
 
-/// How many sources are remembered that have come close.
+/// Maximum number of sources recorded as close to a ban.
 const MAX_CLOSE: usize = 65_536;
 
-/// What a replay is told beside the capture.
+/// Options of a replay.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Whose side is ours; guessed if nothing is said.
+    /// The local networks; guessed if empty.
     pub registrar: Vec<Network>,
 }
 
-/// Replays a capture with a configuration. `progress` is told from time to time which part of the
-/// work is done, from 0 to 1.
+/// Replays a capture with a configuration. `progress` is called with the completed share, from 0 to
+/// 1.
 pub fn replay(
     input: &Input,
     config: &Config,
     options: &Options,
     progress: &mut dyn FnMut(f64),
 ) -> Result<Replayed> {
-    // The verifier takes its time.
+    // In parallel, since the verifier takes a while.
     let (registrar, loaded) = thread::scope(|scope| {
         let loading = scope.spawn(|| Kernel::load(config));
         let registrar = if options.registrar.is_empty() {
@@ -124,7 +127,7 @@ pub fn replay(
     report::of(input, &capture, replay)
 }
 
-/// Replays a capture with two configurations, which have names.
+/// Replays a capture with two named configurations.
 pub fn compare(
     input: &Input,
     configurations: [(&str, &Config); 2],
@@ -137,7 +140,7 @@ pub fn compare(
     Ok(Comparison::of([(first.0, one), (second.0, two)]))
 }
 
-/// Reads a capture once to see whose side is ours.
+/// Reads a capture once to guess the local addresses.
 fn guess(input: &Input, config: &Config, progress: &mut dyn FnMut(f64)) -> Result<Guess> {
     let mut capture = input.packets()?;
     let (mut guess, mut buffer, ports) = (Guess::default(), Vec::new(), config.port_set());
@@ -172,7 +175,7 @@ fn guess(input: &Input, config: &Config, progress: &mut dyn FnMut(f64)) -> Resul
     Ok(guess)
 }
 
-/// A replay that is under way.
+/// A replay in progress.
 struct Replay<'c> {
     config: &'c Config,
     registrar: Registrar,
@@ -185,34 +188,36 @@ struct Replay<'c> {
     notes: Notes,
     timeline: Timeline,
     facts: Facts,
-    /// When the first packet was seen, and the latest, in nanoseconds since 1970.
+    /// Times of the first and the latest packet, in nanoseconds since 1970.
     first: u64,
     latest: u64,
-    /// A moment on the filter's clock, and when that was by the capture.
+    /// A time on the filter's clock, and the same by the capture.
     anchor: (u64, u64),
-    /// Up to when second and minute work is done, on the filter's clock.
+    /// Time up to which periodic work is done, on the filter's clock.
     ticked: u64,
     tidied: u64,
     looked: u64,
-    /// Who was refused something since it was last looked.
+    /// Sources that were refused since the last check.
     refused: HashSet<IpKey>,
     /// The closest that sources have come to a ban.
     close: BTreeMap<IpKey, Evidence>,
     prefilter: Prefilter,
     duplicates: Duplicates,
+    /// What became of the last frame that arrived.
+    judged: Option<Reason>,
     /// SIP over TCP.
     streams: Streams,
 }
 
-/// Memory that each packet uses anew.
+/// Buffers that are reused for each packet.
 struct Buffers {
     /// An Ethernet frame.
     frame: Vec<u8>,
-    /// What the programs tell.
+    /// An event of the programs.
     event: Box<KernelEvent>,
 }
 
-/// What is counted of a capture and of what was made of it.
+/// Counts of a capture and its replay.
 #[derive(Debug, Clone, Default)]
 struct Facts {
     packets: u64,
@@ -220,9 +225,9 @@ struct Facts {
     cut: u64,
     out_of_order: u64,
     links: BTreeMap<String, u64>,
-    /// Packets by the tunnel that they came by.
+    /// Packets by tunnel.
     tunnels: BTreeMap<&'static str, u64>,
-    /// Packets that are not read, by what they are.
+    /// Unsupported packets, by kind.
     not_read: BTreeMap<String, u64>,
     duplicates: u64,
     skipped: Skipped,
@@ -273,6 +278,7 @@ impl<'c> Replay<'c> {
             close: BTreeMap::new(),
             prefilter: Prefilter { ports: config.port_set(), inspects },
             duplicates: Duplicates::default(),
+            judged: None,
             streams: Streams::default(),
         };
         replay.detector.take_any_checksum();
@@ -280,7 +286,7 @@ impl<'c> Replay<'c> {
         Ok(replay)
     }
 
-    /// Where what happens at `now` is judged.
+    /// The ban engine at `now`.
     fn ban_engine(&mut self, now: u64) -> BanEngine<'_, Telling<'_>> {
         let at = self.moment(now);
         BanEngine {
@@ -297,7 +303,7 @@ impl<'c> Replay<'c> {
         }
     }
 
-    /// A time of the filter's clock on both clocks of the capture.
+    /// A time on the filter's clock, on both clocks of the capture.
     fn moment(&self, now: u64) -> Moment {
         Moment {
             now,
@@ -305,7 +311,7 @@ impl<'c> Replay<'c> {
         }
     }
 
-    /// Takes the next packet of the capture.
+    /// Processes the next packet.
     fn take(&mut self, packet: &Packet<'_>, buffers: &mut Buffers) -> Result<()> {
         self.facts.packets += 1;
         self.facts.bytes += u64::from(packet.length);
@@ -362,10 +368,9 @@ impl<'c> Replay<'c> {
         Ok(())
     }
 
-    /// Lets the time of the capture go on to that of a packet, and returns it on the filter's
-    /// clock. That never goes back: a packet that is a little late comes at the same time as the
-    /// one before it, and one that is much earlier shows that the clock was set, and time goes on
-    /// from there.
+    /// Advances the clock to the time of a packet, and returns it on the filter's clock. That never
+    /// decreases: a slightly late packet gets the time of its predecessor; a much earlier one means
+    /// that the clock was set back, and time continues from there.
     fn advance(&mut self, at: u64) -> u64 {
         if self.facts.packets == 1 {
             (self.first, self.latest, self.anchor) = (at, at, (START, at));
@@ -388,7 +393,7 @@ impl<'c> Replay<'c> {
         now
     }
 
-    /// What the daemon does each second, and each minute.
+    /// The daemon's work of each second and minute.
     fn tick(&mut self, now: u64) {
         self.kernel.set_clock(now);
         self.ban_engine(now).tick();
@@ -398,17 +403,17 @@ impl<'c> Replay<'c> {
             (0..minutes.min(FADES)).for_each(|_| self.detector.tidy(now));
             self.streams.tidy(now);
             self.ban_engine(now).forgive();
-            // What could not be taken out is over all the same.
+            // Entries that could not be removed are expired all the same.
             let _ = self.lists.tidy(now);
             self.lists.take_displaced();
         }
-        if now - self.looked >= LOOK {
+        if now - self.looked >= CLOSE_CHECK {
             self.looked = now;
             self.look(now);
         }
     }
 
-    /// Lets everything that is open become certain, as if the capture went on in silence.
+    /// Lets pending evidence become final, as if the capture continued in silence.
     fn settle(&mut self) {
         if self.facts.packets > 0 {
             (1..=SETTLES).for_each(|second| self.tick(self.ticked + second * SECOND));
@@ -416,7 +421,7 @@ impl<'c> Replay<'c> {
         }
     }
 
-    /// A packet that is for us.
+    /// Processes an incoming packet.
     fn arrive(
         &mut self,
         ends: &Ends,
@@ -428,19 +433,21 @@ impl<'c> Replay<'c> {
         if self.config.block_scope == BlockScope::Sip
             && let Some(reason) = self.prefilter.passes_by(frame)
         {
-            // The kernel would say the same, and remember nothing.
+            // The kernel would decide the same, and keep no state.
             self.facts.reasons[reason as usize] += 1;
+            self.judged = Some(reason);
             return Ok(());
         }
         self.facts.arrived += 1;
         self.kernel.set_clock(now);
         let (reason, message) = self.kernel.arrive(frame)?;
         self.facts.reasons[reason as usize] += 1;
+        self.judged = Some(reason);
         if let Some(message) = message {
             self.facts.messages[message as usize] += 1;
         }
         self.timeline.count(ends.source, ends.ports.map(|(from, _)| from), reason);
-        self.hear(now, is_cut, event);
+        self.process_events(now, is_cut, event);
         let is_sip = ends.ports.is_some_and(|(_, to)| self.prefilter.ports.contains(to));
         if ends.protocol == TCP && is_sip && reason.verdict() == Verdict::Pass {
             self.follow(frame, Direction::In, now);
@@ -448,7 +455,7 @@ impl<'c> Replay<'c> {
         Ok(())
     }
 
-    /// A packet of ours.
+    /// Processes an outgoing packet.
     fn leave(
         &mut self,
         ends: &Ends,
@@ -475,7 +482,7 @@ impl<'c> Replay<'c> {
         if self.prefilter.may_matter(frame) {
             self.kernel.set_clock(now);
             self.kernel.leave(frame)?;
-            self.hear(now, is_cut, event);
+            self.process_events(now, is_cut, event);
         }
         Ok(())
     }
@@ -510,18 +517,18 @@ impl<'c> Replay<'c> {
         true
     }
 
-    /// Takes what the programs have to tell.
-    fn hear(&mut self, now: u64, is_cut: bool, event: &mut KernelEvent) {
+    /// Processes the events of the programs.
+    fn process_events(&mut self, now: u64, is_cut: bool, event: &mut KernelEvent) {
         while self.kernel.event(event) {
             if is_cut {
-                // It goes on in what is not there, as that of a fragment does.
+                // The capture truncated it, which is like a fragment.
                 event.flags |= FRAGMENTED;
             }
             self.ban_engine(now).observe(event);
         }
     }
 
-    /// Looks how close those have come to a ban who were answered lately.
+    /// Checks how close recently answered sources are to a ban.
     fn look(&mut self, now: u64) {
         for source in std::mem::take(&mut self.refused) {
             for evidence in self.detector.evidence_against(&source, now) {
@@ -538,7 +545,7 @@ impl<'c> Replay<'c> {
         }
     }
 
-    /// When the capture begins and ends.
+    /// Start and end of the capture.
     fn span(&self) -> Option<(jiff::Timestamp, jiff::Timestamp)> {
         let time = |at: u64| clock::from_ms(at / 1_000_000);
         (self.facts.packets > 0).then(|| (time(self.first), time(self.latest)))
@@ -549,12 +556,12 @@ const fn direction_arrives(direction: Direction) -> bool {
     matches!(direction, Direction::In)
 }
 
-/// How much of what leads to a ban there is; none if nothing does.
+/// The share of the evidence needed for a ban; `None` without any.
 fn share(evidence: &Evidence) -> f64 {
     evidence.limit.filter(|limit| *limit > 0).map_or(0.0, |limit| evidence.count / limit as f64)
 }
 
-/// An address for people.
+/// An address in readable form.
 fn address(source: &IpKey) -> std::net::IpAddr {
     address_of(*source)
 }

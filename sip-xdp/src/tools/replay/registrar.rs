@@ -1,4 +1,4 @@
-//! Whose side of a capture is ours: the addresses that a filter would stand before.
+//! The local side of a capture: the addresses that a filter would protect.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -9,27 +9,26 @@ use super::frame::Ends;
 use crate::dataplane::loader::Ports;
 use crate::net::network::Network;
 
-/// How many pairs of addresses are remembered while it is being guessed; what a capture has beyond
-/// that changes nothing.
+/// Maximum number of address pairs used for the guess; further ones are ignored.
 const MAX_PAIRS: usize = 1 << 20;
 
-/// Our addresses.
+/// The local addresses.
 #[derive(Debug, Default)]
 pub(super) struct Registrar {
     pub(super) networks: Vec<Network>,
-    /// How they are known.
+    /// How they were determined.
     pub(super) how: &'static str,
-    /// Of a guess, all are hosts.
+    /// Guessed addresses.
     hosts: HashSet<IpKey>,
 }
 
 impl Registrar {
-    /// As the command line says.
+    /// From the command line.
     pub(super) fn named(networks: Vec<Network>) -> Self {
         Self { networks, how: "given", hosts: HashSet::new() }
     }
 
-    /// Whether an address is one of ours.
+    /// Whether an address is local.
     pub(super) fn has(&self, address: &IpKey) -> bool {
         if !self.hosts.is_empty() {
             return self.hosts.contains(address);
@@ -38,29 +37,29 @@ impl Registrar {
         self.networks.iter().any(|network| network.contains(&host))
     }
 
-    /// Whether nobody knows, so that all that is headed for a SIP port arrives.
+    /// Whether they are unknown, so that everything to a SIP port counts as incoming.
     pub(super) fn is_unknown(&self) -> bool {
         self.networks.is_empty()
     }
 }
 
-/// Looks at SIP messages and guesses who answers them.
+/// The guess of the local addresses, by who answers SIP messages.
 #[derive(Debug, Default)]
 pub(super) struct Guess {
-    /// Who has asked whom, and whether that was a REGISTER.
+    /// Requests by source and destination, and whether they were REGISTER.
     asked: HashSet<(IpKey, IpKey, bool)>,
     answered: HashSet<(IpKey, IpKey, bool)>,
     candidates: BTreeMap<IpKey, Candidate>,
 }
 
-/// An address that was sent requests at a SIP port. Its order is that of preference.
+/// An address that received requests on a SIP port, ordered by preference.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
-    /// Hosts whose registrations it answered.
+    /// Number of hosts whose registrations it answered.
     registered: usize,
-    /// Hosts that it answered.
+    /// Number of hosts that it answered.
     answered: usize,
-    /// Hosts that sent it requests.
+    /// Number of hosts that sent it requests.
     asked: usize,
 }
 
@@ -96,8 +95,8 @@ impl Guess {
         }
     }
 
-    /// Who it is: whoever answers the most, and all who answer, too, but never talk to those, as
-    /// other addresses of the same host do not.
+    /// The result: the address that answers most, and all others that answer but never talk to it,
+    /// since addresses of one host do not.
     pub(super) fn make(self) -> Registrar {
         let mut ranked: Vec<(Candidate, IpKey)> =
             self.candidates.iter().map(|(source, rank)| (*rank, *source)).collect();
@@ -130,7 +129,7 @@ mod tests {
     use super::*;
     use crate::net::network::source_of;
 
-    /// Takes "from to what", with ports where they are not 5060.
+    /// The guess from lines "FROM TO METHOD", with ports where they are not 5060.
     fn guess(lines: &[&str]) -> (Vec<String>, &'static str) {
         let ports = Ports::new([(5060, 5060)]);
         let mut guess = Guess::default();
@@ -154,18 +153,18 @@ mod tests {
     }
 
     #[test]
-    fn who_answers_is_the_registrar_and_its_provider_is_not() {
+    fn the_answering_host_is_the_registrar_and_its_provider_is_not() {
         let lines = [
             "192.0.2.7 198.51.100.1 REGISTER",
             "198.51.100.1 192.0.2.7 401",
             "192.0.2.8/4000 198.51.100.1 REGISTER",
             "198.51.100.1 192.0.2.8/4000 401",
-            // A phone and a provider answer it.
+            // A phone and a provider answer its requests.
             "198.51.100.1 192.0.2.7 OPTIONS",
             "192.0.2.7 198.51.100.1 200",
             "198.51.100.1 203.0.113.9 OPTIONS",
             "203.0.113.9 198.51.100.1 200",
-            // Its other address.
+            // Its second address.
             "2001:db8::7 2001:db8::1 OPTIONS",
             "2001:db8::1 2001:db8::7 200",
         ];

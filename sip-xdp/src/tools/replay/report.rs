@@ -137,7 +137,7 @@ pub struct TcpFacts {
     pub garbage: u64,
 }
 
-/// Packets that no program was asked about.
+/// Packets without a run of a program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Skipped {
     /// Of a link type that is not read.

@@ -1,9 +1,8 @@
-//! The ring by which the programs tell what happens, read without ever catching up with them.
+//! A reader of the ring buffer that never catches up with the programs.
 //!
-//! The kernel wakes a reader when it has caught up, by an interrupt that this CPU sends to itself:
-//! that would take longer than the program itself (`bpf_ringbuf_commit` in kernel/bpf/ringbuf.c). A
-//! replay waits for nobody, since what a packet has to tell is there when its run is over; so the
-//! record that was read last is given back to the kernel only with the next one.
+//! The kernel wakes a reader that has caught up, by an interrupt to its own CPU, which would take
+//! longer than the program (`bpf_ringbuf_commit` in kernel/bpf/ringbuf.c). A replay need not wait,
+//! since a run's events are there when it ends; so each record is released only with the next one.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -14,20 +13,19 @@ use bytemuck::Pod;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::unistd::{SysconfVar, sysconf};
 
-/// The flags in a record's first word: it is not finished, or not wanted
-/// (include/uapi/linux/bpf.h).
+/// Flags in a record's first word: busy, and discarded (include/uapi/linux/bpf.h).
 const BUSY: u32 = 1 << 31;
 const DISCARDED: u32 = 1 << 30;
 
-/// What stands before a record: its length, and where it is.
+/// Length of a record header: length and page offset.
 const HEADER: u64 = 8;
 
-/// Reads records of one size.
+/// A reader of records of one size.
 pub(super) struct Ring {
-    /// A page with how far we have read.
+    /// The page of the consumer position.
     consumer: MmapRaw,
-    /// A page with how far the kernel has written, and behind it the records, twice, so that none
-    /// is broken at the end.
+    /// The page of the producer position, followed by the records, mapped twice, so that none
+    /// wraps.
     producer: MmapRaw,
     page: usize,
     mask: u64,
@@ -35,7 +33,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Of a ring that nobody else reads.
+    /// A ring without other readers.
     pub(super) fn new(map: Map) -> Result<Self> {
         let Map::RingBuf(data) = map else {
             bail!("this is no ring buffer");
@@ -55,14 +53,14 @@ impl Ring {
     }
 
     /// Copies the next record that is a whole `T` to `into`, and returns whether there is one;
-    /// others are left out.
+    /// others are skipped.
     pub(super) fn next<T: Pod>(&mut self, into: &mut T) -> bool {
         while self.at < self.written() {
             let header = self.header();
             if header & BUSY != 0 {
                 return false;
             }
-            // What lies before this record may be written again.
+            // Releases everything before this record.
             self.read().store(self.at, Ordering::Release);
             let length = header & !DISCARDED;
             let is_wanted = header & DISCARDED == 0 && length as usize == size_of::<T>();
@@ -77,30 +75,30 @@ impl Ring {
         false
     }
 
-    /// How far the kernel has written.
+    /// The producer position.
     fn written(&self) -> u64 {
-        // SAFETY: the mapping begins with a page that begins with this word, and lives as long as
+        // SAFETY: the mapping starts with a page that starts with this word, and lives as long as
         // `self`.
         unsafe { &*self.producer.as_ptr().cast::<AtomicU64>() }.load(Ordering::Acquire)
     }
 
-    /// How far we have read, as the kernel is told.
+    /// The consumer position.
     fn read(&self) -> &AtomicU64 {
         // SAFETY: as above.
         unsafe { &*self.consumer.as_ptr().cast::<AtomicU64>() }
     }
 
-    /// The first word of the record at which we are.
+    /// The first word of the current record.
     fn header(&self) -> u32 {
-        // SAFETY: a record begins within the first of both copies, at a multiple of 8 bytes, and
-        // the kernel has begun this one.
+        // SAFETY: a record starts within the first of both copies, at a multiple of 8 bytes, and
+        // the kernel has started this one.
         unsafe { &*self.place().cast::<AtomicU32>() }.load(Ordering::Acquire)
     }
 
-    /// The record at which we are, without its header.
+    /// The current record without its header.
     fn record(&self, length: u32) -> &[u8] {
-        // SAFETY: the kernel has finished a record of this length here, which is never longer than
-        // the ring, and leaves it alone until it is told that we have read beyond it.
+        // SAFETY: the kernel has committed a record of this length here, which is never longer than
+        // the ring, and does not overwrite it before its release.
         unsafe { std::slice::from_raw_parts(self.place().add(HEADER as usize), length as usize) }
     }
 

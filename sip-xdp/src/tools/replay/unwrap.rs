@@ -1,7 +1,8 @@
-//! What a captured packet is wrapped in: the link header of whatever it was captured with, tags,
-//! and the tunnels of mirrors. What is inside becomes the Ethernet frame that the programs would
-//! see; what is not read has a name. Nothing here trusts a length, and nothing is deeper than
-//! [`MOST_LAYERS`].
+//! Unwrapping of captured packets: link headers, tags, and the tunnels of mirrors. The inner packet
+//! becomes the Ethernet frame that the programs would see; unsupported contents have a name. No
+//! length is trusted, and the nesting is limited to [`MOST_LAYERS`].
+//!
+//! More than 400 lines: one function per encapsulation, which call each other.
 
 use sip_xdp_common::packet::headers::{
     ETH_IPV4, ETH_IPV6, ETH_PPPOE, ETH_QINQ, ETH_VLAN, PPP_IPV4, PPP_IPV6,
@@ -9,13 +10,13 @@ use sip_xdp_common::packet::headers::{
 
 use super::hep;
 
-/// How many tunnels may be in one another.
+/// Maximum number of nested tunnels.
 const MOST_LAYERS: usize = 8;
 
-/// How many tags the programs see. More are taken off here.
+/// VLAN tags left in the frame. Further ones are removed here.
 const MOST_TAGS: usize = 2;
 
-/// Further types of tags, of switches before 802.1ad.
+/// Non-standard EtherTypes of tags, used by switches before 802.1ad.
 const OTHER_TAGS: [u16; 3] = [0x9100, 0x9200, 0x9300];
 
 const ETH_MPLS: [u16; 2] = [0x8847, 0x8848];
@@ -45,42 +46,42 @@ const VXLAN_GPE: u16 = 4_790;
 const GENEVE: u16 = 6_081;
 const GTP_U: u16 = 2_152;
 const MPLS_IN_UDP: u16 = 6_635;
-/// TZSP, the sniffer of MikroTik's routers.
+/// TZSP, the sniffer protocol of MikroTik routers.
 const TZSP: u16 = 37_008;
 const L2TP_PORT: u16 = 1_701;
 const IPSEC_NAT: u16 = 4_500;
 
-/// Why a packet is not looked at.
+/// Why a packet is not processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unread {
-    /// Of a link type that is not read.
+    /// Unsupported link type.
     LinkType,
-    /// Cut off within its link header, or too short to be a frame.
+    /// Truncated within its link header, or too short for a frame.
     Malformed,
 }
 
-/// A packet without what it was wrapped in.
+/// An unwrapped packet.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unwrapped<'a> {
     /// An Ethernet frame.
     pub(super) frame: &'a [u8],
-    /// By which tunnel it came, if by one.
+    /// The outermost tunnel, if any.
     pub(super) tunnel: Option<&'static str>,
-    /// What is inside, but cannot be read.
+    /// Unsupported inner contents.
     pub(super) closed: Option<&'static str>,
 }
 
-/// What is left when nothing can be taken off any more.
+/// The innermost contents.
 enum Inner<'a> {
-    /// A frame that stands in the capture as it is.
+    /// A frame that is contained in the capture.
     Frame(&'a [u8]),
-    /// A packet of this type.
+    /// A packet of this EtherType.
     Packet(u16, &'a [u8]),
-    /// An IP packet that does not stand in the capture.
+    /// A reconstructed IP packet.
     Made(Vec<u8>),
 }
 
-/// An inner packet, and how it was come by.
+/// An inner packet with its wrappings.
 struct Found<'a> {
     inner: Inner<'a>,
     tunnel: Option<&'static str>,
@@ -93,12 +94,12 @@ impl<'a> Found<'a> {
     }
 
     fn by(self, tunnel: &'static str) -> Self {
-        // The outermost is the one that says how the packet came into the capture.
+        // The outermost tunnel is the one of the capture.
         Self { tunnel: Some(tunnel), ..self }
     }
 }
 
-/// Link types (tcpdump.org/linktypes.html) that are read, and their names.
+/// Supported link types (tcpdump.org/linktypes.html), with names.
 const LINKS: [(i32, &str); 21] = [
     (NULL, "null"),
     (ETHERNET, "ethernet"),
@@ -123,7 +124,7 @@ const LINKS: [(i32, &str); 21] = [
     (MPLS, "mpls"),
 ];
 
-/// Link types that are not read, and what they are.
+/// Unsupported link types, with names.
 const OTHER_LINKS: [(i32, &str); 14] = [
     (105, "Wi-Fi"),
     (119, "Wi-Fi with a Prism header"),
@@ -141,7 +142,7 @@ const OTHER_LINKS: [(i32, &str); 14] = [
     (265, "D-Bus"),
 ];
 
-/// BSD loopback: four bytes for the protocol family in the byte order of whoever wrote it.
+/// BSD loopback: four bytes of protocol family in the writer's byte order.
 const NULL: i32 = 0;
 const ETHERNET: i32 = 1;
 const PPP: i32 = 9;
@@ -149,9 +150,9 @@ const PPP_HDLC: i32 = 50;
 /// PPP in PPPoE, without the Ethernet header.
 const PPP_ETHER: i32 = 51;
 const CISCO_HDLC: i32 = 104;
-/// OpenBSD loopback: the family in network order.
+/// OpenBSD loopback: the family in network byte order.
 const LOOP: i32 = 108;
-/// OpenBSD's enc: twelve bytes, and an IP packet.
+/// OpenBSD's enc: twelve bytes, then an IP packet.
 const ENC: i32 = 109;
 /// Linux cooked capture.
 const SLL: i32 = 113;
@@ -166,12 +167,12 @@ const ETHERNET_MPACKET: i32 = 274;
 /// Linux cooked capture, version 2.
 const SLL2: i32 = 276;
 
-/// The name of a link type; none for one that is not read.
+/// Name of a link type; `None` if unsupported.
 pub(super) fn link_name(link: i32) -> Option<&'static str> {
     LINKS.iter().find(|(number, _)| *number == link).map(|(_, name)| *name)
 }
 
-/// What packets of a link type are that is not read.
+/// Description of an unsupported link type.
 pub(super) fn unread_name(link: i32) -> String {
     match OTHER_LINKS.iter().find(|(number, _)| *number == link) {
         Some((_, name)) => format!("link type {link} ({name})"),
@@ -179,7 +180,7 @@ pub(super) fn unread_name(link: i32) -> String {
     }
 }
 
-/// Takes off what a packet is wrapped in. The frame is made in `buffer` unless it is one already.
+/// Unwraps a packet. The frame is built in `buffer`, unless the capture contains it.
 pub(super) fn unwrap<'a>(
     link: i32,
     data: &'a [u8],
@@ -195,7 +196,7 @@ pub(super) fn unwrap<'a>(
     Ok(Unwrapped { frame, tunnel, closed })
 }
 
-/// A frame of a packet, between nobody and nobody.
+/// A frame around a packet, with zero MAC addresses.
 fn made<'a>(kind: u16, packet: &[u8], buffer: &'a mut Vec<u8>) -> &'a [u8] {
     buffer.clear();
     buffer.extend([0; 12]);
@@ -208,7 +209,7 @@ fn be16(data: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*data.get(at..)?.first_chunk()?))
 }
 
-/// The type of an IP packet by its version.
+/// The EtherType of an IP packet by its version.
 fn by_version(data: &[u8]) -> Option<u16> {
     match data.first()? >> 4 {
         4 => Some(ETH_IPV4),
@@ -248,7 +249,7 @@ fn by_link(link: i32, data: &[u8]) -> Result<Found<'_>, Unread> {
     }
 }
 
-/// What is in a frame; none if it is too short to be one.
+/// The contents of a frame; `None` if it is too short.
 fn frame(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let mut at = 12;
     let mut kind = be16(data, at)?;
@@ -271,7 +272,7 @@ fn frame(data: &[u8], depth: usize) -> Option<Found<'_>> {
         Some(found) => found,
         None => return Some(whole()),
     };
-    // What the programs can read as it is they shall read as it is.
+    // What the programs can parse stays as it is.
     is_odd |= kind == ETH_PPPOE && payload.get(6).is_some_and(|protocol| protocol & 1 == 1);
     let is_bare = !is_odd
         && found.tunnel.is_none()
@@ -280,7 +281,8 @@ fn frame(data: &[u8], depth: usize) -> Option<Found<'_>> {
     Some(if is_bare { Found { closed: found.closed, ..whole() } } else { found })
 }
 
-/// What is in a packet of a type; none if it is of no type that has anything inside, or cut off.
+/// The contents of a packet by EtherType; `None` if that contains nothing supported, or is
+/// truncated.
 fn of_type(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
     if depth > MOST_LAYERS {
         return None;
@@ -300,21 +302,21 @@ fn of_type(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
     }
 }
 
-/// Whether bytes are a frame of a known type.
+/// Whether bytes are a frame with a known EtherType.
 fn begins_as_frame(data: &[u8]) -> bool {
     const KNOWN: [u16; 8] =
         [ETH_IPV4, ETH_IPV6, ETH_ARP, ETH_VLAN, ETH_QINQ, ETH_PPPOE, ETH_MPLS[0], ETH_MPLS[1]];
     be16(data, 12).is_some_and(|kind| KNOWN.contains(&kind))
 }
 
-/// A frame inside of something else, if it begins like one.
+/// An inner frame, if it starts like one.
 fn plausible(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let kind = be16(data, 12)?;
-    // Frames with a length in place of a type, as of spanning trees, are no IP, but frames.
+    // Frames with a length instead of an EtherType, such as spanning tree, contain no IP.
     if begins_as_frame(data) || kind < 0x0600 { frame(data, depth) } else { None }
 }
 
-/// What is in PPP, with or without its address and control fields, and with a protocol of one byte
+/// The contents of PPP, with or without address and control fields, and with a protocol of one byte
 /// or two.
 fn ppp(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let data = data.strip_prefix(&[0xff, 3]).unwrap_or(data);
@@ -326,12 +328,12 @@ fn ppp(data: &[u8], depth: usize) -> Option<Found<'_>> {
         PPP_IPV4 => ip(ETH_IPV4, rest, depth),
         PPP_IPV6 => ip(ETH_IPV6, rest, depth),
         0x0281 | 0x0283 => mpls(rest, depth + 1),
-        // Compressed headers, and what PPP says to itself: nothing for us.
+        // Compressed headers and PPP control protocols: not supported.
         _ => Some(Found::plain(Inner::Packet(ETH_PPPOE, rest))),
     }
 }
 
-/// What is behind a stack of MPLS labels: an IP packet, or a frame, with or without a control word.
+/// The contents behind MPLS labels: an IP packet, or a frame, with or without a control word.
 fn mpls(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let mut rest = data;
     loop {
@@ -346,7 +348,7 @@ fn mpls(data: &[u8], depth: usize) -> Option<Found<'_>> {
     }
     match by_version(rest) {
         Some(kind) => ip(kind, rest, depth).or_else(|| plausible(rest, depth)),
-        // The first half of a MAC address may look like a control word: what is behind tells.
+        // A MAC address may look like a control word: what follows decides.
         None if rest.first()? >> 4 == 0 && !begins_as_frame(rest) => {
             plausible(rest.get(4..)?, depth)
         }
@@ -354,8 +356,8 @@ fn mpls(data: &[u8], depth: usize) -> Option<Found<'_>> {
     }
 }
 
-/// The IP packet of a Netfilter log record: blocks of a length, a type and a value, in the byte
-/// order of the host that wrote them (tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
+/// The IP packet of a Netfilter log record: blocks of length, type and value, in the byte order of
+/// the host that wrote them (tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
 fn nflog(data: &[u8]) -> Option<&[u8]> {
     const PAYLOAD: u16 = 9;
     let find = |read: fn([u8; 2]) -> u16| {
@@ -375,7 +377,7 @@ fn nflog(data: &[u8]) -> Option<&[u8]> {
     find(u16::from_le_bytes).filter(is_ip).or_else(|| find(u16::from_be_bytes).filter(is_ip))
 }
 
-/// An IP packet, or what it carries if that is a tunnel. None if it is none.
+/// An IP packet, or the contents of its tunnel. `None` if it is no IP packet.
 fn ip(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
     let bare = |closed| Some(Found { closed, ..Found::plain(Inner::Packet(kind, data)) });
     let Some((protocol, payload)) = payload(kind, data) else {
@@ -386,7 +388,7 @@ fn ip(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
         L2TP => Some("L2TP"),
         UDP => match be16(payload, 2) {
             Some(L2TP_PORT) => Some("L2TP"),
-            // Without the mark of key exchange it is ESP.
+            // Without the non-ESP marker of IKE it is ESP.
             Some(IPSEC_NAT) if payload.get(8..12).is_some_and(|mark| mark != [0; 4]) => {
                 Some("ESP (encrypted)")
             }
@@ -413,7 +415,7 @@ fn ip(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
     inner.map_or_else(|| bare(None), Some)
 }
 
-/// The protocol and payload of an IP packet; none of a later fragment, or if it is cut off before.
+/// Protocol and payload of an IP packet; `None` for later fragments and truncated headers.
 fn payload(kind: u16, data: &[u8]) -> Option<(u8, &[u8])> {
     if by_version(data)? != kind {
         return None;
@@ -422,7 +424,7 @@ fn payload(kind: u16, data: &[u8]) -> Option<(u8, &[u8])> {
         let header = usize::from(data.first()? & 0xf) * 4;
         let total = usize::from(be16(data, 2)?);
         let is_first = be16(data, 6)? & 0x1fff == 0;
-        // A length of zero is what segmentation offload leaves there.
+        // Segmentation offload leaves a length of zero.
         let end = if total >= header && total != 0 { total.min(data.len()) } else { data.len() };
         let rest = data.get(header.max(20)..end)?;
         return is_first.then_some((*data.get(9)?, rest));
@@ -433,7 +435,7 @@ fn payload(kind: u16, data: &[u8]) -> Option<(u8, &[u8])> {
         length => (40 + length).min(data.len()),
     };
     let mut rest = data.get(40..end)?;
-    // Hop-by-hop options, routing, fragments, authentication, destination options (RFC 8200, RFC
+    // Hop-by-hop options, routing, fragment, authentication, destination options (RFC 8200, RFC
     // 4302).
     for _ in 0..MOST_LAYERS {
         let length = match protocol {
@@ -449,7 +451,7 @@ fn payload(kind: u16, data: &[u8]) -> Option<(u8, &[u8])> {
     Some((protocol, rest))
 }
 
-/// What GRE carries (RFC 2784, RFC 2890; RFC 2637 for PPTP; draft-foschiano-erspan).
+/// The contents of GRE (RFC 2784, RFC 2890; RFC 2637 for PPTP; draft-foschiano-erspan).
 fn gre(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let (flags, kind) = (be16(data, 0)?, be16(data, 2)?);
     let has = |flag: u16| usize::from(flags & flag != 0) * 4;
@@ -472,12 +474,12 @@ fn gre(data: &[u8], depth: usize) -> Option<Found<'_>> {
     }
 }
 
-/// What a tunnel over UDP carries; none if it is none.
+/// The contents of a tunnel over UDP; `None` if it is none.
 fn udp(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let (port, rest) = (be16(data, 2)?, data.get(8..)?);
     let head = rest.first_chunk::<4>()?;
     let found = match port {
-        // The flag says that there is a network identifier, as there must be.
+        // The flag of a valid network identifier, which is mandatory.
         port if VXLAN.contains(&port) && head[0] & 0x08 != 0 => {
             plausible(rest.get(8..)?, depth)?.by("VXLAN")
         }
@@ -502,7 +504,7 @@ fn udp(data: &[u8], depth: usize) -> Option<Found<'_>> {
     Some(found)
 }
 
-/// A user's packet in GTP-U version 1 (3GPP TS 29.281).
+/// A user packet in GTP-U version 1 (3GPP TS 29.281).
 fn gtp(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let flags = *data.first()?;
     if flags >> 4 != 3 || *data.get(1)? != 0xff {
@@ -522,7 +524,7 @@ fn gtp(data: &[u8], depth: usize) -> Option<Found<'_>> {
     ip(by_version(inner)?, inner, depth)
 }
 
-/// An Ethernet frame in TZSP: a header, and fields up to one that ends them.
+/// An Ethernet frame in TZSP: a header, and tagged fields up to the end tag.
 fn tzsp(data: &[u8], depth: usize) -> Option<Found<'_>> {
     if be16(data, 2)? != 1 {
         return None;
@@ -537,7 +539,7 @@ fn tzsp(data: &[u8], depth: usize) -> Option<Found<'_>> {
     }
 }
 
-/// The packet that a HEP packet tells of.
+/// The packet in a HEP packet.
 fn hep_packet<'a>(kind: u16, outer: &'a [u8], udp: &[u8]) -> Option<Found<'a>> {
     let found = match hep::read(udp.get(8..)?)? {
         hep::HepEnds::Packet(packet) => Found::plain(Inner::Made(packet)),

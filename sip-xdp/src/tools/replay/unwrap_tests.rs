@@ -1,5 +1,5 @@
-//! Wrappings that people have, built byte by byte: the same packet comes out of each of them; and
-//! no bytes upset anything.
+//! Tests of the common wrappings, built byte by byte: each yields the same packet; and arbitrary
+//! bytes cause no panic.
 
 use proptest::prelude::*;
 
@@ -63,7 +63,7 @@ fn hep3(is_v4: bool, protocol: u8, message: (u16, &[u8])) -> Vec<u8> {
     [&b"HEP3"[..], &(6 + chunks.len() as u16).to_be_bytes(), &chunks].concat()
 }
 
-/// All wrappings: a name, a link type, and the packet in it. The inner one is of the given family.
+/// All wrappings: name, link type, and wrapped packet. The inner one is of the given family.
 fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
     let inner = udp(is_v4, 5_062, 5_060, MESSAGE);
     let frame = ethernet(kind(is_v4), &inner);
@@ -244,7 +244,7 @@ fn the_same_packet_comes_out_of_every_wrapping() {
 }
 
 #[test]
-fn what_the_programs_can_read_stays_as_it_is() {
+fn supported_headers_stay() {
     for (name, link, data) in wrappings(true).into_iter().take(3) {
         let mut buffer = Vec::new();
         assert_eq!(unwrap(link, &data, &mut buffer).unwrap().frame, data, "{name}");
@@ -252,7 +252,7 @@ fn what_the_programs_can_read_stays_as_it_is() {
 }
 
 #[test]
-fn what_is_not_read_has_a_name() {
+fn unsupported_contents_have_names() {
     let closed = |data: &[u8]| unwrap(1, data, &mut Vec::new()).unwrap().closed;
     assert_eq!(closed(&ethernet(0x0800, &ip(true, 50, &[0; 40]))), Some("ESP (encrypted)"));
     assert_eq!(
@@ -272,7 +272,7 @@ fn what_is_not_read_has_a_name() {
 }
 
 #[test]
-fn what_only_looks_like_a_tunnel_is_none() {
+fn lookalikes_of_tunnels_are_none() {
     for (port, payload) in
         [(4_789, MESSAGE), (6_081, MESSAGE), (37_008, MESSAGE), (2_152, MESSAGE), (9_060, MESSAGE)]
     {
@@ -284,11 +284,17 @@ fn what_only_looks_like_a_tunnel_is_none() {
 }
 
 proptest! {
-    /// Whatever the bytes are, and wherever a packet is cut off: an answer.
+    /// For any bytes, truncated anywhere: a result.
     #[test]
-    fn no_bytes_upset_it(which in any::<prop::sample::Index>(), is_v4 in any::<bool>(), link in 0..300_i32, keeps in any::<bool>(),
-                         cut in any::<prop::sample::Index>(), garbage in prop::collection::vec(any::<u8>(), 0..200),
-                         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8)) {
+    fn no_bytes_upset_it(
+        which in any::<prop::sample::Index>(),
+        is_v4 in any::<bool>(),
+        link in 0..300_i32,
+        keeps in any::<bool>(),
+        cut in any::<prop::sample::Index>(),
+        garbage in prop::collection::vec(any::<u8>(), 0..200),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+    ) {
         let all = wrappings(is_v4);
         let (_, own, mut data) = all[which.index(all.len())].clone();
         for (at, value) in changes {

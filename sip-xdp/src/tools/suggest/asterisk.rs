@@ -1,13 +1,13 @@
-//! Asterisk's `pjsip.conf` and what it includes: whom an endpoint is identified by, and where it
-//! registers.
+//! Asterisk's `pjsip.conf` and its includes: the addresses that identify an endpoint, and the
+//! servers of registrations.
 
 use super::Mention;
 
-/// Who is named in one file.
+/// The mentions in one file.
 pub(super) fn mentions(text: &str) -> Vec<Mention> {
     let (mut section, mut found, mut in_comment) = (String::new(), Vec::new(), false);
     for (number, line) in text.lines().enumerate() {
-        // A comment of several lines is between `;--` and `--;`.
+        // Multi-line comments are between `;--` and `--;`.
         if in_comment {
             in_comment = !line.contains("--;");
             continue;
@@ -22,7 +22,7 @@ pub(super) fn mentions(text: &str) -> Vec<Mention> {
             continue;
         }
         let Some((key, value)) = line.split_once('=') else { continue };
-        // `key => value` is the same.
+        // `key => value` is equivalent.
         let value = value.trim_start_matches('>').trim();
         let (what, many) = match key.trim() {
             "match" => ("identify", true),
@@ -42,7 +42,7 @@ pub(super) fn mentions(text: &str) -> Vec<Mention> {
     found
 }
 
-/// A line without its comment. A semicolon behind a backslash is one.
+/// A line without its comment. A semicolon behind a backslash is literal.
 fn uncommented(line: &str) -> &str {
     let is_comment = |at: &usize| !line[..*at].ends_with('\\');
     let end = line.match_indices(';').map(|(at, _)| at).find(is_comment).unwrap_or(line.len());
@@ -58,7 +58,9 @@ mod tests {
         let text = "; carriers\n[north](template)\ntype = identify\nendpoint = north\nmatch = \
                     203.0.113.4,203.0.113.8/29 ; both sites\n\
                     match => gw.north.example\n;match = 192.0.2.99\n;--\nmatch = 192.0.2.98\n--;\n\
-                    [south-reg]\ntype=registration\nserver_uri=sip:sip.south.example:5060\\;transport=tcp\nclient_uri=sip:us@south.example\n\
+                    [south-reg]\ntype=registration\n\
+                    server_uri=sip:sip.south.example:5060\\;transport=tcp\n\
+                    client_uri=sip:us@south.example\n\
                     match_header=X-Y: 1\n[east]\nremote_hosts = \
                     sip.east.example:5080\noutbound_proxy=sip:198.51.100.9\\;lr\n";
         let found: Vec<_> =

@@ -8,26 +8,26 @@ use std::time::{Duration, Instant};
 
 use super::Mention;
 
-/// Where the program is, on FreePBX's own distribution and others.
+/// Paths of the program, on FreePBX's own distribution and others.
 const PROGRAMS: [&str; 3] =
     ["/usr/sbin/fwconsole", "/var/lib/asterisk/bin/fwconsole", "/usr/local/sbin/fwconsole"];
 
-/// How long it may take: it starts PHP and asks a database.
+/// Timeout: it starts PHP and queries a database.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How much of its output is read, in bytes.
+/// Maximum length of its output, in bytes.
 const LONGEST: u64 = 1 << 20;
 
 /// The command, as an operator would type it.
 pub(super) const COMMAND: &str = "fwconsole firewall list trusted";
 
-/// Who is in the trusted zone; none where there is no FreePBX.
+/// Members of the trusted zone; `None` without FreePBX.
 pub(super) fn trusted() -> Option<Vec<Mention>> {
     let program = PROGRAMS.iter().map(Path::new).find(|path| path.exists())?;
     Some(mentions(&run(program, TIMEOUT)?))
 }
 
-/// What the program prints; none if it fails, or takes too long.
+/// The program's output; `None` on failure or timeout.
 fn run(program: &Path, timeout: Duration) -> Option<String> {
     let mut child = Command::new(program)
         .args(["firewall", "list", "trusted"])
@@ -58,7 +58,7 @@ fn run(program: &Path, timeout: Duration) -> Option<String> {
     reader.join().ok()?.filter(|_| status.success())
 }
 
-/// Entries stand alone on indented lines below a heading.
+/// Entries are indented lines below a heading.
 fn mentions(text: &str) -> Vec<Mention> {
     let lines = text.lines().enumerate();
     let entries = lines.filter(|(_, line)| line.starts_with(char::is_whitespace));

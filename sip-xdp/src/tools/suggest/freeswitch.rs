@@ -1,15 +1,15 @@
-//! FreeSWITCH's gateways, to whom they register or send calls; and its access lists, whom they let
-//! in without a password.
+//! FreeSWITCH's gateways, which it registers with or calls; and its access lists, whose members
+//! call without a password.
 
 use super::Mention;
 
-/// Who is named in one file. Only as much of XML is read as these files are made of: tags,
-/// attributes, comments.
+/// The mentions in one file. Only the XML that these files use is parsed: tags, attributes,
+/// comments.
 pub(super) fn mentions(text: &str) -> Vec<Mention> {
     let text = without_comments(text);
     let mut found = Vec::new();
     let mut gateway: Option<Gateway> = None;
-    // The access list that denies whom it does not name.
+    // The current access list, if its default is deny.
     let mut list: Option<String> = None;
     for (at, tag) in tags(&text) {
         let line = text[..at].matches('\n').count() + 1;
@@ -35,7 +35,7 @@ pub(super) fn mentions(text: &str) -> Vec<Mention> {
             let masked =
                 || Some(format!("{}/{}", attribute(tag, "host")?, attribute(tag, "mask")?));
             let text = attribute(tag, "cidr").or_else(masked).or_else(|| attribute(tag, "host"));
-            // `cidr` may name several.
+            // `cidr` may have several values.
             let each = text
                 .iter()
                 .flat_map(|text| text.split(','))
@@ -71,7 +71,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    /// Its proxies; without one the realm is where it sends to, and without that its name.
+    /// Its proxies; without any its realm, and without that its name.
     fn mentions(self) -> Vec<Mention> {
         let Self { name, line, realm, mut proxies } = self;
         if proxies.is_empty() {
@@ -84,7 +84,7 @@ impl Gateway {
     }
 }
 
-/// Blanks comments out, so that lines keep their numbers.
+/// Replaces comments by blanks, so that line numbers are kept.
 fn without_comments(text: &str) -> String {
     let (mut rest, mut plain) = (text, String::with_capacity(text.len()));
     while let Some((before, after)) = rest.split_once("<!--") {
@@ -96,7 +96,7 @@ fn without_comments(text: &str) -> String {
     plain + rest
 }
 
-/// What is between angle brackets, and where that begins.
+/// The tags, with their offsets.
 fn tags(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.match_indices('<').filter_map(|(at, _)| Some((at, text[at + 1..].split_once('>')?.0)))
 }
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_configuration_says_nothing() {
+    fn other_files_have_no_mentions() {
         for text in [
             "",
             "<",

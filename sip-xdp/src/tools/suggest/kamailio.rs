@@ -1,9 +1,9 @@
-//! Kamailio's and OpenSIPS's lists in files: the destinations of the dispatcher, and the addresses
-//! of permissions.
+//! Kamailio's and OpenSIPS's list files: the destinations of the dispatcher, and the addresses of
+//! permissions.
 
 use super::Mention;
 
-/// `SET DESTINATION ...`, a line each.
+/// `SET DESTINATION ...`, one per line.
 pub(super) fn dispatchers(text: &str) -> Vec<Mention> {
     rows(text)
         .filter_map(|(line, fields)| {
@@ -18,7 +18,7 @@ pub(super) fn dispatchers(text: &str) -> Vec<Mention> {
         .collect()
 }
 
-/// `GROUP ADDRESS PREFIX PORT TAG`, a line each; the prefix may follow the address behind a slash,
+/// `GROUP ADDRESS PREFIX PORT TAG`, one per line; the prefix may follow the address behind a slash,
 /// or be missing.
 pub(super) fn addresses(text: &str) -> Vec<Mention> {
     rows(text)
@@ -35,7 +35,7 @@ pub(super) fn addresses(text: &str) -> Vec<Mention> {
         .collect()
 }
 
-/// The fields of lines that are no comments, with the lines' numbers.
+/// The fields of lines that are no comments, with line numbers.
 fn rows(text: &str) -> impl Iterator<Item = (usize, Vec<&str>)> {
     let lines = text.lines().enumerate();
     lines.map(|(number, line)| {

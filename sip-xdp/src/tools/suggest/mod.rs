@@ -1,8 +1,10 @@
-//! Whom to trust: what the configuration of a PBX says of its carriers, and known sources that are
-//! at their limit.
+//! Proposals of trust: carriers in the configuration of a PBX, and known sources close to their
+//! limit.
 //!
-//! Nothing is trusted here: an operator reads what is proposed, with its reason, and decides. What
-//! would trust too many at once is not proposed, but named.
+//! Nothing is trusted here: an operator reads each proposal with its reasons, and decides. Networks
+//! that are too wide are reported, not proposed.
+//!
+//! More than 400 lines: 90 of them are tests; the readers of each PBX are files of their own.
 
 mod asterisk;
 mod freepbx;
@@ -31,7 +33,7 @@ use crate::observe::explain::{self, Level};
 use crate::store;
 use crate::sys::clock;
 
-/// Where PBXes keep their configuration, on Debian and elsewhere.
+/// Directories of PBX configurations, on Debian and elsewhere.
 pub const PBX_DIRS: [&str; 6] = [
     "/etc/asterisk",
     "/etc/kamailio",
@@ -41,10 +43,10 @@ pub const PBX_DIRS: [&str; 6] = [
     "/usr/local/etc/kamailio",
 ];
 
-/// Nothing broader is proposed: the shortest prefixes of IPv4 and IPv6.
+/// Shortest prefixes that are proposed, IPv4 and IPv6.
 const BROADEST: [u8; 2] = [16, 32];
 
-/// A limit is used up when less than this part of it is left.
+/// A limit counts as used up when less than this fraction (1/5) of it is left.
 const NEARLY: u32 = 5;
 
 /// Partners are proposed whose calls were taken within this time, in milliseconds: a month.
@@ -56,7 +58,7 @@ const DEEPEST: usize = 6;
 const MOST_FILES: usize = 5_000;
 const LONGEST: u64 = 4 << 20;
 
-/// Who is proposed.
+/// The subject of a proposal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
     /// An address or a network.
@@ -79,47 +81,47 @@ impl fmt::Display for Who {
 pub struct Proposal {
     /// The address, network or host.
     pub who: String,
-    /// Why.
+    /// Reasons.
     pub reasons: Vec<String>,
-    /// What to run.
+    /// The command to run.
     pub command: String,
 }
 
-/// What is not proposed, and why.
+/// A mention that is not proposed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Refused {
-    /// As it is written there.
+    /// As written in the file.
     pub who: String,
-    /// Where it is written, and what is wrong with it.
+    /// Position, and why it is refused.
     pub reason: String,
 }
 
-/// What was found.
+/// All results.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Suggestions {
-    /// The version of this object.
+    /// Version of this object.
     pub schema: u32,
-    /// Whom to trust.
+    /// Proposals.
     pub proposals: Vec<Proposal>,
-    /// Whom not.
+    /// Refused mentions.
     pub refused: Vec<Refused>,
-    /// How many are trusted already.
+    /// Number of mentions that are trusted already.
     pub trusted: usize,
-    /// How many files of a PBX's configuration were read.
+    /// Number of PBX configuration files read.
     pub files: usize,
 }
 
-/// Something in a configuration that names who is to be trusted.
+/// A mention of a partner in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mention {
     /// An address, a network, a host, or a SIP URI.
     text: String,
-    /// What it is there: "pjsip identify carrier".
+    /// Its role: "pjsip identify carrier".
     what: String,
     line: usize,
 }
 
-/// Who is trusted already.
+/// Existing trust.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Trusted {
     /// Networks.
@@ -137,7 +139,7 @@ impl Trusted {
     }
 }
 
-/// Reads the configuration in these directories; each may be missing, unless all of them are.
+/// Reads the configurations in these directories; not all of them may be missing.
 pub fn suggest(
     directories: &[PathBuf],
     pins: &Pins,
@@ -154,7 +156,7 @@ pub fn suggest(
     let mut collected = Collected::default();
     let mut read = 0;
     for file in &files {
-        // What may not be read, or is no text, is another product's.
+        // Unreadable and binary files belong to other products.
         let Some((reader, text)) = reader_of(file).zip(fs::read_to_string(file).ok()) else {
             continue;
         };
@@ -166,14 +168,14 @@ pub fn suggest(
             );
         }
     }
-    // FreePBX keeps its own firewall's zones in a database, and says them itself.
+    // FreePBX keeps its firewall zones in a database, and prints them.
     let is_default = directories.iter().map(PathBuf::as_path).eq(PBX_DIRS.iter().map(Path::new));
     if let Some(mentions) = is_default.then(freepbx::trusted).flatten() {
         for mention in mentions {
             collected.add(&mention.text, format!("{} (`{}`)", mention.what, freepbx::COMMAND));
         }
     }
-    // Without a filter nobody has run into its limits.
+    // Without a filter there are no limits.
     for (network, reason) in limited(pins, settings).unwrap_or_default() {
         collected.found.entry(Who::Network(network)).or_default().push(reason);
     }
@@ -192,7 +194,7 @@ pub fn suggest(
     })
 }
 
-/// Finds the files below a directory. Links are followed, as far as the depth allows.
+/// Collects the files below a directory. Links are followed, within the depth limit.
 fn collect(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -210,7 +212,7 @@ fn collect(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) {
 
 type Reader = fn(&str) -> Vec<Mention>;
 
-/// What reads a file of this name.
+/// The reader of files with this name.
 fn reader_of(file: &Path) -> Option<Reader> {
     let name = file.file_name()?.to_str()?;
     let extension = file.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
@@ -227,7 +229,7 @@ fn reader_of(file: &Path) -> Option<Reader> {
 }
 
 fn proposal(who: &Who, reasons: Vec<String>) -> Proposal {
-    // What is quoted must not end the quotation.
+    // The quoted text must not end the quotation.
     let quoted: String =
         reasons[0].chars().filter(|c| !c.is_control() && !"'\\".contains(*c)).collect();
     let command = format!("sip-xdp trust add {who} --reason '{quoted}'");
@@ -256,12 +258,12 @@ impl Collected {
     }
 }
 
-/// Reads an address, a network with a prefix or a mask, a host, or a SIP URI, and refuses what must
+/// Parses an address, a network with prefix or mask, a host, or a SIP URI, and refuses what must
 /// not be trusted.
 fn read(text: &str) -> Result<Who> {
     let bare = host_of(text);
     if let Ok(net) = bare.parse::<ipnet::IpNet>() {
-        // A PBX takes host bits for granted.
+        // PBXes allow host bits.
         return check(net.trunc().into());
     }
     if let Some((address, mask)) = bare.split_once('/')
@@ -297,7 +299,7 @@ fn check(network: Network) -> Result<Who> {
     Ok(Who::Network(network))
 }
 
-/// The host in `sip:user@host:port;parameters`, with or without all that is around it.
+/// The host in `sip:user@host:port;parameters`, all other parts being optional.
 fn host_of(text: &str) -> &str {
     let text = text.trim().trim_matches(['"', '\'', '<', '>']);
     let text =
@@ -307,7 +309,7 @@ fn host_of(text: &str) -> &str {
     if let Some(rest) = text.strip_prefix('[') {
         return rest.split(']').next().unwrap_or_default();
     }
-    // More colons than one are an IPv6 address.
+    // More than one colon means an IPv6 address.
     match text.split_once(':') {
         Some((host, port)) if !port.contains(':') => host,
         _ => text,
@@ -338,8 +340,8 @@ fn served(store: &Path) -> Result<Vec<(Network, String)>> {
 /// Known-good sources and peers that have all but used up their limit. The kernel keeps no record
 /// of known sources that went over it before.
 fn limited(pins: &Pins, settings: &SourceRules) -> Result<Vec<(Network, String)>> {
-    let guide = header::read(pins.open(names::TABLE_HEADER)?)?;
-    let table = Table::open(|name| pins.open(name), &guide)?;
+    let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
+    let table = Table::open(|name| pins.open(name), &table_header)?;
     let now = clock::now();
     let known: Vec<_> = table
         .map_all()?

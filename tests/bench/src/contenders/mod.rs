@@ -1,6 +1,6 @@
-//! What can drop a packet by its source: sip-xdp, its peers, and the two ends of the scale. Each
-//! stands at the receiving end of a wire of its own, so that all can be up at the same time and be
-//! measured in turn.
+//! Contenders: everything that can drop packets by source: sip-xdp, other filters, and lower and
+//! upper bounds. Each has its own wire, so that all can be up at the same time and be measured in
+//! turn.
 
 mod netfilter;
 mod ours;
@@ -11,12 +11,12 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 use sip_xdp_tests::Wire;
 
-/// A filter in place; dropping it takes it off.
+/// An installed filter; dropping it removes it.
 pub(crate) trait Contender {
-    /// Packets that it has stopped so far, by a counter of its own where it has one.
+    /// Number of packets stopped so far, by its own counter where it has one.
     fn stopped(&self) -> Result<u64>;
 
-    /// What is in its tables beside the sources that attack.
+    /// Contents of its tables besides the attacking sources.
     fn populated(&self) -> String {
         String::new()
     }
@@ -24,31 +24,30 @@ pub(crate) trait Contender {
     /// What [`Contender::stopped`] reads.
     fn counter(&self) -> &'static str;
 
-    /// The same if nothing but what it stops is counted there, whatever else its host receives.
+    /// The same, if it counts nothing else that its host receives.
     fn own_counter(&self) -> Option<&'static str> {
         Some(self.counter())
     }
 }
 
-/// How to put one in place, at the receiving end of a wire, against these sources.
+/// Installs a filter at the receiving end of a wire, against these sources.
 pub(crate) type Set = for<'w> fn(&'w Wire, &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>>;
 
 /// The name of the row that all others are compared with.
 pub(crate) const BASELINE: &str = "drop everything (XDP)";
-/// sip-xdp with nothing but the sources that attack.
+/// sip-xdp with the attacking sources only.
 pub(crate) const OURS_ALONE: &str = "sip-xdp, list alone";
-/// sip-xdp with half of what it has in the field.
+/// sip-xdp with half of a realistic population.
 pub(crate) const OURS_HALF: &str = "sip-xdp, 500,000 entries";
-/// sip-xdp as it stands in the field.
+/// sip-xdp with a realistic population.
 pub(crate) const OURS_FULL: &str = "sip-xdp, full";
 
-/// What no list of a million hosts can do without: one look at its memory, at 32 bits a host.
+/// The lower bound of a list of a million hosts: one load from its memory, at 32 bits per host.
 const FLOOR: &str = "floor: one line of 4 MiB, counted";
-/// What a look-up in two steps, as ours is, cannot do without: a look at the memory of each of its
-/// tables.
+/// The lower bound of a two-step lookup such as ours: one load from each of its tables.
 const FLOOR_OURS: &str = "floor: the same and one line of 256 KiB";
 
-/// All that filters nothing and only says what memory costs.
+/// Rows that do not filter, and only show the cost of memory.
 pub(crate) const FLOORS: [&str; 2] = [FLOOR, FLOOR_OURS];
 
 /// No filter at all.
@@ -70,7 +69,7 @@ pub(crate) const ALL: [(&str, Set); 12] = [
     (NO_FILTER, xdp::none),
 ];
 
-/// What each packet of an attack holds.
+/// The payload of attack packets.
 pub(crate) const REQUEST: &str = "REGISTER sip:198.51.100.1 SIP/2.0\r\n\
 Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK776asdhds;rport\r\n\
 Max-Forwards: 70\r\n\

@@ -1,4 +1,4 @@
-//! nftables and iptables, from the earliest hook to what fail2ban leaves behind.
+//! nftables and iptables, from the earliest hook to the rules of fail2ban.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,7 +11,7 @@ use sip_xdp_tests::process::succeed;
 
 use super::Contender;
 
-/// A set looked up before anything else sees the packet.
+/// A set in the netdev ingress hook.
 pub(super) fn netdev_ingress<'w>(
     wire: &'w Wire,
     sources: &[Ipv4Addr],
@@ -19,7 +19,7 @@ pub(super) fn netdev_ingress<'w>(
     nftables(wire, sources, "netdev", "type filter hook ingress device wan priority -500")
 }
 
-/// A set looked up before connections are tracked.
+/// A set in prerouting, before connection tracking.
 pub(super) fn inet_prerouting<'w>(
     wire: &'w Wire,
     sources: &[Ipv4Addr],
@@ -62,11 +62,11 @@ impl Contender for Nftables<'_> {
     }
 }
 
-/// A set, and one rule in the raw table that asks it: before connections are tracked.
+/// An ipset with one rule in the raw table, before connection tracking.
 pub(super) fn ipset<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
     let mut set = String::from("create sources hash:ip maxelem 65536\n");
     for source in sources {
-        // Writing to a string cannot fail.
+        // Writing to a string is infallible.
         let _ = writeln!(set, "add sources {source}");
     }
     load(wire, "ipset", &["restore", "-file"], &set)?;
@@ -76,8 +76,8 @@ pub(super) fn ipset<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn 
     Ok(Box::new(Iptables { wire, table: "raw", chain: "PREROUTING", populated: "" }))
 }
 
-/// What fail2ban's default action leaves after as many bans: a chain that INPUT jumps to, with one
-/// REJECT for each source.
+/// The rules of fail2ban's default action after this number of bans: a chain called from INPUT,
+/// with one REJECT per source.
 pub(super) fn fail2ban<'w>(
     wire: &'w Wire,
     sources: &[Ipv4Addr],
@@ -165,8 +165,9 @@ mod tests {
 
     #[test]
     fn reads_what_nft_counts() {
-        let expressions = json!([{ "match": {} }, { "counter": { "packets": 4711, "bytes": 9 } }, { "drop": null }]);
-        let rules = json!({ "nftables": [{ "metainfo": {} }, { "chain": {} }, { "rule": { "expr": expressions } }] });
+        let counter = json!({ "counter": { "packets": 4711, "bytes": 9 } });
+        let rule = json!({ "rule": { "expr": [{ "match": {} }, counter, { "drop": null }] } });
+        let rules = json!({ "nftables": [{ "metainfo": {} }, { "chain": {} }, rule] });
         assert_eq!(counted(&rules), Some(4711));
         assert_eq!(counted(&json!({ "nftables": [] })), None);
     }

@@ -1,4 +1,4 @@
-//! sip-xdp: the daemon as users run it.
+//! sip-xdp with its daemon.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -14,28 +14,28 @@ use super::Contender;
 use crate::networks::{host, mixed};
 use crate::table::thousands;
 
-/// How long bans last: longer than any run.
+/// Duration of bans: longer than any run.
 const BAN: Duration = Duration::from_secs(3600);
 
-/// What is in the tables.
+/// Contents of the tables.
 #[derive(Debug, Clone, Copy)]
 struct Population {
-    /// Entries of public blocklists, half of the sources that attack among them.
+    /// Entries of feeds, half of the attacking sources among them.
     feed: u32,
     /// Trusted networks, each a /24.
     trusted: u32,
-    /// Hosts that are blocked for a while, the other half of the sources among them.
+    /// Temporarily blocked hosts, the other half of the attacking sources among them.
     bans: u32,
 }
 
-/// As in the field.
+/// A realistic population.
 const FULL: Population = Population { feed: 1_000_000, trusted: 100, bans: 1_000 };
 /// The same with half as long a feed.
 const HALF: Population = Population { feed: FULL.feed / 2, ..FULL };
-/// How many networks there is room for, whichever population it is.
+/// Capacity in networks, for every population.
 const CAPACITY: u32 = 1 << 20;
 
-/// Nothing but the sources that attack, blocked for good.
+/// The attacking sources only, permanently blocked.
 pub(super) fn list_alone<'w>(
     wire: &'w Wire,
     sources: &[Ipv4Addr],
@@ -45,7 +45,7 @@ pub(super) fn list_alone<'w>(
     Ok(Box::new(Ours { filter, populated: String::new() }))
 }
 
-/// With all that is in the tables in the field.
+/// With the realistic population.
 pub(super) fn full<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
     populated(wire, sources, FULL)
 }
@@ -93,14 +93,14 @@ impl Contender for Ours<'_> {
     }
 }
 
-/// Fills the tables, and says what is in them.
+/// Fills the tables, and describes their contents.
 fn populate(
     filter: &mut Filter<'_>,
     sources: &[Ipv4Addr],
     population: Population,
 ) -> Result<String> {
     let (fed, banned) = sources.split_at(sources.len() / 2);
-    // Numbers from a range of its own for each kind: no address is used twice.
+    // Numbers from a separate range for each kind, so that no address is used twice.
     let others = |first: u32, count: u32, sources: usize| {
         let count = count.saturating_sub(u32::try_from(sources).unwrap_or(count));
         first..first + count

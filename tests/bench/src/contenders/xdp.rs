@@ -14,7 +14,7 @@ use sip_xdp_tests::topology::WAN;
 
 use super::Contender;
 
-/// The program that only says DROP.
+/// The program that only returns DROP.
 pub(super) fn drop_everything<'w>(
     wire: &'w Wire,
     _sources: &[Ipv4Addr],
@@ -22,8 +22,8 @@ pub(super) fn drop_everything<'w>(
     Ok(Box::new(DropEverything { wire, _attached: Attached::new(&wire.receiver, WAN, DROP)? }))
 }
 
-/// The program that touches one line of 4 MiB for each packet, counts it and says DROP: what the
-/// memory of a list of a million hosts costs by itself.
+/// The program that loads one line of 4 MiB per packet, counts it and returns DROP: the pure memory
+/// cost of a list of a million hosts.
 pub(super) fn one_line<'w>(
     wire: &'w Wire,
     _sources: &[Ipv4Addr],
@@ -56,7 +56,7 @@ struct DropEverything<'w> {
 }
 
 impl Contender for DropEverything<'_> {
-    /// It counts nothing; what the interface took in did not get any further than here.
+    /// It has no counter; every received packet ends here.
     fn stopped(&self) -> Result<u64> {
         Ok(self.wire.received()?.saturating_sub(self.wire.reached_the_stack()?))
     }
@@ -70,8 +70,7 @@ impl Contender for DropEverything<'_> {
     }
 }
 
-/// No filter: packets go up the stack to a socket whose queue is full, as that of an overloaded
-/// server is.
+/// No filter: packets reach a socket with a full queue, like an overloaded server's.
 pub(super) fn none<'w>(wire: &'w Wire, _sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
     let socket = wire
         .receiver
@@ -85,7 +84,7 @@ struct NoFilter<'w> {
 }
 
 impl Contender for NoFilter<'_> {
-    /// Where the packets end is not a filter, but the socket.
+    /// Packets end at the socket, not in a filter.
     fn stopped(&self) -> Result<u64> {
         self.wire.delivered()
     }
@@ -95,12 +94,11 @@ impl Contender for NoFilter<'_> {
     }
 }
 
-/// xdp-filter from xdp-tools, denying sources of IPv4, attached in the driver.
+/// xdp-filter from xdp-tools, denying IPv4 sources, in native mode.
 ///
-/// It keeps its state in /sys/fs/bpf and a lock in /run, both in places that are the same for the
-/// whole machine. Here it has a mount namespace of its own with fresh ones: it neither meets an
-/// instance that the machine's owner uses, nor the lock of a call that was killed, and what it
-/// pinned goes away with the process that holds the namespace.
+/// It keeps its state in /sys/fs/bpf and a lock in /run, both machine-wide. Here it has a private
+/// mount namespace with fresh ones: it is independent of the machine's own instance and of locks of
+/// killed calls, and its pins end with the namespace.
 pub(super) fn xdp_filter<'w>(
     wire: &'w Wire,
     sources: &[Ipv4Addr],

@@ -1,4 +1,4 @@
-//! A registrar at the receiving end of a wire, a contender before it, and phones on another
+//! A registrar at the receiving end of a wire, behind a contender, with phones on another
 //! interface.
 
 use std::net::Ipv4Addr;
@@ -22,13 +22,13 @@ const WARM_UP: Duration = Duration::from_millis(150);
 /// Who runs where.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cpus {
-    /// The registrar's.
+    /// The registrar's CPU.
     pub(super) serving: usize,
     /// The other one.
     pub(super) other: usize,
 }
 
-/// Where the flood is made and taken in, and how fast it comes. The phones have the other CPU.
+/// The CPU and the rate of the flood. The phones have the other CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flood {
     /// On the registrar's CPU, at a constant rate.

@@ -1,5 +1,5 @@
-//! One attack against one defence, watched from the attacker's side: what it sent, what was
-//! answered, and when.
+//! One attack against one defence, seen from the attacker's side: requests sent and answered, with
+//! times.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use sip_xdp_tests::{
     fail2ban, stream, wait_until,
 };
 
-/// How long an attack goes on, from its first packet: twice what either defence takes.
+/// Duration of an attack from its first packet: twice what either defence takes.
 pub(crate) const LASTS: Duration = Duration::from_millis(2000);
 /// How many requests a second the flood has.
 pub(crate) const FLOOD: u32 = 1000;
@@ -45,12 +45,12 @@ pub(crate) enum Defence {
     Fail2ban,
 }
 
-/// What became of one attack.
+/// The result of one attack.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outcome {
-    /// Milliseconds from the packet that crosses the threshold to the first one that was dropped.
+    /// Milliseconds from the packet that crosses the threshold to the first dropped one.
     pub(crate) first_drop: f64,
-    /// Milliseconds from the same to the decision to ban.
+    /// Milliseconds from the packet that crosses the threshold to the ban.
     pub(crate) ban: f64,
     /// Requests that the attacker sent.
     pub(crate) sent: usize,
@@ -60,7 +60,7 @@ pub(crate) struct Outcome {
     pub(crate) answered: usize,
     /// Packets that the filter counted as dropped.
     pub(crate) counted: Option<u64>,
-    /// Requests before the first dropped one that the limit has no room for.
+    /// Requests beyond the limit before the first dropped one.
     pub(crate) excess: usize,
 }
 

@@ -1,8 +1,7 @@
-//! From a decision to its enforcement: how long after the daemon was told to block a source its
-//! first packet is dropped.
+//! Enforcement latency: time from the block command to the first dropped packet of a source.
 //!
-//! A stream of requests runs all the time. Each carries its number, and when it was sent is
-//! remembered; the first one that does not arrive was sent when the block was already enforced.
+//! A stream of numbered requests runs all the time, and their send times are recorded; the first
+//! one that does not arrive was sent after the enforcement.
 
 use std::mem::replace;
 use std::net::{SocketAddr, UdpSocket};
@@ -17,7 +16,7 @@ use sip_xdp_tests::sip::Request;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, WAN};
 use sip_xdp_tests::{Filter, FilterOptions, Lab, Stream, stream};
 
-/// Requests a second; the time between two of them is what the figure is precise to.
+/// Requests per second; their interval is the precision of the result.
 pub(crate) const RATE: u32 = 10_000;
 
 /// Nothing but the block list may drop anything.

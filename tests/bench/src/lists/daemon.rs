@@ -1,5 +1,5 @@
-//! What the daemon uses: memory and CPU, with long lists, idle and during floods that it need not
-//! know of.
+//! Resource usage of the daemon: memory and CPU with long lists, idle and during floods that do not
+//! concern it.
 
 use std::net::Ipv4Addr;
 use std::thread::sleep;

@@ -1,5 +1,5 @@
-//! Loading a feed into empty tables, loading it again with a little changed, and single bans beside
-//! a large one.
+//! Loading a feed into empty tables, reloading it with small changes, and single bans beside a
+//! large feed.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What others need to load the same hosts.
+//! Load times of other filters for the same hosts.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Writes the inputs that a target begins with: `seeds TARGET DIRECTORY`. `SIP_XDP_CORPUS` may name
-//! a folder with more.
+//! Writes the seed inputs of a target: `seeds TARGET DIRECTORY`. `SIP_XDP_CORPUS` may name a
+//! directory with more.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes the inputs, each under a name that its bytes make. Returns how many there are.
+/// Writes the inputs, named by their hash. Returns their number.
 fn write(target: &str, directory: PathBuf) -> io::Result<usize> {
     let corpus = env::var_os("SIP_XDP_CORPUS").map(PathBuf::from);
     let seeds = seeds::of(target, corpus.as_deref())?;

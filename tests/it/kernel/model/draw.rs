@@ -1,23 +1,23 @@
-//! Random networks and addresses that have much to do with each other.
+//! Random networks and addresses that often overlap.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::reference::{Prefix, is_v4};
 use crate::kernel::differential::Random;
 
-/// The regions in which everything lies, and how many neighbourhoods each has. What is in one
-/// neighbourhood overlaps.
+/// The regions of all networks, and the number of neighbourhoods in each. Networks of one
+/// neighbourhood overlap.
 const REGIONS4: [u8; 4] = [10, 60, 100, 203];
 const REGIONS6: [u16; 4] = [0x2001, 0x2400, 0x2a02, 0xfd00];
 const NEIGHBOURHOODS: usize = 24;
-/// The shortest lengths of networks, out of 128: /8 and /19.
+/// Shortest prefix lengths, out of 128: /8 and /19.
 const WIDEST: [u8; 2] = [96 + 8, 19];
 
 pub(super) struct Draw {
     random: Random,
     /// An address in each neighbourhood.
     centres: Vec<u128>,
-    /// Hosts that the tables keep together, more than there is room for.
+    /// Hosts that share a row, more than it has room for.
     crowd: Vec<u128>,
 }
 
@@ -39,14 +39,14 @@ impl Draw {
         self.random.below(bound)
     }
 
-    /// One of these, if there are any.
+    /// A random element, if there is any.
     pub(super) fn one<T: Copy>(&mut self, of: &[T]) -> Option<T> {
         let nth = self.below(of.len().max(1) as u64);
         of.get(nth as usize).copied()
     }
 
     /// A network: mostly hosts and small ones, rarely a wide one, of any length. Its last bits may
-    /// differ from those of its neighbourhood, so that it lies beside others, in them, or around
+    /// differ from those of its neighbourhood, so that it is beside others, in them, or around
     /// them.
     pub(super) fn prefix(&mut self) -> Prefix {
         if self.below(40) == 0 {
@@ -69,7 +69,7 @@ impl Draw {
         Prefix::around(self.inside(centre, (bits - loose).max(widest - 3)), bits)
     }
 
-    /// An address in a network, at one of its ends, or right beside it.
+    /// An address in a network, at one of its ends, or adjacent to it.
     pub(super) fn at(&mut self, prefix: Prefix) -> u128 {
         let address = match self.below(6) {
             0 => prefix.first,
@@ -78,7 +78,7 @@ impl Draw {
             3 => prefix.last().wrapping_add(1),
             _ => self.inside(prefix.first, prefix.bits),
         };
-        // Beside the first or last address of a family lies another one.
+        // Beyond the first or last address of a family is the other family.
         if is_v4(address) == is_v4(prefix.first) { address } else { prefix.first }
     }
 

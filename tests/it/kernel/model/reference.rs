@@ -1,5 +1,4 @@
-//! What lists mean, in the plainest words there are: everything that is listed, and intervals of
-//! numbers.
+//! The reference semantics of the lists: all entries, and intervals of numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +6,7 @@ use sip_xdp::net::network::Network;
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::ip_key::IpKey;
 
-/// A network as two numbers. IPv4 lies in `::ffff:0:0/96`.
+/// A network as two numbers. IPv4 is in `::ffff:0:0/96`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Prefix {
     pub(super) first: u128,
@@ -26,13 +25,13 @@ impl Prefix {
         self.first | u128::MAX.checked_shr(self.bits.into()).unwrap_or(0)
     }
 
-    /// The same in the product's terms.
+    /// As a type of the product.
     pub(super) fn network(&self) -> Network {
         Network::around(source(self.first), self.bits)
     }
 }
 
-/// An address in the product's terms.
+/// An address as a type of the product.
 pub(super) fn source(address: u128) -> IpKey {
     IpKey::new(address.to_be_bytes())
 }
@@ -42,7 +41,7 @@ pub(super) fn is_v4(address: u128) -> bool {
     address >> 32 == 0xffff
 }
 
-/// Addresses as intervals, sorted, none of which meets another.
+/// Disjoint, sorted intervals of addresses.
 #[derive(Debug, Default)]
 pub(super) struct Intervals(Vec<(u128, u128)>);
 
@@ -74,13 +73,13 @@ pub(super) type Claim = (List, Prefix, Owner);
 /// Both lists.
 #[derive(Default)]
 pub(super) struct ReferenceLists {
-    /// When each claim ends.
+    /// Ends of all claims.
     pub(super) claims: BTreeMap<Claim, u64>,
     pub(super) feeds: BTreeMap<&'static str, BTreeSet<Prefix>>,
 }
 
 impl ReferenceLists {
-    /// The addresses that a list holds at `now`.
+    /// The addresses that a list covers at `now`.
     pub(super) fn addresses(&self, list: List, now: u64) -> Intervals {
         let claimed = self.claims.iter().filter(|((of, ..), end)| *of == list && **end > now);
         let fed = self.feeds.values().flatten().filter(|_| list == List::Block);
@@ -101,7 +100,7 @@ impl ReferenceLists {
         claimed.chain(self.feeds.values().flatten()).copied().collect()
     }
 
-    /// What a new daemon makes of it: all feeds are one, of that name.
+    /// The view of a new daemon: all feeds are one, of that name.
     pub(super) fn adopt(&mut self, name: &'static str) {
         let all: BTreeSet<Prefix> =
             std::mem::take(&mut self.feeds).into_values().flatten().collect();

@@ -1,4 +1,4 @@
-//! What is written is what Prometheus reads, and what the dashboard asks for exists.
+//! Tests: the output is valid for Prometheus, and the dashboard's metrics exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::dataplane::counters::{
 use crate::feeds::engine::FeedRow;
 use crate::observe::snapshot::{Bans, FromDaemon, ListCount, Storm};
 
-/// Everything that can be shown, once.
+/// An overview with every field set.
 fn full() -> Overview {
     let packets = ByVerdict {
         pass: [("good", 1)].into(),
@@ -85,7 +85,7 @@ fn full() -> Overview {
     }
 }
 
-/// Reads the text format, strictly: samples by name, each with its labels as they are written.
+/// A strict parser of the text format: samples by name, each with its labels as written.
 fn parse(text: &str) -> BTreeMap<String, Vec<(String, f64)>> {
     let mut families: BTreeMap<String, Vec<(String, f64)>> = BTreeMap::new();
     let (mut helped, mut typed) = (None, None);

@@ -1,0 +1,88 @@
+//! Scans a request of a source on the ladder for credentials: whether all of these echo nonces of
+//! its own. Nobody else pays for it.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_loop;
+use aya_ebpf::programs::XdpContext;
+use sip_xdp_common::abi::layout::{HEAD, SCANNED, SLICES, SampleBudget, Scratch};
+use sip_xdp_common::limits::gcra::Limit;
+use sip_xdp_common::limits::ladder::{Kind, nonce_key};
+use sip_xdp_common::limits::meters::MeterKey;
+use sip_xdp_common::lookup::search;
+use sip_xdp_common::pipeline::ingress::Sent;
+
+use crate::events::Origin as _;
+use crate::globals;
+use crate::maps::{OWN_NONCES, cpu_state};
+use crate::reader::{bounded, size_up_to};
+
+/// Requests that are scanned per CPU and slice of all sources: 100 at once, then 50 a second. One
+/// takes up to 20 us; those beyond count as tries.
+const SCANS: Limit = Limit { interval: 20_000_000, burst: 2_000_000_000 };
+
+/// What a request is to the ladder.
+#[inline(always)]
+pub(crate) fn kind(
+    ctx: &XdpContext,
+    scratch: *mut Scratch,
+    sent: &Sent,
+    key: &MeterKey,
+    now: u64,
+) -> Kind {
+    let Some(state) = cpu_state() else {
+        return Kind::Try;
+    };
+    let slice = bounded::<{ SLICES - 1 }>(ctx.verifier_widen(scratch, key.sketch()));
+    // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's
+    // length.
+    let bucket = unsafe {
+        (&raw mut (*state).samples).cast::<u64>().add(SampleBudget::Scans as usize * SLICES + slice)
+    };
+    // SAFETY: as above.
+    match unsafe { SCANS.take(*bucket, now) } {
+        // SAFETY: as above.
+        Some(full_at) => unsafe { *bucket = full_at },
+        None => return Kind::Try,
+    }
+    let whole = ctx.verifier_widen(scratch, sent.end.saturating_sub(sent.payload));
+    let length = size_up_to::<HEAD>(whole);
+    // SAFETY: there is room for `HEAD` bytes in this CPU's map value, and `length` is at most that.
+    let failed =
+        unsafe { ctx.load(sent.payload as u32, (&raw mut (*state).scanned).cast(), length as u32) };
+    if failed != 0 {
+        return Kind::Try;
+    }
+    // SAFETY: as above.
+    unsafe { (*state).scan.begin() };
+    let step: unsafe extern "C" fn(u32, *mut c_void) -> u64 = step;
+    // SAFETY: the helper calls `step`, at most `HEAD` times; it refuses counts of more than 8
+    // million, and flags other than 0. Nothing is handed over.
+    unsafe { bpf_loop(length as u32, step as *mut c_void, core::ptr::null_mut(), 0) };
+    let seed = search::current(&globals::hashing().seed);
+    // SAFETY: as above.
+    let scan = unsafe { &(*state).scan };
+    scan.kind(|nonce| {
+        // SAFETY: as above.
+        let key = unsafe {
+            (&raw mut (*state).nonce_key).write_volatile(nonce_key(&sent.source, nonce, seed));
+            &(*state).nonce_key
+        };
+        OWN_NONCES.get_ptr(key).is_some()
+    })
+}
+
+/// One byte, as `bpf_loop` calls it. Returns 1 if there is nothing to be read, else 0.
+unsafe extern "C" fn step(at: u32, _: *mut c_void) -> u64 {
+    let Some(state) = cpu_state() else {
+        return 1;
+    };
+    let at = bounded::<{ SCANNED - 1 }>(at as usize);
+    // SAFETY: this CPU's map value, valid while the program runs; the place is below the array's
+    // length.
+    unsafe {
+        let byte = (&raw const (*state).scanned).cast::<u8>().add(at).read_volatile();
+        (*state).scan.step(byte);
+    }
+    0
+}

@@ -1,0 +1,76 @@
+//! User space's view of the ladder: sources that offended by what could be forged, and the nonces
+//! that are their own ([`sip_xdp_common::limits::ladder`]).
+
+use anyhow::{Context, Result};
+use aya::maps::{HashMap, Map, MapData, MapError};
+use sip_xdp_common::abi::layout::LADDERS;
+use sip_xdp_common::abi::names;
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::flow::FlowKey;
+use sip_xdp_common::limits::ladder::{Ladder, nonce_key};
+
+use crate::net::network::Network;
+
+/// Both maps.
+pub struct Ladders {
+    map: HashMap<MapData, FlowKey, Ladder>,
+    nonces: HashMap<MapData, u64, u64>,
+    /// What addresses are hashed with.
+    seed: u64,
+}
+
+fn key(network: &Network) -> FlowKey {
+    FlowKey::new(network.first(), network.bits().into())
+}
+
+impl Ladders {
+    /// Opens the maps by name, through `open`.
+    pub fn open(mut open: impl FnMut(&str) -> Result<Map>, seed: u64) -> Result<Self> {
+        let map = open(names::LADDERS)?.try_into().context("the ladder cannot be used")?;
+        let nonces = open(names::OWN_NONCES)?.try_into().context(
+            "the table of nonces cannot be \
+            used",
+        )?;
+        Ok(Self { map, nonces, seed })
+    }
+
+    /// The place of exactly a network.
+    pub fn get(&self, network: &Network) -> Option<Ladder> {
+        self.map.get(&key(network), 0).ok()
+    }
+
+    /// Puts a network in a place. The kernel may charge it between reading and writing; that is
+    /// lost.
+    pub fn set(&mut self, network: &Network, ladder: Ladder) -> Result<(), MapError> {
+        self.map.insert(key(network), ladder, 0)
+    }
+
+    /// Takes a network out, if it is there.
+    pub fn remove(&mut self, network: &Network) -> Result<(), MapError> {
+        match self.map.remove(&key(network)) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Result<Vec<(Network, Ladder)>> {
+        let rows = self.map.iter().take(2 * LADDERS);
+        let network = |key: FlowKey| Network::around(key.source, key.port.min(128) as u8);
+        rows.map(|row| row.map(|(key, ladder)| (network(key), ladder)))
+            .collect::<Result<_, _>>()
+            .context("the ladder cannot be read")
+    }
+
+    /// Notes that a nonce, by its digest, is a source's own, or no longer.
+    pub fn own(&mut self, source: &IpKey, nonce: u64, is_own: bool) -> Result<(), MapError> {
+        let key = nonce_key(source, nonce, self.seed);
+        if is_own {
+            return self.nonces.insert(key, 1, 0);
+        }
+        match self.nonces.remove(&key) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The ladder in the compiled program: tries are metered, and whoever is really there gets in.
+//! Needs root.
+
+use sip_xdp::net::network::{Network, source_of};
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::ladder::{Digest, STEPS_NS};
+use sip_xdp_common::verdict::Reason::{self, Good, Limited, Unknown};
+
+use crate::kernel::frames::{Ip, request, sip, udp, udp_from};
+use crate::kernel::harness::{Kernel, SECOND, START, settings};
+
+const HOST: &str = "192.0.2.7";
+const HOUR: u64 = 3_600 * SECOND;
+
+fn source(text: &str) -> IpKey {
+    source_of(text.parse().unwrap())
+}
+
+/// A registration that echoes a nonce.
+fn with_nonce(method: &str, nonce: &str) -> Vec<u8> {
+    let credentials = format!(
+        "Authorization: Digest username=\"a\", nonce=\"{nonce}\", uri=\"x\"\r\nContent-Length"
+    );
+    let text = String::from_utf8(request(method)).unwrap();
+    text.replace("Content-Length", &credentials).into_bytes()
+}
+
+fn passed(kernel: &mut Kernel, frame: &[u8], times: usize) -> usize {
+    (0..times).filter(|_| matches!(kernel.run(frame).reason, Unknown | Good)).count()
+}
+
+fn meter(kernel: &mut Kernel, network: &str, step: u32, strict: bool) {
+    kernel.lists.meter(network.parse().unwrap(), step, strict, START + 30 * HOUR, START).unwrap();
+}
+
+#[test]
+fn tries_have_the_pace_of_their_step_and_others_one_a_second() {
+    for (step, interval) in (0..).zip(STEPS_NS) {
+        let mut kernel = Kernel::new(&settings());
+        meter(&mut kernel, "192.0.2.7/32", step, false);
+        let guess = sip(HOST, &with_nonce("REGISTER", "borrowed"));
+        assert_eq!(passed(&mut kernel, &guess, 9), 4, "step {step}");
+        // Other requests are apart from that.
+        assert_eq!(passed(&mut kernel, &sip(HOST, &request("REGISTER")), 9), 4, "step {step}");
+        kernel.set_clock(START + interval);
+        assert_eq!(passed(&mut kernel, &guess, 9), 1, "step {step}");
+        // A neighbour is not concerned.
+        assert_eq!(
+            passed(&mut kernel, &sip("192.0.2.8", &with_nonce("REGISTER", "borrowed")), 9),
+            9
+        );
+        // And after its time neither is the host.
+        kernel.set_clock(START + 31 * HOUR);
+        assert_eq!(passed(&mut kernel, &guess, 9), 9, "step {step}");
+    }
+}
+
+#[test]
+fn whoever_is_really_there_gets_in_with_a_nonce_of_its_own() {
+    let mut kernel = Kernel::new(&settings());
+    meter(&mut kernel, "192.0.2.7/32", 3, false);
+    kernel.lists.own_nonce(source(HOST), Digest::of(b"own").0, true).unwrap();
+    for (number, method) in (1..).zip(["REGISTER", "INVITE", "MESSAGE", "SUBSCRIBE", "FOO"]) {
+        let guess = sip(HOST, &with_nonce(method, "borrowed"));
+        passed(&mut kernel, &guess, 50);
+        assert_eq!(
+            passed(&mut kernel, &guess, 50),
+            0,
+            "a forger has used up what there is, by {method}"
+        );
+        kernel.set_clock(START + 10 * SECOND * number);
+        let phone = sip(HOST, &with_nonce(method, "own"));
+        assert_eq!(passed(&mut kernel, &phone, 4), 4, "the owner, by {method}");
+    }
+    // Somebody else's nonce is none, and neither is one that was given to others as well.
+    assert_eq!(passed(&mut kernel, &sip("192.0.2.8", &with_nonce("REGISTER", "own")), 9), 9);
+    kernel.lists.own_nonce(source(HOST), Digest::of(b"own").0, false).unwrap();
+    assert_eq!(passed(&mut kernel, &sip(HOST, &with_nonce("REGISTER", "own")), 9), 0);
+}
+
+#[test]
+fn what_may_hide_credentials_is_a_try() {
+    let mut kernel = Kernel::new(&settings());
+    meter(&mut kernel, "192.0.2.7/32", 3, false);
+    passed(&mut kernel, &sip(HOST, &with_nonce("REGISTER", "borrowed")), 50);
+    let text = String::from_utf8(request("OPTIONS")).unwrap();
+    let long = text.replace("Via:", &format!("X: {}\r\nVia:", "x".repeat(1_460)));
+    assert_eq!(passed(&mut kernel, &sip(HOST, long.as_bytes()), 9), 0);
+    let fragment = Ip { fragment: 0x2000, ..Ip::udp(HOST) }.frame(&udp(5060, &request("OPTIONS")));
+    assert_eq!(passed(&mut kernel, &fragment, 9), 0);
+    assert_eq!(
+        passed(&mut kernel, &sip(HOST, &request("OPTIONS")), 9),
+        4,
+        "what is there whole is told apart"
+    );
+}
+
+#[test]
+fn a_known_good_address_is_limited_in_nothing_but_tries_by_others() {
+    let mut kernel = Kernel::new(&settings());
+    let until = START + 20 * HOUR;
+    kernel.lists.know(source(HOST), START, |standing| standing.good_until = until).unwrap();
+    kernel.lists.know_flow(source(HOST), 5060, until).unwrap();
+    kernel.lists.own_nonce(source(HOST), Digest::of(b"own").0, true).unwrap();
+    for strict in [false, true] {
+        meter(&mut kernel, "192.0.2.7/32", 2, strict);
+        // Each second so many requests are scanned.
+        let mut now = START + HOUR * u64::from(strict);
+        let mut passed = |kernel: &mut Kernel, frame: &[u8], times| {
+            now += 2 * SECOND;
+            kernel.set_clock(now);
+            passed(kernel, frame, times)
+        };
+        let from = |port: u16, payload: &[u8]| Ip::udp(HOST).frame(&udp_from(port, 5060, payload));
+        assert_eq!(passed(&mut kernel, &from(5060, &request("REGISTER")), 50), 50);
+        assert_eq!(
+            passed(&mut kernel, &from(5060, &with_nonce("REGISTER", "own")), 50),
+            50,
+            "strict: {strict}"
+        );
+        let strange = if strict { 4 } else { 50 };
+        assert_eq!(passed(&mut kernel, &from(7_000, &with_nonce("REGISTER", "own")), 50), strange);
+        let rest = if strict { 0 } else { 4 };
+        assert_eq!(passed(&mut kernel, &from(5060, &with_nonce("REGISTER", "borrowed")), 50), rest);
+    }
+}
+
+#[test]
+fn an_ipv6_network_shares_its_place() {
+    for (network, bits) in [("2001:db8:0:1::/64", 64), ("2001:db8::/56", 56), ("2001:db8::/48", 48)]
+    {
+        let mut kernel = Kernel::new(&settings());
+        meter(&mut kernel, network, 1, false);
+        let guess = |host: u16| {
+            sip(&format!("2001:db8:0:1::{host:x}"), &with_nonce("REGISTER", "borrowed"))
+        };
+        let passes = (1..50).filter(|host| kernel.run(&guess(*host)).reason == Unknown).count();
+        assert_eq!(passes, 4, "/{bits}");
+        let elsewhere = sip("2001:db8:1::1", &with_nonce("REGISTER", "borrowed"));
+        assert_eq!(passed(&mut kernel, &elsewhere, 9), 9, "/{bits}");
+        // The narrower one counts as well.
+        meter(&mut kernel, "2001:db8:0:1::7/128", 3, false);
+        kernel.set_clock(START + HOUR);
+        let all: Vec<Reason> = (0..9).map(|_| kernel.run(&guess(7)).reason).collect();
+        assert_eq!(all.iter().filter(|reason| **reason == Limited).count(), 5, "{all:?}");
+        kernel.set_clock(START + 2 * HOUR);
+        assert_eq!(passed(&mut kernel, &guess(7), 9), 0, "/{bits}");
+        assert_eq!(passed(&mut kernel, &guess(8), 9), 4, "/{bits}");
+    }
+}
+
+#[test]
+fn it_outlives_the_daemon() {
+    let mut kernel = Kernel::new(&settings());
+    meter(&mut kernel, "192.0.2.7/32", 2, true);
+    let network: Network = "192.0.2.7/32".parse().unwrap();
+    kernel.reopen();
+    assert_eq!((kernel.lists.ladder_step(&network, START), kernel.lists.metered()), (Some(2), 1));
+    let guess = sip(HOST, &with_nonce("REGISTER", "borrowed"));
+    assert_eq!(passed(&mut kernel, &guess, 9), 4);
+    kernel.lists.unmeter(&network).unwrap();
+    assert_eq!(passed(&mut kernel, &guess, 9), 9);
+}

@@ -1,0 +1,74 @@
+//! UDP datagrams as Ethernet frames, IPv4 and IPv6, whole or in fragments. UDP checksums are left
+//! out, as a replay takes any.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// Addresses, EtherType left out.
+const ETHERNET: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+const UDP: u8 = 17;
+/// IPv6 fragment header (RFC 8200, 4.5).
+const FRAGMENT: u8 = 44;
+
+/// The largest IP payload of a packet; a multiple of 8.
+pub(super) const LARGEST: usize = 1_480;
+
+/// The frames of a datagram, whose first fragment has at most `first` bytes of IP payload and the
+/// others [`LARGEST`]. `id` tells its fragments from those of others.
+pub(super) fn frames(
+    from: SocketAddr,
+    to: SocketAddr,
+    payload: &[u8],
+    first: usize,
+    id: u32,
+) -> Vec<Vec<u8>> {
+    let length = (payload.len() + 8) as u16;
+    let header =
+        [from.port().to_be_bytes(), to.port().to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
+    let datagram = [&header[..], payload].concat();
+    if datagram.len() <= first {
+        return vec![frame(from.ip(), to.ip(), &datagram, None, id)];
+    }
+    let mut frames = Vec::new();
+    let mut at = 0;
+    while at < datagram.len() {
+        let room = if at == 0 { first / 8 * 8 } else { LARGEST };
+        let end = datagram.len().min(at + room);
+        let piece = Some((at, end < datagram.len()));
+        frames.push(frame(from.ip(), to.ip(), &datagram[at..end], piece, id));
+        at = end;
+    }
+    frames
+}
+
+/// A packet; a fragment if `piece` says at which byte, and whether more follow.
+fn frame(from: IpAddr, to: IpAddr, data: &[u8], piece: Option<(usize, bool)>, id: u32) -> Vec<u8> {
+    let mut frame = ETHERNET.to_vec();
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            frame.extend([8, 0, 0x45, 0]);
+            frame.extend((data.len() as u16 + 20).to_be_bytes());
+            frame.extend((id as u16).to_be_bytes());
+            let (at, more) = piece.unwrap_or_default();
+            frame.extend(((at / 8) as u16 | u16::from(more) << 13).to_be_bytes());
+            frame.extend([64, UDP, 0, 0]);
+            frame.extend(from.octets());
+            frame.extend(to.octets());
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let extra = if piece.is_some() { 8 } else { 0 };
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend((data.len() as u16 + extra).to_be_bytes());
+            frame.extend([if piece.is_some() { FRAGMENT } else { UDP }, 64]);
+            frame.extend(from.octets());
+            frame.extend(to.octets());
+            if let Some((at, more)) = piece {
+                frame.extend([UDP, 0]);
+                frame.extend((at as u16 | u16::from(more)).to_be_bytes());
+                frame.extend(id.to_be_bytes());
+            }
+        }
+        _ => unreachable!("both ends are of one family"),
+    }
+    frame.extend(data);
+    frame
+}
