@@ -409,9 +409,10 @@ impl<C: EventSink> BanEngine<'_, C> {
             }
             return;
         }
-        // What could be forged bans a host, and once a day. After that it only goes slower, until a
-        // day without an offence.
-        let is_metered = self.lists.ladder_step(&network, now).is_some();
+        // Evidence that could be forged bans a host once a day. After that it only goes slower, until
+        // a day without an offence. The first step alone is what a tool's signature leads to, before
+        // any ban.
+        let is_metered = self.lists.ladder_step(&network, now).is_some_and(|step| step > 0);
         if finding.tier == Tier::Unproven
             && (is_metered || !self.repeats.may_ban_unproven(&network, now))
         {

@@ -9,6 +9,7 @@ use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::FlowKey;
 use sip_xdp_common::limits::ladder::{Ladder, nonce_key};
 
+use super::ledger::forgive_missing;
 use crate::net::network::Network;
 
 /// Both maps.
@@ -27,10 +28,8 @@ impl Ladders {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>, seed: u64) -> Result<Self> {
         let map = open(names::LADDERS)?.try_into().context("the ladder cannot be used")?;
-        let nonces = open(names::OWN_NONCES)?.try_into().context(
-            "the table of nonces cannot be \
-            used",
-        )?;
+        let nonces =
+            open(names::OWN_NONCES)?.try_into().context("the table of nonces cannot be used")?;
         Ok(Self { map, nonces, seed })
     }
 
@@ -47,10 +46,7 @@ impl Ladders {
 
     /// Takes a network out, if it is there.
     pub fn remove(&mut self, network: &Network) -> Result<(), MapError> {
-        match self.map.remove(&key(network)) {
-            Err(MapError::KeyNotFound) => Ok(()),
-            other => other,
-        }
+        forgive_missing(self.map.remove(&key(network)))
     }
 
     /// All of them.
@@ -68,9 +64,6 @@ impl Ladders {
         if is_own {
             return self.nonces.insert(key, 1, 0);
         }
-        match self.nonces.remove(&key) {
-            Err(MapError::KeyNotFound) => Ok(()),
-            other => other,
-        }
+        forgive_missing(self.nonces.remove(&key))
     }
 }

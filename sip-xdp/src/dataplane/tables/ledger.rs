@@ -254,7 +254,7 @@ impl Ledger {
 }
 
 /// Ignores a missing key.
-fn forgive_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn forgive_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))
