@@ -17,8 +17,9 @@ use crate::globals;
 use crate::maps::{OWN_NONCES, cpu_state};
 use crate::reader::{bounded, size_up_to};
 
-/// Requests that are scanned per CPU and slice of all sources: 100 at once, then 50 a second. One
-/// takes up to 20 us; those beyond count as tries.
+/// Requests that are scanned per CPU and slice of all flows: 100 at once, then 50 a second. One
+/// takes up to 20 us; those beyond count as tries. By flow, so that who forges other ports of a
+/// phone's address does not use up what the phone's own port needs.
 const SCANS: Limit = Limit { interval: 20_000_000, burst: 2_000_000_000 };
 
 /// What a request is to the ladder.
@@ -33,7 +34,8 @@ pub(crate) fn kind(
     let Some(state) = cpu_state() else {
         return Kind::Try;
     };
-    let slice = bounded::<{ SLICES - 1 }>(ctx.verifier_widen(scratch, key.sketch()));
+    let flow = key.sketch() ^ usize::from(sent.source_port);
+    let slice = bounded::<{ SLICES - 1 }>(ctx.verifier_widen(scratch, flow));
     // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's
     // length.
     let bucket = unsafe {
