@@ -1,5 +1,5 @@
-//! `sprayed`: an accepted user whose password many strangers try. Each of them is then banned at
-//! its third rejection in a day; places where the user was accepted are untouched.
+//! `sprayed`: an accepted user whose password many unknown sources try. Each of them is then banned
+//! at its third rejection in a day; places where the user was accepted are not affected.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -15,10 +15,10 @@ use crate::dataplane::tables::ledger::Tier;
 
 pub(in super::super) const NAME: &str = "sprayed";
 
-/// How many tries a stranger has for a user that is sprayed.
+/// Tries that an unknown source has for sprayed users.
 const TRIES: usize = 3;
 
-/// How many users are remembered.
+/// Maximum number of remembered users.
 const MAX_USERS: usize = 16_384;
 
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
@@ -46,7 +46,7 @@ pub struct Spray {
     pub sources: u64,
 }
 
-/// Tries of strangers for accepted users.
+/// Tries of unknown sources for accepted users.
 #[derive(Debug)]
 pub(in super::super) struct Sprayed {
     users: HashMap<String, User>,
@@ -72,9 +72,9 @@ impl Default for Sprayed {
 
 #[derive(Debug, Default)]
 struct User {
-    /// Routable tries, and those that could be forged. The latter act on their like only.
+    /// Level 1 tries, and level 0 tries, which only affect each other.
     tries: [Window<()>; 2],
-    /// The same, slowly.
+    /// The same in leaky buckets.
     slow: [LeakyBucket; 2],
     until: [u64; 2],
     /// When the first try was, and the last, and how many there were by how many sources.
@@ -84,7 +84,7 @@ struct User {
     sources: u64,
 }
 
-/// How many tries make a user sprayed: so many in a time, or what fills a bucket that leaks.
+/// Thresholds of a sprayed user: a count per time, or a leaky bucket.
 struct Limits {
     count: usize,
     per_ns: u64,
@@ -100,7 +100,7 @@ const fn index(level: Level) -> usize {
 }
 
 impl Sprayed {
-    /// Notes a try. Returns how many there were, if that makes the user sprayed.
+    /// Records a try. Returns the number of tries, if it makes the user sprayed.
     fn note(
         &mut self,
         source: IpKey,
@@ -162,7 +162,7 @@ impl Sprayed {
         std::mem::take(&mut self.changed).into_iter().filter_map(spray).collect()
     }
 
-    /// Whether tries of this level for a user are limited.
+    /// Whether a user is sprayed at this level.
     fn is_sprayed(&self, user: &str, level: Level, now: u64) -> bool {
         self.users.get(user).is_some_and(|user| user.until[index(level)] > now)
     }
@@ -181,7 +181,7 @@ impl Sprayed {
 }
 
 impl Detector {
-    /// A stranger was rejected for a user.
+    /// Processes a rejection of an unknown source.
     pub(in super::super) fn user_was_tried(
         &mut self,
         source: IpKey,
@@ -214,7 +214,7 @@ impl Detector {
             && let Some(state) = self.sources.get_mut(&source)
         {
             state.sprayed.note(now, *level, DAY_NS);
-            // What could be forged bans nobody for it: it goes slower.
+            // Forgeable evidence does not ban here; it slows down.
             if *level == Level::Seen && state.sprayed.len() >= TRIES {
                 let reason = format!(
                     "a third password for the user {user:?}, whom many strangers \
@@ -226,7 +226,7 @@ impl Detector {
         }
     }
 
-    /// Whether a stranger has had its tries for sprayed users, by level 1 evidence.
+    /// Whether an unknown source has used up its tries for sprayed users, by level 1 evidence.
     pub(in super::super) fn is_third_for_a_sprayed_user(
         &self,
         state: &SourceState,
