@@ -1,4 +1,6 @@
 //! The [`Tables`](sip_xdp_common::pipeline::ingress::Tables) of the decision order, over the maps.
+//!
+//! Above 400 lines: one implementation of one trait.
 
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::abi::layout::{

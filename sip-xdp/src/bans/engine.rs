@@ -50,7 +50,7 @@ const USERS: usize = 64;
 /// nanoseconds: a week. In a storm it is not a new source.
 pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
 
-/// Who hears of what is decided, and remembers it.
+/// The consumer of the engine's events.
 pub(crate) trait EventSink {
     /// A decision: a log line and an event.
     fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>);

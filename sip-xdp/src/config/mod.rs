@@ -42,7 +42,7 @@ pub const MAX_NAMES: usize = 256;
 pub struct Config {
     /// Interfaces to filter on; empty for those with a default route.
     pub interfaces: Vec<String>,
-    /// The SIP ports.
+    /// SIP ports only.
     pub ports: Vec<PortRange>,
     /// Attach mode.
     pub mode: ModeChoice,

@@ -48,7 +48,7 @@ pub struct LastRequest {
 /// A user accepted with credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
-    /// The user.
+    /// User.
     pub user: String,
     /// Port of its phone.
     pub port: u16,

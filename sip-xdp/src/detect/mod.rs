@@ -4,6 +4,8 @@
 //! (`transactions`), evidence is admitted with its level (`responses`) and weighed by a rule
 //! (`rules`), and enough of it is a finding (`rules::emit_ban`). Pure: time comes with the events,
 //! and results are returned as [`Action`]s.
+//!
+//! Above 400 lines: the types of results, and the one place that combines all state.
 
 mod arrived;
 mod claim;
@@ -108,7 +110,7 @@ pub struct Finding {
 /// A result of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// A ban, unless the source is exempt.
+    /// A ban, unless the source is never banned.
     Ban(Finding),
     /// A user was accepted, or has unregistered: see [`Detector::good`].
     Accepted(Acceptance),
@@ -399,7 +401,7 @@ impl Detector {
         actions
     }
 
-    /// Takes an event of the kernel's, and says what follows from it.
+    /// Processes a kernel event.
     pub fn observe(&mut self, event: &KernelEvent) -> Vec<Action> {
         match Observation::try_from(event) {
             Ok(observation) => self.observe_message(&observation),
@@ -407,7 +409,7 @@ impl Detector {
         }
     }
 
-    /// Takes a message, and says what follows from it.
+    /// Processes a message.
     pub fn observe_message(&mut self, event: &Observation<'_>) -> Vec<Action> {
         let now = event.time;
         if self.decoys_from == u64::MAX {

@@ -2,6 +2,8 @@
 //!
 //! An account earns standing at a limited number of places, and the shortest-lived is evicted, so
 //! that nobody fills a table. An acceptance has constant cost.
+//!
+//! Above 400 lines with its tests: one data structure, whose indexes must stay consistent.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -38,7 +40,7 @@ const MEMORY_NS: u64 = 30 * DAY_NS;
 pub struct Acceptance {
     /// The address.
     pub source: IpKey,
-    /// The user.
+    /// User.
     pub user: String,
     /// The port that the phone uses; over TCP that of its connection.
     pub port: u16,

@@ -1,5 +1,7 @@
 //! Admission of evidence: what a response of the server proves about its destination, and at which
 //! level ([`Level`]). There is no other place where evidence is admitted.
+//!
+//! Above 400 lines: admission has to be reviewed as a whole.
 
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ const ENOUGH: usize = 5;
 const MAX_SOURCES: usize = 4_096;
 const MAX_NUMBERS: usize = 256;
 
-/// A number is what its last so many characters are.
+/// Number of last characters that identify a number.
 const DIGITS: usize = 9;
 
 /// How long a number counts, and how long a source is served after its last one, in nanoseconds.
@@ -167,7 +167,8 @@ impl Calls {
     }
 }
 
-/// A number by its end: under other prefixes it is the same one, as for those who look for a way out.
+/// Digest of the last digits of a number: callers who look for a way out try one number with
+/// several prefixes.
 fn identity(number: &str) -> u64 {
     let start = number.char_indices().rev().nth(DIGITS - 1).map_or(0, |(at, _)| at);
     digest(&number[start..])

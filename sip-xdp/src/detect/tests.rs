@@ -1,4 +1,6 @@
 //! Tests of the detector with whole conversations, as the kernel would sample them.
+//!
+//! Above 400 lines: independent cases over one fixture.
 
 use bytemuck::Zeroable;
 use sip_xdp_common::abi::layout::HEAD;
@@ -159,7 +161,8 @@ impl Fixture {
         let user = &who.user;
         format!(
             "Authorization: Digest \
-             username=\"{user}\",realm=\"r\",nonce=\"n{nonce}\",uri=\"sip:pbx\",response=\"{password}\"\r\n"
+             username=\"{user}\",realm=\"r\",nonce=\"n{nonce}\",\
+             uri=\"sip:pbx\",response=\"{password}\"\r\n"
         )
     }
 
@@ -418,8 +421,11 @@ fn wrong_numbers_of_a_known_good_source_are_told_and_no_evidence() {
         fixture.wait(6 * SECOND);
     }
     assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
-    let told = |action: &Action| matches!(action, Action::Rejected(_, 10_000, text) if text.contains("prefixes"));
-    assert!(fixture.actions.iter().any(told));
+    let is_reported = |action: &Action| match action {
+        Action::Rejected(_, 10_000, text) => text.contains("prefixes"),
+        _ => false,
+    };
+    assert!(fixture.actions.iter().any(is_reported));
 }
 
 #[test]

@@ -200,7 +200,7 @@ pub(super) struct Answered {
 /// The request of a response.
 #[derive(Debug, Clone)]
 pub(super) enum Match {
-    /// This one.
+    /// The current instant.
     Of(Answered),
     /// One that was answered before: a retransmission.
     Repeated,

@@ -26,7 +26,8 @@ const PATIENT_NS: u64 = 20_000_000_000;
 /// misconfigured phones.
 const FORGOTTEN: usize = 16;
 
-/// Number of ports with fast tries of one user up to which ports are banned one by one.
+/// Shortest interval between tries of one user by new connections that a phone makes: two tries per
+/// second. Phones wait longer before they reconnect (RFC 5626, section 4.5: 30 s).
 const FEW_PORTS: usize = 3;
 
 /// Tries of one user by new connections within so short a time that no phone makes them: two a
@@ -391,9 +392,8 @@ fn is_phone(tries: &[&(u64, Rejection)], users: &BTreeSet<&str>) -> bool {
     users.len() == 1 && pauses.min().is_none_or(|pause| pause >= PATIENT_NS)
 }
 
-/// From how many ports a user was tried, as far as that tells. Over TCP each connection has another
-/// one: that counts only of tries that no phone makes so fast, of which those count too that have
-/// led to a ban of their connection.
+/// Number of ports from which a user was tried. Over TCP each connection has another port, so that
+/// only tries faster than a phone's count, including those that led to a ban of their connection.
 fn ports_taken(tries: &[&(u64, Rejection)], user: &str, state: &SourceState, now: u64) -> usize {
     let of = |is_stream: bool| {
         let tries = tries.iter().filter(move |(_, one)| one.transport.is_stream() == is_stream);

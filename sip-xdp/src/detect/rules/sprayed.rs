@@ -26,23 +26,23 @@ const DAY_NS: u64 = 24 * 3_600_000_000_000;
 /// Pairs of user and source that are remembered, so that sources are counted once.
 const MAX_PAIRS: usize = 65_536;
 
-/// How often figures of sprayed users are handed on.
+/// Interval at which changed figures of sprayed users are reported.
 const NEWS_NS: u64 = 10_000_000_000;
 
-/// An accepted user whose password strangers try, with the figures so far.
+/// An accepted user whose password unknown sources try, with figures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spray {
-    /// The user.
+    /// User.
     pub user: String,
-    /// When the first try was, on the filter's clock in nanoseconds.
+    /// Time of the first try, on the filter's clock in nanoseconds.
     pub first: u64,
-    /// When the last one was.
+    /// Time of the last try.
     pub last: u64,
-    /// Proven if enough of the tries came from addresses that were the sender's own.
+    /// Proven if enough of the tries came from addresses that cannot be forged.
     pub tier: Tier,
-    /// Passwords that were rejected.
+    /// Number of rejected passwords.
     pub tries: u64,
-    /// Addresses that they came from; one that paused for a day counts again.
+    /// Number of their addresses; one that paused for a day counts again.
     pub sources: u64,
 }
 
@@ -51,9 +51,9 @@ pub struct Spray {
 pub(in super::super) struct Sprayed {
     users: HashMap<String, User>,
     order: VecDeque<String>,
-    /// Who has tried whom, by the user's digest.
+    /// Recent pairs of user and source, by the user's digest.
     pairs: Recent<(u64, IpKey), ()>,
-    /// Sprayed users that were tried since their figures were handed on, and when that was.
+    /// Sprayed users with unreported tries, and the time of the last report.
     changed: BTreeSet<String>,
     told: u64,
 }
@@ -77,7 +77,7 @@ struct User {
     /// The same in leaky buckets.
     slow: [LeakyBucket; 2],
     until: [u64; 2],
-    /// When the first try was, and the last, and how many there were by how many sources.
+    /// Times of the first and the last try, numbers of tries and of sources.
     first: u64,
     last: u64,
     count: u64,
@@ -141,7 +141,7 @@ impl Sprayed {
         (is_sprayed && is_new).then(|| found.tries[index(level)].len())
     }
 
-    /// The figures of sprayed users that have changed, now and then.
+    /// Sprayed users whose figures have changed, at most once per interval.
     pub(in super::super) fn news(&mut self, now: u64) -> Vec<Spray> {
         if self.changed.is_empty() || now.saturating_sub(self.told) < NEWS_NS {
             return Vec::new();
