@@ -1,4 +1,6 @@
-//! The tables that a judgement asks, over the maps.
+//! The [`Tables`](sip_xdp_common::pipeline::ingress::Tables) of the decision order, over the maps.
+//!
+//! Above 400 lines: one implementation of one trait.
 
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::abi::layout::{
@@ -66,11 +68,11 @@ impl ProgramSettings for MapTables<'_> {
     }
 }
 
-/// Where a source's meter is.
+/// The position of a source's meter.
 #[derive(Clone, Copy)]
 pub(crate) struct MeterSlot {
     meter_key: MeterKey,
-    /// The number of its set.
+    /// Number of its set.
     set: u32,
 }
 
@@ -104,7 +106,7 @@ impl Tables for MapTables<'_> {
         };
         let now = clock::now(self.scratch);
         // SAFETY: a map value, valid while the program runs (the kernel frees it after a grace
-        // period). Two CPUs that count a hit in the same instant may lose one.
+        // period). Two CPUs that count a hit at once may lose one.
         unsafe {
             if (*flow).banned_until > now {
                 (*flow).hits += 1;
@@ -116,8 +118,8 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn has_pending_request(&self, source: &IpKey) -> bool {
-        // A copy: whatever a helper is given the address of stays in memory, all of what it is a
-        // part of.
+        // A copy: a value whose address is passed to a helper stays in memory, with everything that
+        // it is part of.
         let source = *source;
         // SAFETY: as above; the value is one word.
         PENDING_REQUESTS
@@ -132,8 +134,8 @@ impl Tables for MapTables<'_> {
         let meter_key = MeterKey::of(&key, search::current(&hashing.seed));
         let place = MeterSlot { meter_key, set: meter_key.set(search::current(&hashing.set_mask)) };
         if let Some(set) = SOURCES.get_ptr_mut(place.set) {
-            // SAFETY: a word of a set, which stays where it is while the map lives. Nothing waits
-            // for what is read.
+            // SAFETY: a word of a set, which is valid while the map lives. The value is not used:
+            // this is a prefetch.
             let _ = unsafe { (&raw const (*set).ways).cast::<u32>().read_volatile() };
         }
         place
@@ -150,8 +152,8 @@ impl Tables for MapTables<'_> {
         let Some(set) = SOURCES.get_ptr_mut(number) else {
             return Charged::Within;
         };
-        // SAFETY: the set stays where it is while the map lives. Other CPUs write it too, in
-        // aligned words: what that may cost is said in `sip_xdp_common::limits::meters`.
+        // SAFETY: the set is valid while the map lives. Other CPUs write it too, in aligned words:
+        // `sip_xdp_common::limits::meters` describes the possible loss.
         let set = unsafe { &mut *set };
         let way = meters::way_of(&meter_key, &set.ways);
         let (charged, flags) = if sent.listed.is_good() || sent.listed.is_peer() {
@@ -168,8 +170,7 @@ impl Tables for MapTables<'_> {
     }
 }
 
-/// A key in this CPU's memory, since the stack has no room for one more; it is good until the next
-/// one.
+/// A key in this CPU's map memory, since the stack is full; valid until the next one.
 #[inline(always)]
 fn flow_key<'a>(source: IpKey, port: u16) -> Option<&'a FlowKey> {
     let state = cpu_state()?;
@@ -181,11 +182,11 @@ fn flow_key<'a>(source: IpKey, port: u16) -> Option<&'a FlowKey> {
     }
 }
 
-/// One member of a set; its number is below [`MEMBERS`] already, which the verifier is shown once
-/// more.
+/// A member of a set; `way` is below [`MEMBERS`] already, and the mask repeats that for the
+/// verifier.
 #[inline(always)]
 fn member<T>(ways: &mut [T; MEMBERS], way: usize) -> &mut T {
-    // SAFETY: the mask leaves a number below the array's length.
+    // SAFETY: the mask leaves an index below the array's length.
     unsafe { ways.get_unchecked_mut(bounded::<{ MEMBERS - 1 }>(way)) }
 }
 
@@ -196,7 +197,7 @@ impl MapTables<'_> {
         Lists::new(self.scratch).verifier_widen(value)
     }
 
-    /// What is to be told of a packet.
+    /// An event about a packet.
     #[inline(always)]
     fn draft_event<'s>(
         &'s self,
@@ -228,8 +229,8 @@ impl MapTables<'_> {
         }
     }
 
-    /// Whether a request of a source on the ladder goes on: each width of it that is there takes
-    /// its own.
+    /// Whether a request of a source on the ladder passes: each of its widths on the ladder is
+    /// charged.
     #[inline(always)]
     fn descend(&self, sent: &Sent, meter_key: &MeterKey, now: u64) -> bool {
         let is_known = sent.listed.is_good() || sent.listed.is_peer();
@@ -238,7 +239,7 @@ impl MapTables<'_> {
         } else {
             scan::kind(self.ctx, self.scratch, sent, meter_key, now)
         };
-        // A port with a standing tries its own passwords.
+        // A port with standing tries its own passwords.
         let is_settled = matches!(kind, ladder::Kind::Own)
             && is_known
             && flow_key(sent.source, sent.source_port).is_some_and(|key| {
@@ -259,7 +260,7 @@ impl MapTables<'_> {
                 continue;
             };
             // SAFETY: a map value, valid while the program runs (the kernel frees it after a grace
-            // period). Two CPUs that charge it in the same instant may lose one charge.
+            // period). Two CPUs that charge it at once may lose one charge.
             let found = unsafe { &mut *found };
             goes_on =
                 self.verifier_widen(usize::from(goes_on != 0 && found.charge(kind, is_known, now)));
@@ -267,20 +268,20 @@ impl MapTables<'_> {
         goes_on != 0
     }
 
-    /// Samples what the detector learns from: requests of unknown sources, registrations and calls
-    /// of known-good ones, and all responses. Those to requests of ours make peers; others a proxy
-    /// may forward as if they were its own.
+    /// Samples what the detector needs: requests of unknown sources, registrations and calls of
+    /// known-good ones, and all responses. Responses to requests of the server make peers; others
+    /// may be forwarded by a proxy as its own.
     #[inline(always)]
     fn sample(&self, message: Message, sent: &Sent, flags: u8, meter_key: &MeterKey, now: u64) {
         let listed = &sent.listed;
         let kind = if message.is_request() {
-            // A peer that registers is a client like any other.
+            // A peer that registers is a client.
             let matters = match message {
                 Message::Register => true,
                 Message::Invite => !listed.is_peer(),
                 _ => !listed.is_good() && !listed.is_peer(),
             };
-            // Of one on the ladder everything is looked at.
+            // Everything of a source on the ladder is sampled.
             let matters = matters || listed.is_metered();
             if !matters {
                 return;
@@ -296,20 +297,20 @@ impl MapTables<'_> {
         let is_response = matches!(message, Message::Response);
         let budget = if is_response { SampleBudget::Responses } else { SampleBudget::Requests };
         let is_seen = sample(&draft_event, meter_key, budget);
-        // A first fragment that is too short to tell may be a response, too.
+        // A first fragment too short to classify may be a response, too.
         let may_respond = is_response || (sent.first_fragment && matches!(message, Message::Other));
         if may_respond
             && !(is_seen && is_response)
             && let Some(storm_state) = STORM_STATE.get_ptr_mut(0)
         {
-            // SAFETY: an aligned word of a map value, valid while the program runs; whoever writes
-            // last has just seen it.
+            // SAFETY: an aligned word of a map value, valid while the program runs; concurrent
+            // writers write about the same time.
             unsafe { (&raw mut (*storm_state).response_unseen).write_volatile(now) };
         }
     }
 
-    /// Charges a source that is known good, or a peer. What is over its limit may still be within
-    /// its flow's reserve.
+    /// Charges a known-good source or a peer. Packets over its limit may still be within its flow's
+    /// reserve.
     #[inline(always)]
     fn charge_known(
         &self,
@@ -334,8 +335,8 @@ impl MapTables<'_> {
         let Some(flow) = FLOWS.get_ptr_mut(FlowKey::new(sent.source, sent.source_port)) else {
             return Charged::Limited;
         };
-        // SAFETY: a map value, valid while the program runs. Two CPUs that take from the reserve in
-        // the same instant may take the same packet's worth.
+        // SAFETY: a map value, valid while the program runs. Two CPUs that take from the reserve at
+        // once may take the same packet's worth.
         unsafe {
             match RESERVE.take((*flow).reserve, now) {
                 Some(full_at) if (*flow).good_until > now => {
@@ -362,7 +363,7 @@ impl MapTables<'_> {
     ) -> Charged {
         let meter = member(&mut set.ways, way);
         if meter.mark & KNOWN != 0 {
-            // It was known once; its stamps were those of another limit.
+            // It was known before; its timestamps are those of another limit.
             *meter = Meter::new(meter_key.mark(), ticks(now));
         }
         let mut over = meter.charge(message, ticks(now), &Globals);
@@ -372,7 +373,7 @@ impl MapTables<'_> {
         let Some(records) = RECORDS.get_ptr_mut(number) else {
             return Charged::Within;
         };
-        // SAFETY: as the set.
+        // SAFETY: as for the set.
         let record = member(unsafe { &mut (*records).ways }, way);
         if meter.mark & RECORDED == 0 || record.mark != meter_key.mark() {
             meter.mark |= RECORDED;
@@ -399,7 +400,8 @@ impl MapTables<'_> {
         }
     }
 
-    /// Meets a source that has no meter. Returns with the charge which flags its sample has.
+    /// Applies the policy for a source without a meter. Returns the charge, and the flags of its
+    /// sample.
     #[inline(always)]
     fn on_new_source(
         &self,
@@ -413,14 +415,13 @@ impl MapTables<'_> {
         else {
             return (Charged::Within, 0);
         };
-        // SAFETY: both values live as long as their maps, and a mark is below the sketch's length.
-        // Other CPUs write them too: aligned words, of which a lost one is a source that is counted
-        // once more or less.
+        // SAFETY: both values are valid while their maps live, and a mark is below the sketch's
+        // length. Other CPUs write them too, in aligned words; a lost write miscounts one source.
         let (mark, storm_state) =
             unsafe { (sketch.cast::<storm::Mark>().add(meter_key.sketch()), &mut *storm_state) };
         // SAFETY: as above.
         let found = unsafe { mark.read_volatile() };
-        // Who was known good is no stranger, and its return says nothing of the weather.
+        // A formerly known-good source is not new, and does not count towards a storm.
         let former = sent.listed.is_former();
         let policy = if former {
             NewSourcePolicy::Meter

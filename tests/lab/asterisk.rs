@@ -80,10 +80,11 @@ fn pjsip(carrier: Ipv4Addr) -> String {
     let extensions = (0..EXTENSIONS).map(|number| (1_000 + number).to_string());
     for user in extensions.chain(["trunk1".to_owned()]) {
         let password = phone_password(&user);
-        // Writing to a string cannot fail.
+        // Writing to a string is infallible.
         let _ = write!(
             text,
-            "[{user}](phone)\nauth={user}\naors={user}\n[{user}](login)\nusername={user}\npassword={password}\n\
+            "[{user}](phone)\nauth={user}\naors={user}\n\
+             [{user}](login)\nusername={user}\npassword={password}\n\
              [{user}](place)\nmailboxes={user}@default\n"
         );
     }

@@ -110,7 +110,7 @@ impl Handset {
                     headers.push_str("Content-Type: application/sdp\r\n");
                     body = description(self.from);
                 }
-                // A response that is lost is asked for again.
+                // A lost response is requested again.
                 let _ = socket.send(&message.answer_with("200 OK", &headers, &body));
             }
             return;

@@ -141,8 +141,7 @@ fn listen(socket: &UdpSocket, address: SocketAddr, log: &Mutex<Vec<Received>>, s
                 }
                 _ => (headers, String::new()),
             };
-            // A response that is lost is asked for again. A connected socket takes no other address
-            // than its own.
+            // A lost response is requested again. A connected socket accepts no other address.
             let answer = message.answer_with("200 OK", &headers, &body);
             let _ = socket.send_to(&answer, from).or_else(|_| socket.send(&answer));
         }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-/// A packet as an Ethernet frame, and when it was seen in nanoseconds since 1970.
+/// Time in nanoseconds since 1970, and Ethernet frame.
 pub type Timed = (u64, Vec<u8>);
 
 /// Link type of a capture file.

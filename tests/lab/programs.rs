@@ -6,7 +6,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use crate::namespace::Namespace;
 
-/// The object as the build script compiled it.
+/// The object as the build script compiled it, aligned.
 pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-tests-ebpf.o"));
 

@@ -23,7 +23,7 @@ const PORT: u16 = 5060;
 /// default route to the other one, whose interface is [`OUTSIDE`].
 #[derive(Debug)]
 pub struct Wire {
-    /// Where packets come from.
+    /// The sources of packets.
     pub sender: Namespace,
     /// Where filters are.
     pub receiver: Namespace,

@@ -12,8 +12,8 @@ use crate::limits::ladder::Scan;
 use crate::pipeline::egress::Answer;
 use crate::verdict::{Message, Reason};
 
-/// The version of everything in this module. Pinned maps of another version are replaced, with
-/// their bans carried over.
+/// Version of all layouts in this module. Pinned maps of another version are replaced; their bans
+/// are carried over.
 pub const LAYOUT_VERSION: u32 = 7;
 
 /// Expiry of permanent entries.
@@ -38,7 +38,7 @@ pub const LADDERS: usize = 8_192;
 /// How many nonces of sources on the ladder are remembered as their own.
 pub const OWN_NONCES: usize = 16_384;
 
-/// How many hosts are remembered that we sent requests to.
+/// Maximum number of hosts with a pending request of the server.
 pub const PENDING_REQUESTS: usize = 16_384;
 
 /// Number of slices of the seeded source hash. Each has its own sample budget, so that no sender

@@ -7,7 +7,7 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 /// The tc program, which reads outgoing SIP messages.
 pub const EGRESS: &str = "sip_xdp_egress";
 
-/// Maps that are pinned: they outlive the daemon and are adopted by the next one.
+/// Pinned maps: they outlive the daemon, and the next one adopts them.
 pub const PINNED_MAPS: [&str; 22] = [
     TABLE_HEADER,
     SUMMARY_COARSE,
@@ -62,7 +62,7 @@ pub const LADDERS: &str = "LADDERS";
 /// Nonces of sources on the ladder that they were given, and nobody else
 /// ([`crate::limits::ladder::nonce_key`] to one word that says nothing).
 pub const OWN_NONCES: &str = "OWN_NONCES";
-/// Hosts that we sent requests to ([`crate::ip_key::IpKey`] to
+/// Hosts with a pending request of the server ([`crate::ip_key::IpKey`] to
 /// [`crate::limits::flow::PendingRequest`]).
 pub const PENDING_REQUESTS: &str = "PENDING_REQUESTS";
 /// Sketch of new sources ([`crate::limits::storm::MARKS`] words of 32 bits).

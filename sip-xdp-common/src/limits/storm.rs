@@ -130,7 +130,7 @@ impl StormState {
         }
     }
 
-    /// Whether there is a storm.
+    /// Storm state.
     #[inline(always)]
     pub const fn is_storm(&self, now: u64) -> bool {
         self.storm_until > now

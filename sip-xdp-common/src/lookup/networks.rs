@@ -50,7 +50,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them, in the order in which they are looked for.
+    /// All kinds, in lookup order.
     pub const ALL: [Self; 6] =
         [Self::Trusted, Self::Known, Self::PerHost, Self::Admitted, Self::Metered, Self::Blocked];
 
@@ -115,8 +115,8 @@ const END_BITS: u32 = 22;
 const END_UNIT: u32 = 30;
 const END_MASK: u64 = (1 << END_BITS) - 1;
 
-/// The scale of a host that was known good, and is not any more: it is limited like others, but no
-/// stranger in a storm.
+/// The scale of a formerly known-good host: the limits of an unknown source, without the storm
+/// budget.
 pub const FORMER: u64 = 14;
 
 impl Reputation {

@@ -74,7 +74,7 @@ pub const fn is_refusal(status: u16) -> bool {
     matches!(status, 401 | 403 | 407)
 }
 
-/// Reads a packet that leaves. `None` if it is no SIP message from one of the SIP ports.
+/// Parses an outgoing packet. `None` if it is not a SIP message from a SIP port.
 #[inline(always)]
 pub fn read<R: Reader, S: ProgramSettings>(packet: &R, site: &S) -> Option<Leaving> {
     let ip = headers::parse_headers(packet, site.link(), site.inspects())?;

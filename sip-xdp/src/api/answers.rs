@@ -154,7 +154,7 @@ pub struct HepStatus {
     pub listen: String,
     /// Whether it listens.
     pub listening: bool,
-    /// Why not.
+    /// The error.
     pub error: Option<String>,
     /// Messages that were judged.
     pub taken: u64,
@@ -182,7 +182,7 @@ pub struct ConfirmStatus {
 /// An interface whose program sees, or saw, no packets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlindInterface {
-    /// Its configured name.
+    /// Configured name.
     pub interface: String,
     /// Time of detection.
     pub since: Timestamp,

@@ -42,7 +42,7 @@ pub enum Request {
     Status,
     /// Add an entry.
     Add {
-        /// Which list.
+        /// Name of the list.
         list: ListName,
         /// The network.
         network: Network,
@@ -60,7 +60,7 @@ pub enum Request {
     },
     /// Delete entries.
     Delete {
-        /// Which list.
+        /// Name of the list.
         list: ListName,
         /// The network, or one inside it.
         network: Network,
@@ -84,7 +84,7 @@ pub enum Request {
     },
     /// Add many networks, as far as possible.
     Import {
-        /// Which list.
+        /// Name of the list.
         list: ListName,
         /// The networks.
         networks: Vec<Network>,

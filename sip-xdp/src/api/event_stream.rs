@@ -38,7 +38,7 @@ pub struct PacketSample {
     pub kind: Option<Cow<'static, str>>,
     /// Its source address.
     pub address: Option<Network>,
-    /// Its source port.
+    /// Source port, in host order.
     pub port: Option<u16>,
     /// Start line of its SIP message.
     pub reason: Option<String>,
@@ -76,7 +76,7 @@ impl PacketSample {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkKind {
-    /// With an Ethernet header.
+    /// Frames with an Ethernet header.
     Ethernet,
     /// With the IP header first.
     Ip,

@@ -50,7 +50,7 @@ const USERS: usize = 64;
 /// nanoseconds: a week. In a storm it is not a new source.
 pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
 
-/// Who hears of what is decided, and remembers it.
+/// The consumer of the engine's events.
 pub(crate) trait EventSink {
     /// A decision: a log line and an event.
     fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>);
@@ -360,14 +360,14 @@ impl<C: EventSink> BanEngine<'_, C> {
         if self.note_due(source, pace, now) {
             let dry_run = self.config.dry_run;
             let event = Event::new("suspect");
-            let said = if bits == 128 { event.from(source) } else { event.about(network) };
+            let event = if bits == 128 { event.from(source) } else { event.about(network) };
             let reason = format!("{reason}; {pace}");
-            let who =
+            let place =
                 if bits == 128 { address_of(source).to_string() } else { network.to_string() };
             self.announce(
-                said.reason(&*reason).dry_run(dry_run),
+                event.reason(&*reason).dry_run(dry_run),
                 Level::Info,
-                format_args!("suspect {who} dry_run={dry_run} reason={}", Quoted(&reason)),
+                format_args!("suspect {place} dry_run={dry_run} reason={}", Quoted(&reason)),
             );
         }
     }

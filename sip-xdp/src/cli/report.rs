@@ -14,7 +14,7 @@ use sip_xdp::sys::paths::Paths;
 use super::Output;
 use super::output::table;
 
-/// How many rows of a table are shown to people, and how many characters of a reason.
+/// Maximum number of shown rows of a table, and of characters of a reason.
 const SHOWN: usize = 12;
 const REASON: usize = 72;
 
@@ -44,7 +44,7 @@ impl Report {
     }
 }
 
-/// The report for people.
+/// The report as text.
 pub(super) fn text(report: &report::Report, output: Output) -> String {
     let mut text = head(report, output);
     section(&mut text, "BANS", &KIND_HEADS, report.kinds.iter().map(kind).collect());
@@ -71,7 +71,7 @@ pub(super) fn text(report: &report::Report, output: Output) -> String {
     text
 }
 
-/// What one reads first.
+/// The summary.
 fn head(report: &report::Report, output: Output) -> String {
     let span = report.to.duration_since(report.from).as_secs().max(0) as u64;
     let span = humantime::format_duration(Duration::from_secs(
@@ -116,7 +116,7 @@ fn count(bans: u64, ban: &str, addresses: u64, address: &str, plural: &str) -> S
     format!("{bans} {ban}{s} of {addresses} {}", if addresses == 1 { address } else { plural })
 }
 
-/// Which rules never fired, and which may not.
+/// The rules that never fired, and the disabled ones.
 fn rules(report: &report::Report) -> String {
     let named = |wanted: fn(&&report::Rule) -> bool| -> Vec<&str> {
         report.rules.iter().filter(wanted).map(|rule| rule.rule).collect()
@@ -210,7 +210,7 @@ fn suggestion(row: &Suggestion) -> String {
     format!("  {} {}: {}\n{command}", row.change.name(), row.about, row.reason)
 }
 
-/// The beginning of a reason, as much as a line holds.
+/// A reason, truncated to fit a line.
 fn short(reason: &str) -> String {
     match reason.char_indices().nth(REASON) {
         Some((end, _)) => format!("{}…", &reason[..end]),

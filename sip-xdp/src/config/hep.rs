@@ -17,7 +17,7 @@ pub const MAX_HEP: usize = 8;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HepConfig {
-    /// Where to listen.
+    /// Address to listen on.
     pub listen: HepListen,
     /// The file with the authentication key that packets must carry; empty for none.
     pub key_file: PathBuf,
@@ -31,7 +31,7 @@ pub struct HepConfig {
 pub struct HepListen {
     /// TCP, else UDP.
     pub is_tcp: bool,
-    /// Where.
+    /// Its address.
     pub address: SocketAddr,
 }
 
@@ -80,7 +80,7 @@ impl HepConfig {
     }
 }
 
-/// Checks what types cannot say.
+/// Checks values beyond their types.
 pub(super) fn check(all: &[HepConfig]) -> Result<()> {
     if all.len() > MAX_HEP {
         bail!("there are {} [[hep]] tables; at most {MAX_HEP} are listened on", all.len());

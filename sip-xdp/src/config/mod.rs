@@ -42,7 +42,7 @@ pub const MAX_NAMES: usize = 256;
 pub struct Config {
     /// Interfaces to filter on; empty for those with a default route.
     pub interfaces: Vec<String>,
-    /// The SIP ports.
+    /// SIP ports only.
     pub ports: Vec<PortRange>,
     /// Attach mode.
     pub mode: ModeChoice,
@@ -450,7 +450,8 @@ impl Config {
     }
 }
 
-/// Highest configurable limit per source, since meters count in ticks of 66 us; see [`gcra::Pace`].
+/// Highest configurable limit per source, since meters count in ticks of 66 us; see
+/// [`Pace`](sip_xdp_common::limits::gcra::Pace).
 const MAX_PER_SECOND: u64 = 10_000;
 
 fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {

@@ -230,7 +230,7 @@ impl Detect {
         Some((count.saturating_mul(2), per))
     }
 
-    /// Checks what types cannot say.
+    /// Checks values beyond their types.
     pub(super) fn check(&self) -> Result<()> {
         let leak = |leak: Leak| (leak.count, leak.per);
         let rule = |rule: Rule| (rule.count, rule.per);

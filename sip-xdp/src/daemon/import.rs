@@ -16,7 +16,7 @@ use crate::dataplane::tables::ledger::Entry;
 use crate::detect::Acceptance;
 use crate::dns::Given;
 use crate::net::network::{Network, source_of};
-use crate::store::state_dump::{self, Accepted, DumpedEntry, Host, Part, PastBan, Whose};
+use crate::store::state_dump::{self, Accepted, DumpedEntry, DumpedOwner, Host, Part, PastBan};
 use crate::store::{Ban, Change, End};
 
 /// Maximum registration lifetime accepted from a dump, in nanoseconds.
@@ -160,8 +160,8 @@ impl Daemon {
         let DumpedEntry { network, port, .. } = row;
         let expires = row.expires.map_or(sip_xdp_common::abi::layout::NEVER, clock::from_wall);
         let owner = match row.owner {
-            Whose::Manual => Owner::Manual,
-            Whose::Auto => Owner::Auto,
+            DumpedOwner::Manual => Owner::Manual,
+            DumpedOwner::Auto => Owner::Auto,
         };
         let stays = (list == List::Block).then(|| self.ban_exemption(&network, now)).flatten();
         if let Some(why) = stays {

@@ -1,5 +1,7 @@
 //! The daemon: reads kernel events, bans, expires entries, and executes commands. If it dies, the
 //! filter continues without it, and the next daemon adopts it.
+//!
+//! Above 400 lines: the fields of one type and what owns them all.
 
 mod bounds;
 mod commands;

@@ -168,7 +168,7 @@ pub(super) fn sprayed(spray: &Spray) -> Change {
     })
 }
 
-/// A wall-clock time on the filter's clock; what lies before its beginning becomes that.
+/// A wall-clock time on the filter's clock; 0 for times before its start.
 pub(super) fn from_wall_ms(ms: u64) -> u64 {
     let (wall, now) = (clock::wall_ms(), clock::now());
     let apart = Duration::from_millis(ms.abs_diff(wall)).as_nanos();

@@ -206,7 +206,7 @@ impl Daemon {
         daemon.never_ban = NeverBan::new(&surroundings, &resolv_conf());
         daemon.recall(state);
         if !daemon.config.dry_run {
-            // It may stem from a dry run, which enforces nothing.
+            // They may stem from a dry run.
             daemon.lists.unmeter_all()?;
         }
         if first_start {

@@ -6,7 +6,8 @@
 //!   waits for running programs.
 //! - [`tables`] are the maps that the programs read, in memory that [`mmap`] shares with the
 //!   kernel.
-//! - [`ethtool`] queries and configures drivers, [`sight`] detects programs that see no packets.
+//! - [`ethtool`] queries and configures drivers, [`virtio`] detects devices that prevent native
+//!   mode, [`sight`] detects programs that see no packets.
 //! - [`counters`] reads the programs' counters; [`netlink`] queries interfaces.
 
 pub mod attach;

@@ -12,6 +12,8 @@
 //! PIN_DIR/programs/INDEX    the ingress program itself, for use with bpftool
 //! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to interface INDEX switched this
 //!                                      offload of DEVICE (the same, or one beneath) off
+//! PIN_DIR/blind/INDEX/SECONDS/PACKETS  a directory: generic mode replaced a native program there
+//!                                      at that Unix time, after that many unseen packets
 //! ```
 //!
 //! Names are interface indices, because bpffs does not allow dots, which VLAN interfaces have.
@@ -254,16 +256,14 @@ impl Pins {
         remove_directory(&self.offloads(index))
     }
 
-    /// Notes that generic mode took over on an interface from a program that saw none of its
-    /// packets.
+    /// Records that generic mode replaced a program that saw none of its packets.
     pub(crate) fn note_blind(&self, index: u32, since: i64, packets: u64) -> Result<()> {
         self.forget_blind(index)?;
         let note = self.blind(index).join(since.to_string()).join(packets.to_string());
         fs::create_dir_all(&note).with_context(|| format!("{} cannot be made", note.display()))
     }
 
-    /// When generic mode took over on an interface for that reason, in seconds since 1970, and
-    /// after how many packets.
+    /// The record: time in seconds since 1970, and number of packets.
     pub(crate) fn noted_blind(&self, index: u32) -> Option<(i64, u64)> {
         let only =
             |path: &Path| fs::read_dir(path).ok()?.flatten().next()?.file_name().into_string().ok();
@@ -272,7 +272,7 @@ impl Pins {
         Some((since.parse().ok()?, packets.parse().ok()?))
     }
 
-    /// Forgets that.
+    /// Removes the record.
     pub(crate) fn forget_blind(&self, index: u32) -> Result<()> {
         remove_directory(&self.blind(index))
     }

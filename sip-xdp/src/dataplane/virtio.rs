@@ -1,6 +1,5 @@
-//! What a virtio network device and its driver have agreed on, as far as native mode depends on it:
-//! some hosts merge packets for the device in ways that the driver can neither switch off nor show
-//! to a program.
+//! Negotiated features of a virtio network device that prevent native mode: some hosts merge
+//! packets for the device in ways that the driver can neither switch off nor show to a program.
 
 use std::fs;
 
@@ -15,28 +14,28 @@ const MRG_RXBUF: usize = 15;
 const GUEST_USO4: usize = 54;
 const GUEST_USO6: usize = 55;
 
-/// Offloads by which the device hands several packets in as one.
+/// Offloads by which the device delivers several packets merged into one.
 const MERGING: [usize; 6] = [GUEST_TSO4, GUEST_TSO6, GUEST_ECN, GUEST_UFO, GUEST_USO4, GUEST_USO6];
 
-/// What keeps the driver from running programs.
+/// The reason why the driver does not run programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Obstacle {
-    /// It refuses them: the device merges packets or checksums, and cannot be told to stop
-    /// (`virtnet_xdp_set` in `drivers/net/virtio_net.c`).
+    /// The driver refuses programs: the device merges packets or computes checksums, and the driver
+    /// cannot switch that off (`virtnet_xdp_set` in `drivers/net/virtio_net.c`).
     Refuses,
-    /// It takes them and never calls them: merged packets come in chains of pages, which
-    /// `receive_big` hands on without a look at the program.
+    /// The driver accepts programs and never calls them: merged packets come in chains of pages,
+    /// which `receive_big` delivers without running the program.
     NeverCalls,
 }
 
 impl Obstacle {
-    /// What stands in the way on an interface, if it is a virtio device and anything does.
+    /// The obstacle on an interface; `None` also if it is not a virtio device.
     pub(crate) fn of(interface: &str) -> Option<Self> {
-        // The driver's own bits: those that the device offers and the driver has taken.
+        // The negotiated bits, of which sysfs shows one character each.
         Self::read(&fs::read_to_string(format!("/sys/class/net/{interface}/device/features")).ok()?)
     }
 
-    /// The same from the bits as sysfs shows them, the first one first.
+    /// The obstacle by feature bits in the format of sysfs, bit 0 first.
     fn read(features: &str) -> Option<Self> {
         let has = |bit: &usize| features.as_bytes().get(*bit) == Some(&b'1');
         let merges = MERGING.iter().any(has);
@@ -46,7 +45,7 @@ impl Obstacle {
         (merges && !has(&MRG_RXBUF)).then_some(Self::NeverCalls)
     }
 
-    /// It in words: the driver's own where it has any.
+    /// Description, in the driver's words where it has any.
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Refuses => {
@@ -59,7 +58,7 @@ impl Obstacle {
         }
     }
 
-    /// What to do about it.
+    /// Remedy.
     pub(crate) fn remedy(self) -> &'static str {
         match self {
             Self::Refuses => {
@@ -84,7 +83,7 @@ impl Obstacle {
 mod tests {
     use super::*;
 
-    /// Bits as sysfs shows them.
+    /// Feature bits in the format of sysfs.
     fn bits(set: &[usize]) -> String {
         (0..64).map(|bit| if set.contains(&bit) { '1' } else { '0' }).chain(['\n']).collect()
     }
@@ -97,7 +96,7 @@ mod tests {
             (&[GUEST_CSUM, MRG_RXBUF], Some(Obstacle::Refuses)),
             (&[GUEST_USO6, MRG_RXBUF], Some(Obstacle::Refuses)),
             (&[GUEST_CSUM, CTRL_GUEST_OFFLOADS, GUEST_TSO4], Some(Obstacle::NeverCalls)),
-            // Every packet in a buffer of its own.
+            // One buffer per packet.
             (&[GUEST_CSUM, CTRL_GUEST_OFFLOADS], None),
             (&[], None),
         ] {

@@ -1,19 +1,20 @@
-//! Responses that arrive. A proxy forwards one that it never asked for to the next Via, so what
-//! leaves as a response of ours may be somebody else's, and says nothing.
+//! Incoming responses. A proxy forwards a response that it never requested to the next Via, so that
+//! an outgoing response of the server may be a foreign one, and proves nothing.
 
 use super::digest::digest;
 use super::observation::Observation;
 use super::recent::Recent;
 use crate::sip::message::Head;
 
-/// How many are remembered, and for how long.
+/// Maximum number of remembered responses, and their lifetime.
 const MAX_RESPONSES: usize = 32_768;
 const LIFETIME_NS: u64 = 40_000_000_000;
 
-/// For how long no response of ours proves anything after one that arrived was not seen whole.
+/// Nanoseconds after an unseen or truncated incoming response during which no outgoing response
+/// proves anything.
 const BLIND_NS: u64 = 2_000_000_000;
 
-/// See the module.
+/// Recent incoming responses.
 #[derive(Debug)]
 pub(super) struct Arrived {
     keys: Recent<u64, ()>,
@@ -27,7 +28,7 @@ impl Default for Arrived {
 }
 
 impl Arrived {
-    /// Notes a response that arrived and answers no request of ours.
+    /// Records an incoming response that answers no request of the server.
     pub(super) fn note(&mut self, head: Option<&Head<'_>>, event: &Observation<'_>) {
         match head.and_then(key) {
             Some(key) if !event.is_cut => self.keys.insert(key, event.time, ()),
@@ -35,18 +36,18 @@ impl Arrived {
         }
     }
 
-    /// Notes that one was lost on its way from the kernel.
+    /// Records that one was lost on its way from the kernel.
     pub(super) fn lost(&mut self, now: u64) {
         self.blind_until = now + BLIND_NS;
     }
 
-    /// Whether a response that leaves may be one that arrived.
+    /// Whether an outgoing response may be a forwarded one.
     pub(super) fn is_foreign(&self, head: &Head<'_>, now: u64) -> bool {
         now < self.blind_until || key(head).is_some_and(|key| self.keys.get(&key, now).is_some())
     }
 }
 
-/// What a proxy does not change: Call-ID and CSeq.
+/// The parts that a proxy keeps: Call-ID and CSeq.
 fn key(head: &Head<'_>) -> Option<u64> {
     let (number, method) = head.cseq?;
     Some(digest(&(head.call_id?, number, method.to_ascii_uppercase())))

@@ -1,25 +1,26 @@
-//! What a piece of evidence is worth. EVIDENCE, in ARCHITECTURE.md, has the table.
+//! Evidence levels. Their table is in EVIDENCE, in ARCHITECTURE.md.
 
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::tables::ledger::Tier;
 use crate::sip::transport::Transport;
 
-/// What is proven of the sender of a packet. Evidence is weighed level by level: what could be
-/// forged never adds to what could not.
+/// What is proven about the sender of a packet. Each level is weighed separately: forgeable
+/// evidence never adds to proven evidence.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub(super) enum Level {
-    /// Anybody could have sent it.
+    /// Level 0: anybody could have sent it.
     #[default]
     Seen,
-    /// The address is the sender's own: it echoed a nonce or a To-tag that only it was sent.
+    /// Level 1: the address is the sender's own, which echoed a nonce or a To-tag that was sent
+    /// only there.
     Routable,
 }
 
 impl Level {
-    /// Under which name a ban on such evidence is kept and shown.
+    /// The tier of a ban on such evidence.
     pub(super) const fn tier(self) -> Tier {
         match self {
             Self::Seen => Tier::Unproven,
@@ -28,18 +29,18 @@ impl Level {
     }
 }
 
-/// How the length of bans develops when a source offends again.
+/// Growth of bans when a source offends again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Growth {
-    /// Each is as long as the first.
+    /// Constant.
     None,
-    /// They double up to an hour, and count towards nothing else: a misconfigured phone.
+    /// Doubling up to an hour, and not counted as an offence: a misconfigured phone.
     Mild,
-    /// They double up to the longest ban of the configuration.
+    /// Doubling up to the configured maximum.
     Full,
 }
 
-/// A try whose credentials were rejected.
+/// A try with rejected credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rejection {
     /// The digest username.
@@ -50,7 +51,7 @@ pub(super) struct Rejection {
     #[serde(default)]
     pub(super) transport: Transport,
     pub(super) level: Level,
-    /// The IPv6 /64 that it comes from is the sender's own, if the address is not.
+    /// Whether its IPv6 /64 is proven, though its address is not.
     #[serde(default)]
     pub(super) network: bool,
     /// Digest of the Call-ID.

@@ -1,52 +1,52 @@
-//! To-tags: a sender that repeats one that we made, and sent to its address alone, is where it
-//! says.
+//! To-tags: a sender that echoes a tag which the server made, and sent only to its address, is
+//! routable.
 //!
-//! Some servers compute tags from the request, or put a constant before them. So a tag proves
-//! nothing if any 16 characters of it were in a tag of another dialog, nor while there is no other
-//! dialog to compare it with.
+//! Some servers compute tags from the request, or give them a constant prefix. So a tag proves
+//! nothing if any 16 of its characters occurred in a tag of another dialog, or while there is no
+//! other dialog to compare with.
 
 use sip_xdp_common::ip_key::IpKey;
 
 use super::digest::digest;
 use super::recent::Recent;
 
-/// How many dialogs are remembered.
+/// Maximum number of remembered dialogs.
 const MAX_DIALOGS: usize = 32_768;
 
-/// How many pieces of tags are.
+/// Maximum number of remembered tag pieces.
 const MAX_PIECES: usize = 131_072;
 
-/// For how long, in nanoseconds.
+/// Their lifetime, in nanoseconds.
 const LIFETIME_NS: u64 = 3_600_000_000_000;
 
-/// Characters that two tags made at random do not share.
+/// Number of characters that two random tags do not share.
 const PIECE: usize = 16;
 
-/// Where pieces of a tag begin: at every so many characters.
+/// Distance between the starts of pieces of a tag, in characters.
 const STEP: usize = 4;
 
-/// Pieces of one tag that are compared, and tags of one Call-ID that are kept.
+/// Maximum number of pieces compared per tag, and of tags kept per Call-ID.
 const MAX_PIECES_OF_A_TAG: usize = 12;
 const MAX_TAGS: usize = 4;
 
-/// Whose piece it is.
+/// The dialogs in which a piece occurred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
-    /// Of the dialog with this Call-ID's digest.
+    /// The one with this Call-ID digest.
     One(u64),
     Several,
 }
 
-/// See the module.
+/// The server's To-tags.
 #[derive(Debug)]
 pub(super) struct Dialogs {
-    /// By Call-ID: to whom, and which tag.
+    /// By Call-ID: recipients and tags.
     tags: Recent<u64, Vec<(IpKey, u64)>>,
     pieces: Recent<u64, Owner>,
-    /// The first Call-ID of which there was a tag, and whether there was another.
+    /// The first Call-ID with a tag, until there is another one.
     first: Option<u64>,
     comparable: bool,
-    /// A repetition that came before there was another dialog: by whom, of which tag.
+    /// An echo before there was another dialog: source, call and tag.
     early: Option<(IpKey, u64, Vec<u8>)>,
 }
 
@@ -59,7 +59,7 @@ impl Default for Dialogs {
 }
 
 impl Dialogs {
-    /// Notes that we sent a tag of our own making.
+    /// Records a tag that the server made and sent.
     pub(super) fn give(&mut self, call: u64, tag: &[u8], to: IpKey, now: u64) {
         self.comparable |= self.first.get_or_insert(call) != &call;
         let given = (to, digest(tag));
@@ -79,7 +79,7 @@ impl Dialogs {
         }
     }
 
-    /// Whether it proves that `by` is where it says that it repeats a tag.
+    /// Whether an echo of a tag proves the address of `by`.
     pub(super) fn proves(&mut self, call: u64, tag: &[u8], by: IpKey, now: u64) -> bool {
         let was_given =
             self.tags.get(&call, now).is_some_and(|tags| tags.contains(&(by, digest(tag))));
@@ -90,14 +90,14 @@ impl Dialogs {
         self.comparable && was_given && pieces(tag).all(is_alone)
     }
 
-    /// The source and the call of a repetition that proves something by now.
+    /// Source and call of an early echo that is proof by now.
     pub(super) fn take_early(&mut self, now: u64) -> Option<(IpKey, u64)> {
         let (by, call, tag) = self.early.take_if(|_| self.comparable)?;
         self.proves(call, &tag, by, now).then_some((by, call))
     }
 }
 
-/// The pieces of a tag: all of a short one.
+/// The pieces of a tag; a short tag is one piece.
 fn pieces(tag: &[u8]) -> impl Iterator<Item = &[u8]> {
     let last = tag.len().saturating_sub(PIECE);
     let starts = (0..last).step_by(STEP).take(MAX_PIECES_OF_A_TAG - 1).chain([last]);
@@ -124,14 +124,14 @@ mod tests {
         assert!(!dialogs.proves(1, random, other, NOW), "it was sent elsewhere");
         assert!(!dialogs.proves(2, random, caller, NOW), "of another dialog");
         assert!(!dialogs.proves(1, b"guessed", caller, NOW));
-        // As stateless servers make them: a constant, and a sum over the request.
+        // As stateless servers make them: a constant, and a checksum of the request.
         let computed = |sum: &str| format!("b27e1a1d33761e85846fc98f5f3a7e58.{sum}").into_bytes();
         for (call, sum) in [(3, "4bc1"), (4, "9f00")] {
             dialogs.give(call, &computed(sum), caller, NOW);
         }
         assert!(!dialogs.proves(3, &computed("4bc1"), caller, NOW));
         assert!(!dialogs.proves(4, &computed("9f00"), caller, NOW));
-        // Short ones are compared whole.
+        // Short tags are compared as a whole.
         dialogs.give(5, b"as58f4201b", caller, NOW);
         dialogs.give(6, b"constant", caller, NOW);
         dialogs.give(7, b"constant", caller, NOW);

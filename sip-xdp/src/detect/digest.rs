@@ -1,5 +1,5 @@
-//! Digests of what senders say, so that what is kept of it has a size. Seeded: nobody can make two
-//! of them collide.
+//! Digests of strings from senders, which bound the memory. Seeded, so that collisions cannot be
+//! constructed.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -7,12 +7,12 @@ use std::sync::LazyLock;
 
 static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// The digest of a value, while this process lives.
+/// The digest of a value, valid for this process.
 pub(super) fn digest<T: Hash + ?Sized>(value: &T) -> u64 {
     SEED.hash_one(value)
 }
 
-/// How many different values there are, the most common one, and how often it occurs.
+/// Number of distinct values, the most common one, and its count.
 pub(super) fn most_common<T: Copy + Eq + Hash>(
     values: impl Iterator<Item = Option<T>>,
 ) -> Option<(usize, T, usize)> {

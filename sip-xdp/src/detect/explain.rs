@@ -1,4 +1,4 @@
-//! What the detector knows of one source, for people who ask. It changes nothing.
+//! The detector's part of `explain`. Read-only.
 
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
@@ -10,78 +10,77 @@ use super::windows::words;
 use crate::sip::message::{Head, StartLine};
 use crate::sip::transport::Transport;
 
-/// How many bytes of a start line, or of a user, are remembered.
+/// Maximum number of bytes kept of a start line, or of a user.
 const REMEMBERED: usize = 128;
 
-/// How many names are told of many.
+/// Maximum number of names listed.
 const TOLD: usize = 10;
 
-/// One kind of evidence against a source, and how much of it leads to a ban.
+/// The evidence of one kind against a source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// A row of `[detect]`.
+    /// A rule of `[detect]`.
     pub kind: String,
-    /// How much there is.
+    /// Amount of evidence.
     pub count: f64,
-    /// How much is enough; none if the rule is off, or has no such number.
+    /// Threshold; `None` if the rule is off, or has none.
     pub limit: Option<u64>,
-    /// Within how many seconds, or how long one takes to leak out.
+    /// Time window, or time for one to leak out, in seconds.
     pub per: Option<u64>,
-    /// In words.
+    /// The evidence in words.
     pub text: String,
 }
 
 /// The last request of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastRequest {
-    /// How many seconds ago.
+    /// Its age in seconds.
     pub age: u64,
-    /// Its first line, of which at most 128 bytes are kept.
+    /// Its start line, at most 128 bytes.
     pub start_line: String,
-    /// The user that it was about, if it named one.
+    /// The user, if it named one.
     pub user: Option<String>,
     /// How it came.
     #[serde(default)]
     pub transport: Transport,
 }
 
-/// A user that was accepted from an address with credentials.
+/// A user accepted with credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
-    /// The user.
+    /// User.
     pub user: String,
-    /// The port of its phone.
+    /// Port of its phone.
     pub port: u16,
     /// How it was accepted.
     #[serde(default)]
     pub transport: Transport,
-    /// For how many seconds more it is registered; 0 if it no longer is.
+    /// Remaining lifetime of its registration in seconds; 0 if it has expired.
     pub left: u64,
 }
 
-/// All that is known of a source.
+/// The detector's knowledge of a source.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct View {
-    /// It has shown that it is where it says.
+    /// Whether its address is proven.
     pub proven: bool,
-    /// What is known against it.
+    /// Evidence against it.
     pub evidence: Vec<Evidence>,
-    /// Its last request that was seen.
+    /// Its last sampled request.
     pub last: Option<LastRequest>,
-    /// Requests seen, and how many of them were answered.
+    /// Number of sampled requests.
     pub asked: u64,
-    /// Of these so many were answered.
+    /// Number of answered ones.
     pub answered: u64,
-    /// Users that were accepted from this very address.
+    /// Users accepted from this address.
     pub accepted: Vec<Accepted>,
-    /// For how many seconds more the server is taken to process its calls without credentials; 0 if
-    /// it does not.
+    /// Remaining seconds for which the source counts as served; 0 if it does not.
     #[serde(default)]
     pub served: u64,
 }
 
 impl SourceState {
-    /// Remembers what a request was.
+    /// Remembers a request.
     pub(super) fn note_last(&mut self, head: &Head<'_>) {
         let StartLine::Request { method, uri } = head.start else {
             return;
@@ -93,8 +92,8 @@ impl SourceState {
     }
 }
 
-/// Puts the start of a text, which comes in parts, in the place of what was kept before. It is made
-/// printable when somebody asks: this is done for each request, that for hardly any.
+/// Replaces the kept text by the start of another one, given in parts. It is sanitised only for
+/// display, since this runs for each request.
 fn remember(kept: &mut Vec<u8>, parts: &[&[u8]]) {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     kept.clear();
@@ -104,7 +103,7 @@ fn remember(kept: &mut Vec<u8>, parts: &[&[u8]]) {
     }
 }
 
-/// The start of a hostile text, without what a terminal would obey.
+/// The start of a hostile text, sanitised for terminals.
 fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(REMEMBERED)]);
     let clean: String =
@@ -117,7 +116,7 @@ fn printable(bytes: &[u8]) -> String {
 }
 
 impl Detector {
-    /// What is known of a source at `now`.
+    /// The knowledge of a source at `now`.
     pub fn explain(&self, source: &IpKey, now: u64) -> View {
         let accepted = self.known.accepted_at(source).map(|(user, known)| Accepted {
             user: user.to_owned(),
@@ -147,17 +146,17 @@ impl Detector {
         }
     }
 
-    /// What is known against a source at `now`, alone.
+    /// The evidence against a source at `now`.
     pub(crate) fn evidence_against(&self, source: &IpKey, now: u64) -> Vec<Evidence> {
         self.watched_as(source).map(|state| self.evidence_of(state, now)).unwrap_or_default()
     }
 
-    /// A source among those that are watched.
+    /// The state of a source, if it is watched.
     fn watched_as(&self, source: &IpKey) -> Option<&SourceState> {
         self.sources.get(source).map(Box::as_ref)
     }
 
-    /// Until when a user is known to be registered at a port of an address; 0 if it never was.
+    /// End of a user's registration at a port of an address; 0 if there never was one.
     pub fn registered_until(&self, source: &IpKey, user: &str, port: u16) -> u64 {
         let mut accepted = self.known.accepted_at(source);
         accepted
@@ -165,7 +164,7 @@ impl Detector {
             .map_or(0, |(_, known)| known.until)
     }
 
-    /// What is known against a source.
+    /// The evidence against a source.
     fn evidence_of(&self, state: &SourceState, now: u64) -> Vec<Evidence> {
         let rules = &self.rules;
         let mut all = Vec::new();
@@ -250,7 +249,7 @@ impl Detector {
     }
 }
 
-/// Some names, each once.
+/// Some names, without duplicates.
 fn named<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let all: std::collections::BTreeSet<&str> = names.collect();
     let more = all.len().saturating_sub(TOLD);
@@ -259,7 +258,7 @@ fn named<'a>(names: impl Iterator<Item = &'a str>) -> String {
     format!("{}{rest}", told.join(", "))
 }
 
-/// To one digit behind the point.
+/// Rounded to one decimal.
 fn rounded(level: f64) -> f64 {
     (level * 10.0).round() / 10.0
 }

@@ -1,9 +1,11 @@
-//! Turns what the kernel samples into findings: who attacks, by which evidence, and who is real.
+//! The detector: from kernel events to findings and acceptances.
 //!
-//! Data goes one way: an event is read ([`crate::sip::message`]), a response finds its request
-//! (`transactions`), evidence is admitted with its level (`responses`), weighed by a rule
+//! Data flow: an event is parsed ([`crate::sip::message`]), a response is matched to its request
+//! (`transactions`), evidence is admitted with its level (`responses`) and weighed by a rule
 //! (`rules`), and enough of it is a finding (`rules::emit_ban`). Pure: time comes with the events,
-//! and what follows is handed back as [`Action`]s.
+//! and results are returned as [`Action`]s.
+//!
+//! Above 400 lines: the types of results, and the one place that combines all state.
 
 mod arrived;
 mod claim;
@@ -60,114 +62,113 @@ pub use observation::Observation;
 pub use registrations::Acceptance;
 pub use sprayed::Spray;
 
-/// How many sources are watched at the same time. When there are more, the one that was silent for
-/// longest goes.
+/// Maximum number of watched sources. Beyond it the one idle longest is dropped.
 const MAX_SOURCES: usize = 32_768;
 
-/// How many offenders are remembered here, and places where nobody earns standing.
+/// Maximum number of remembered offenders, and of places where nobody earns standing.
 const MAX_OFFENDERS: usize = 32_768;
 
-/// How many responses without a request are.
+/// Maximum number of responses without a request.
 const MAX_ORPHANS: usize = 32_768;
 
-/// A source against which there is nothing is forgotten when it has been quiet for this long.
+/// Idle time after which a source without evidence is dropped.
 const QUIET_NS: u64 = 24 * 3_600_000_000_000;
 
-/// For how long a rejection may turn out to be a retry, credentials may follow a challenge, and an
-/// acknowledgement an answer.
+/// Time for a rejection to turn out as a retry, for credentials to follow a challenge, and for an
+/// acknowledgement to follow a response.
 const GRACE_NS: u64 = 5_000_000_000;
 
-/// Without a state of earlier runs, users that are tried are no decoys for so long.
+/// Time without learned decoys after a start without stored state.
 const FIRST_DAY_NS: u64 = 24 * 3_600_000_000_000;
 
-/// For how long a call is remembered whose responses came without a request.
+/// Lifetime of calls whose responses had no request.
 const ORPHAN_NS: u64 = 3_600_000_000_000;
 
-/// One source attacks.
+/// Enough evidence against a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Whose: an address of the source.
+    /// An address of the source.
     pub source: IpKey,
-    /// The width of it: 128 is the host, 64, 56 or 48 an IPv6 network around it.
+    /// Prefix length: 128 for a host; 64, 56 or 48 for an IPv6 network around it.
     pub bits: u8,
-    /// The port, if one flow of the address is to blame and not all of it.
+    /// The port, if a single flow of the address offended.
     pub port: Option<u16>,
-    /// Ports of an address with accepted users that offended; the others go on.
+    /// Offending ports of an address with accepted users; its other ports are not affected.
     pub ports: Vec<u16>,
     /// How its last request came.
     pub transport: Transport,
-    /// Which kind of evidence: a row of `[detect]`, or `misconfigured`.
+    /// The kind of evidence: a rule of `[detect]`, or `misconfigured`.
     pub kind: &'static str,
-    /// How sure it is that the source is where it says.
+    /// Evidence tier.
     pub tier: Tier,
-    /// How the next bans of this source get longer.
+    /// Growth of further bans.
     pub growth: Growth,
     /// The evidence in words and numbers.
     pub reason: String,
 }
 
-/// What follows from an event.
+/// A result of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Ban it, unless a rule that no evidence overrides speaks against it.
+    /// A ban, unless the source is never banned.
     Ban(Finding),
-    /// A user was accepted, or has taken its registration back: see [`Detector::good`].
+    /// A user was accepted, or has unregistered: see [`Detector::good`].
     Accepted(Acceptance),
-    /// These ports have no standing any more: others made room, or they offended.
+    /// These ports have lost their standing, by eviction or by an offence.
     Ended(Vec<(IpKey, u16)>),
-    /// A host answers our requests; it is a peer until then.
+    /// A host that answers the server's requests is a peer until this time.
     Peer(IpKey, u64),
-    /// The server takes calls of this source without credentials; it is served until then.
+    /// The server processes calls of this source without credentials; it is served until this time.
     Served(IpKey, u64),
     /// Strangers try passwords for this accepted user.
     Sprayed(Spray),
-    /// Put a source on the ladder: anybody can have sent this.
+    /// A source goes on the ladder, by forgeable evidence.
     Meter(Metering),
-    /// A nonce, by its digest for the kernel, was given to this source on the ladder and to nobody
-    /// else; or, if false, it was given to others, too.
+    /// A nonce, by its kernel digest, was given to this source on the ladder and to nobody else;
+    /// or, if false, also to others.
     OwnNonce(IpKey, u64, bool),
-    /// Something about this source and port that is no evidence against it.
+    /// A notable event of this source and port that is no evidence against it.
     Rejected(IpKey, u16, String),
-    /// Something that an operator should know, of this kind.
+    /// A note of this kind for the operator.
     Note(&'static str, String),
 }
 
 /// A source that goes on the ladder ([`sip_xdp_common::limits::ladder`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metering {
-    /// Whose: an address of the source.
+    /// An address of the source.
     pub source: IpKey,
-    /// The width of it: 128 is the host, 64, 56 or 48 an IPv6 network around it.
+    /// Prefix length: 128 for a host; 64, 56 or 48 for an IPv6 network around it.
     pub bits: u8,
-    /// Where to.
+    /// The step.
     pub step: Step,
-    /// Whether its ports without a standing are metered with nonces of their own, too.
+    /// Whether its ports without standing are also metered with nonces of their own.
     pub strict: bool,
-    /// Until when, on the filter's clock in nanoseconds.
+    /// End, on the filter's clock in nanoseconds.
     pub until: u64,
-    /// Why, in words.
+    /// Reason.
     pub reason: String,
 }
 
-/// Where a source goes on the ladder.
+/// A move on the ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The first step, unless it is lower already.
+    /// To the first step, unless lower already.
     First,
-    /// A step down.
+    /// One step down.
     Down,
-    /// The last one.
+    /// To the last step.
     Last,
 }
 
-/// Until when an address and one of its flows are known good, and how many users it has.
+/// The known-good state of an address and one of its flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Good {
-    /// The address.
+    /// End for the address.
     pub until: u64,
-    /// The flow.
+    /// End for the flow.
     pub flow_until: u64,
-    /// Users that are registered now.
+    /// Number of registered users.
     pub users: usize,
 }
 
@@ -183,35 +184,35 @@ pub struct Detector {
     known: Registrations,
     peers: Peers,
     served: Served,
-    /// Boxed, since a table that grows has room for twice as many as it holds.
+    /// Boxed, because a growing table reserves twice its size.
     sources: HashMap<IpKey, Box<SourceState>>,
     networks: Recent<(u8, IpKey), networks::Network>,
-    /// Sources that offended by level 1 evidence, and how often.
+    /// Number of level 1 offences by source.
     offenders: Recent<IpKey, u32>,
-    /// Places where nobody earns standing while a ban lasts, and until when.
+    /// Places where nobody earns standing during a ban, with its end.
     offending: Recent<(IpKey, Option<u16>), u64>,
-    /// Sources on the ladder, by width, and until when.
+    /// Sources on the ladder, by width, with the end.
     metered: Recent<(u8, IpKey), u64>,
-    /// Sources of which something becomes certain at a time.
+    /// Times at which evidence of sources becomes final.
     due: VecDeque<(u64, IpKey)>,
-    /// Users that were never accepted, and who has tried them.
+    /// Never-accepted users, with the sources that tried them.
     tried: decoy::Tried,
-    /// Before this, users that are tried are no decoys.
+    /// Start of learned decoys.
     decoys_from: u64,
-    /// Accepted users that strangers were rejected for.
+    /// Accepted users with rejections of unknown sources.
     sprayed: sprayed::Sprayed,
-    /// Calls of which a response had no request, and whom that was excused.
+    /// Calls with a response whose request was not seen, by source and user.
     orphans: Recent<u64, ()>,
     excused: Recent<u64, ()>,
     registrar: Registrar,
-    /// Whether requests count that the host throws away for their checksum. In a capture it is as
-    /// often as not left to the network device.
+    /// Whether requests with a wrong UDP checksum count. In captures it is often left to the
+    /// network device.
     takes_any_checksum: bool,
-    /// From how full on the tables of who is known are said to be.
+    /// Whether the nearly full tables of known sources were reported.
     was_filling: bool,
 }
 
-/// From this share of a table on it is said that it is nearly full.
+/// Fill level that is reported as nearly full.
 const NEARLY_FULL: f64 = 0.8;
 
 impl Detector {
@@ -244,33 +245,33 @@ impl Detector {
         }
     }
 
-    /// Takes new rules, and keeps what was seen.
+    /// Changes the rules, and keeps all evidence.
     pub fn configure(&mut self, config: &Config) {
         self.rules = config.detect.clone();
         self.volume.configure(config);
     }
 
-    /// How many sources are being watched.
+    /// Number of watched sources.
     pub fn watched(&self) -> usize {
         self.sources.len()
     }
 
-    /// How many addresses are known good, and how many hosts are peers.
+    /// Number of known-good addresses, and of peers.
     pub fn known(&self, now: u64) -> (usize, usize) {
         (self.known.count(now), self.peers.count(now))
     }
 
-    /// How many sources the server takes calls of without credentials.
+    /// Number of served sources.
     pub fn served(&self, now: u64) -> usize {
         self.served.count(now)
     }
 
-    /// The sources that are served, since when and until when.
+    /// Served sources, with start and end.
     pub fn served_sources(&self, now: u64) -> impl Iterator<Item = (IpKey, u64, u64)> + '_ {
         self.served.all(now)
     }
 
-    /// What is known of an address and one of its ports.
+    /// The known-good state of an address and one of its ports.
     pub fn good(&self, source: &IpKey, port: u16, now: u64) -> Good {
         let known = &self.known;
         let flow_until = known.flow_until(source, port, now);
@@ -279,28 +280,28 @@ impl Detector {
         Good { until, flow_until, users: known.users(source, now) }
     }
 
-    /// Whether somebody was accepted from an address within a day.
+    /// Whether a user was accepted from an address within a day.
     pub fn was_good_lately(&self, source: &IpKey, now: u64) -> bool {
         self.known.was_good_lately(source, now)
     }
 
-    /// Whether the registrar seems to reject accounts that it accepted, so that their rejections
-    /// prove nothing.
+    /// Whether the registrar seems to reject accounts that it accepted before, so that their
+    /// rejections prove nothing.
     pub fn registrar_is_failing(&self, now: u64) -> bool {
         self.registrar.is_failing(now)
     }
 
-    /// Whether responses are seen at all, so that their absence says something.
+    /// Whether responses are seen, so that missing ones are significant.
     pub fn sees_responses(&self) -> bool {
         self.registrar.sees_responses(Answers::default())
     }
 
-    /// All that was accepted.
+    /// All acceptances.
     pub fn acceptances(&self) -> impl Iterator<Item = Acceptance> + '_ {
         self.known.acceptances()
     }
 
-    /// Takes up what an earlier run knew.
+    /// Restores the state of an earlier run.
     pub fn restore(
         &mut self,
         acceptances: impl IntoIterator<Item = Acceptance>,
@@ -308,19 +309,19 @@ impl Detector {
     ) {
         for acceptance in acceptances {
             self.known.accept(&acceptance);
-            // Whoever has a state knows its users.
+            // With a stored state the users are known.
             self.decoys_from = 0;
         }
         peers.into_iter().for_each(|(source, until)| self.peers.restore(source, until));
     }
 
-    /// Notes that a source was banned at a place until then: nobody earns standing there meanwhile.
+    /// Records a ban: nobody earns standing at this place until its end.
     pub fn banned(&mut self, source: IpKey, port: Option<u16>, until: u64, now: u64) {
         self.offending.insert((source, port), now, until);
     }
 
-    /// Notes that a source of this width is on the ladder until then: the kernel is to be told of its
-    /// nonces. Returns those that it was given before, by their digests for the kernel.
+    /// Records a source on the ladder until this time, whose nonces the kernel must learn. Returns
+    /// the kernel digests of those that it was given before.
     pub fn metered(&mut self, source: IpKey, bits: u8, until: u64, now: u64) -> Vec<u64> {
         let is_new = !self.is_metered(&source, now);
         self.metered.insert((bits, source.masked(mask(bits))), now, until);
@@ -330,30 +331,29 @@ impl Detector {
         given.filter(|(nonce, _)| is_own(*nonce)).map(|(_, key)| *key).collect()
     }
 
-    /// Whether a source is on the ladder, by itself or with a network around it.
+    /// Whether a source is on the ladder, by itself or by a network around it.
     fn is_metered(&self, source: &IpKey, now: u64) -> bool {
         let widths = if source.is_v4() { &WIDTHS[..1] } else { &WIDTHS[..] };
         let is_there = |bits: &u8| self.metered.get(&(*bits, source.masked(mask(*bits))), now);
         widths.iter().any(|bits| is_there(bits).is_some_and(|until| *until > now))
     }
 
-    /// Notes that a source has offended before, in an earlier run.
+    /// Restores an offender of an earlier run.
     pub fn restore_offender(&mut self, source: IpKey, count: u32, at: u64) {
         self.offenders.insert(source, at, count);
     }
 
-    /// Notes that events were lost on their way from the kernel: a response that arrived may have
-    /// been among them.
+    /// Records lost kernel events: an incoming response may have been among them.
     pub fn lost_events(&mut self, now: u64) {
         self.arrived.lost(now);
     }
 
-    /// Lets requests count whatever their UDP checksum is.
+    /// Accepts requests with any UDP checksum.
     pub fn take_any_checksum(&mut self) {
         self.takes_any_checksum = true;
     }
 
-    /// Forgets what a source did: an operator has pardoned it.
+    /// Removes a source's evidence: an operator has pardoned it.
     pub fn forget(&mut self, source: &IpKey) {
         self.sources.remove(source);
         self.offenders.remove(source);
@@ -365,7 +365,7 @@ impl Detector {
         self.volume.forget(source);
     }
 
-    /// Forgets sources that have been quiet.
+    /// Drops idle sources.
     pub fn tidy(&mut self, now: u64) {
         self.volume.tidy(now);
         self.known.tidy(now);
@@ -377,7 +377,7 @@ impl Detector {
         self.registrar.tidy(now);
     }
 
-    /// Looks at what has become certain by the mere passing of time.
+    /// Evaluates evidence that depends on elapsed time.
     pub fn tick(&mut self, now: u64) -> Vec<Action> {
         let mut actions = Vec::new();
         while let Some((at, source)) = self.due.front().copied() {
@@ -401,7 +401,7 @@ impl Detector {
         actions
     }
 
-    /// Takes an event of the kernel's, and says what follows from it.
+    /// Processes a kernel event.
     pub fn observe(&mut self, event: &KernelEvent) -> Vec<Action> {
         match Observation::try_from(event) {
             Ok(observation) => self.observe_message(&observation),
@@ -409,7 +409,7 @@ impl Detector {
         }
     }
 
-    /// Takes a message, and says what follows from it.
+    /// Processes a message.
     pub fn observe_message(&mut self, event: &Observation<'_>) -> Vec<Action> {
         let now = event.time;
         if self.decoys_from == u64::MAX {
@@ -425,7 +425,7 @@ impl Detector {
             }
             (EventKind::Answer, Some(head)) => self.answer(event, &head, &mut actions),
             (EventKind::PendingRequest, Some(head)) => {
-                // A request inside their dialog makes nobody a peer.
+                // Responses to requests within a dialog make no peers.
                 if let Some(branch) = head.branch.filter(|_| head.to.tag.is_none()) {
                     self.peers.ask(event.source, digest(branch), digest(&head.call_id), now);
                 }
@@ -436,7 +436,7 @@ impl Detector {
         actions
     }
 
-    /// A response has arrived.
+    /// Processes an incoming response.
     fn response(
         &mut self,
         event: &Observation<'_>,
@@ -450,7 +450,7 @@ impl Detector {
             self.arrived.note(head, event);
             return;
         }
-        // Who registers here is a client, whatever it answers.
+        // A host with a binding here is a client, whatever it answers.
         if self.known.good_until(&source, now) > now {
             return;
         }
@@ -458,11 +458,10 @@ impl Detector {
         actions.extend(until.map(|until| Action::Peer(source, until)));
     }
 
-    /// What is kept of a source, made if nothing is.
+    /// The state of a source, created if missing.
     fn source_state(&mut self, source: IpKey, now: u64) -> &mut SourceState {
         if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
-            // Those that were silent for longest go, several at once, since looking for them takes
-            // a while.
+            // Drops those idle longest, several at once, since finding them is expensive.
             let mut last: Vec<u64> = self.sources.values().map(|state| state.last).collect();
             let (_, oldest, _) = last.select_nth_unstable(MAX_SOURCES / 16);
             let oldest = *oldest;
@@ -494,7 +493,7 @@ impl Detector {
         }
     }
 
-    /// A source is over a limit.
+    /// Processes a limit event.
     fn limited(
         &mut self,
         event: &Observation<'_>,
@@ -513,7 +512,7 @@ impl Detector {
             state.note_last(head);
             self.look_for_signature(source, head, now, actions);
         }
-        // A limit of one request a second tells no flood.
+        // A limit of one request per second does not indicate a flood.
         if event.flags & SUSPECTED != 0 {
             return;
         }
@@ -542,7 +541,7 @@ impl Detector {
         self.emit_ban(level, finding, now, actions);
     }
 
-    /// A request has passed.
+    /// Processes a passed request.
     fn request(&mut self, event: &Observation<'_>, head: &Head<'_>, actions: &mut Vec<Action>) {
         let (source, now) = (event.source, event.time);
         if !self.takes_any_checksum && !event.is_cut && !event.is_delivered() {
@@ -552,8 +551,8 @@ impl Detector {
         let Some(request) = request else {
             return;
         };
-        // Nearly all of a storm's strangers are forged: who has not shown that it receives our
-        // responses is not remembered.
+        // Nearly all new sources in a storm are forged: sources that have not shown that they
+        // receive responses are not remembered.
         let echoes = |one: &transactions::Credential| {
             self.nonces.echo(one.nonce, source, now) != Echo::Foreign
         };
@@ -591,7 +590,7 @@ impl Detector {
         }
     }
 
-    /// A request inside a dialog repeats our tag, or one like it.
+    /// Processes a request within a dialog, which echoes the server's tag.
     fn acknowledged(
         &mut self,
         source: IpKey,
@@ -616,8 +615,8 @@ impl Detector {
         }
     }
 
-    /// Notes an acceptance, and says what it earns. An account that is accepted at a place that
-    /// offended earns nothing there while the ban lasts.
+    /// Records an acceptance, and returns what it earns. At a place that offended it earns nothing
+    /// while the ban lasts.
     fn accept(
         &mut self,
         acceptance: &Acceptance,
@@ -641,13 +640,13 @@ impl Detector {
         earned.standing
     }
 
-    /// Whether no evidence that could be forged may ban a source: it is a peer or served, or
-    /// somebody was accepted from there within a day.
+    /// Whether forgeable evidence cannot ban a source: it is a peer or served, or a user was
+    /// accepted from there within a day.
     fn has_standing(&self, source: &IpKey, now: u64) -> bool {
         self.peers.is_peer(source, now) || self.has_rights(source, now)
     }
 
-    /// Whether a source is served, or somebody was accepted from there within a day.
+    /// Whether a source is served, or a user was accepted from there within a day.
     fn has_rights(&self, source: &IpKey, now: u64) -> bool {
         self.known.was_good_lately(source, now) || self.served.is_served(source, now)
     }

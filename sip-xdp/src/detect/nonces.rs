@@ -1,5 +1,5 @@
-//! Who was given which nonce, and for what. A source that echoes one that was given to it and to
-//! nobody else is where it says it is.
+//! Nonces: to whom each was given, and for which request. A source that echoes a nonce given to it
+//! alone is routable.
 
 use sip_xdp_common::ip_key::{IpKey, mask};
 
@@ -7,52 +7,51 @@ use super::digest::digest;
 use super::recent::Recent;
 use super::transactions::{Method, Request};
 
-/// How many nonces, and challenged calls, are remembered.
+/// Maximum number of remembered nonces, and of challenged calls.
 const MAX_NONCES: usize = 65_536;
 
-/// For how long, in nanoseconds: registrars take nonces back after some minutes.
+/// Their lifetime in nanoseconds: registrars withdraw nonces after some minutes.
 const LIFETIME_NS: u64 = 3_600_000_000_000;
 
-/// How many challenges of one call are remembered.
+/// Maximum number of challenges per call.
 const MAX_CHALLENGES: usize = 8;
 
-/// To whom a nonce was given: an address, and a digest of the IPv6 /64 around it.
+/// The recipients of a nonce: an address, and a digest of the IPv6 /64 around it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Given {
-    /// To one address.
+    /// One address.
     Alone { to: IpKey, around: Option<u64> },
-    /// To several addresses of one IPv6 /64.
+    /// Several addresses of one IPv6 /64.
     Within(u64),
-    /// To several.
+    /// Several sources.
     Shared,
 }
 
-/// What an echoed nonce says of its sender.
+/// What an echoed nonce proves about its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Echo {
-    /// Nothing: we never gave it out, or not there.
+    /// Nothing: the server never sent it, or not to this sender.
     Foreign,
-    /// It was given to several sources.
+    /// Nothing: several sources were given it.
     Shared,
-    /// It was given within the sender's IPv6 /64 and nowhere else: nothing of the address, but the
-    /// network is the sender's own.
+    /// The sender's IPv6 /64, to which alone it was given, but not the address.
     Network,
-    /// It was given to this source alone.
+    /// The address: it was given to this source alone.
     Own,
 }
 
-/// The IPv6 /64 around an address.
+/// The IPv6 /64 of an address.
 fn around(source: &IpKey) -> Option<u64> {
     (!source.is_v4()).then(|| digest(&source.masked(mask(64))))
 }
 
-/// The nonces that we gave out.
+/// The server's nonces.
 #[derive(Debug)]
 pub(super) struct Nonces {
     given: Recent<u64, Given>,
-    /// By source, Call-ID and method: nonces, and the fingerprints of the requests they answered.
+    /// By source, Call-ID and method: nonces, and fingerprints of the challenged requests.
     challenges: Recent<u64, Vec<(u64, u64)>>,
-    /// Nonces with a source and a user of a registration.
+    /// Nonces by source and user of a registration.
     registering: Recent<u64, ()>,
 }
 
@@ -67,8 +66,8 @@ impl Default for Nonces {
 }
 
 impl Nonces {
-    /// Notes that a nonce is on its way to an address. Returns the one to which alone it was given
-    /// before, if it is not its own any more.
+    /// Records a nonce sent to an address. Returns the earlier sole recipient, if there are two
+    /// now.
     pub(super) fn give(&mut self, nonce: u64, to: IpKey, now: u64) -> Option<IpKey> {
         let given = Given::Alone { to, around: around(&to) };
         let before = self.given.touch(nonce, now, || given);
@@ -91,7 +90,7 @@ impl Nonces {
         lost
     }
 
-    /// Notes which request of that address a nonce was the answer to.
+    /// Records the request that a nonce challenged.
     pub(super) fn challenge(&mut self, nonce: u64, request: &Request, now: u64) {
         let challenges = self.challenges.touch(key(request), now, Vec::new);
         let challenge = (nonce, request.fingerprint);
@@ -109,7 +108,7 @@ impl Nonces {
         }
     }
 
-    /// Notes that a nonce was the answer to a registration of a user that was not remembered.
+    /// Records a nonce that challenged a registration whose request was not seen.
     pub(super) fn challenge_registration(
         &mut self,
         nonce: u64,
@@ -120,22 +119,21 @@ impl Nonces {
         self.registering.insert(digest(&(nonce, to, user)), now, ());
     }
 
-    /// What it says that a source echoes a nonce.
+    /// What an echo of a nonce proves.
     pub(super) fn echo(&self, nonce: u64, by: IpKey, now: u64) -> Echo {
         let is_near = |network: &Option<u64>| network.is_some() && *network == around(&by);
         match self.given.get(&nonce, now) {
             Some(Given::Alone { to, .. }) if *to == by => Echo::Own,
             Some(Given::Alone { around, .. }) if is_near(around) => Echo::Network,
             Some(Given::Within(network)) if is_near(&Some(*network)) => Echo::Network,
-            // To whom else it was given is not remembered.
+            // The other recipients are not remembered.
             Some(Given::Shared) => Echo::Shared,
             _ => Echo::Foreign,
         }
     }
 
-    /// Whether a request answers a challenge that its source was sent: in the same call, by the
-    /// same method, with nothing else changed; or, for a registration, by a nonce that it was given
-    /// for this user.
+    /// Whether a request answers a challenge that its source was sent: in the same call and method,
+    /// with nothing else changed; or, for a registration, with a nonce given for this user.
     pub(super) fn was_challenged(&self, request: &Request, now: u64) -> bool {
         let answers = |(nonce, fingerprint): &(u64, u64)| {
             *fingerprint == request.fingerprint

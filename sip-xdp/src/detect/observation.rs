@@ -13,7 +13,7 @@ use crate::sip::transport::Transport;
 pub struct Observation<'a> {
     /// When.
     pub time: u64,
-    /// The other side: who sent what arrives, who is sent what leaves.
+    /// Remote address: the source of incoming packets, the destination of outgoing ones.
     pub source: IpKey,
     /// The other side's port, in host order.
     pub port: u16,

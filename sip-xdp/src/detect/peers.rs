@@ -1,4 +1,4 @@
-//! Hosts that answer our own requests.
+//! Peers: hosts that answer the server's own requests.
 
 use std::collections::HashMap;
 
@@ -7,22 +7,22 @@ use sip_xdp_common::ip_key::IpKey;
 use super::digest::digest;
 use super::recent::Recent;
 
-/// How many of our requests are remembered until they are answered.
+/// Maximum number of pending requests.
 const MAX_PENDING_REQUESTS: usize = 16_384;
 
-/// For how long an answer is waited for, in nanoseconds.
+/// Timeout of a pending request, in nanoseconds.
 const PATIENCE_NS: u64 = 40_000_000_000;
 
-/// How many peers are remembered.
+/// Maximum number of peers.
 const MAX_PEERS: usize = 16_384;
 
-/// For how long a host that answered us is a peer, in nanoseconds.
+/// Lifetime of a peer after its last answer, in nanoseconds.
 pub(super) const PEER_NS: u64 = 3_600_000_000_000;
 
-/// See the module.
+/// Pending requests and peers.
 #[derive(Debug)]
 pub(super) struct Peers {
-    /// By destination and branch: the Call-ID's digest; none if the branch was used for several.
+    /// By destination and branch: the Call-ID digest; `None` if the branch was used more than once.
     asked: Recent<(u64, u64), Option<u64>>,
     until: HashMap<IpKey, u64>,
 }
@@ -34,8 +34,8 @@ impl Default for Peers {
 }
 
 impl Peers {
-    /// Notes that we sent a request of our own accord. A branch that is used for several requests
-    /// can be known to others, and proves nothing.
+    /// Records a request of the server. A branch used for several requests may be known to others,
+    /// and proves nothing.
     pub(super) fn ask(&mut self, to: IpKey, branch: u64, call: u64, now: u64) {
         let before = self.asked.touch((digest(&to), branch), now, || Some(call));
         if *before != Some(call) {
@@ -43,12 +43,13 @@ impl Peers {
         }
     }
 
-    /// Whether a response of `by` answers a request of ours.
+    /// Whether a response of `by` answers a request of the server.
     pub(super) fn answers(&self, by: IpKey, branch: u64, now: u64) -> bool {
         matches!(self.asked.get(&(digest(&by), branch), now), Some(Some(_)))
     }
 
-    /// Notes a response. Returns until when its sender is a peer, if it answers a request of ours.
+    /// Processes a response. Returns the end of the sender's peer state, if it answers a request of
+    /// the server.
     pub(super) fn respond(&mut self, by: IpKey, branch: u64, now: u64) -> Option<u64> {
         if !self.answers(by, branch, now) {
             return None;
@@ -61,7 +62,7 @@ impl Peers {
         Some(until)
     }
 
-    /// Notes a peer of an earlier run.
+    /// Restores a peer of an earlier run.
     pub(super) fn restore(&mut self, source: IpKey, until: u64) {
         if self.until.len() < MAX_PEERS {
             self.until.insert(source, until);

@@ -1,5 +1,4 @@
-//! The evidence as it is kept over restarts: what patient attackers did in the last hours, and whom
-//! the server takes calls of.
+//! Evidence kept over restarts: patient attackers of the last hours, and served sources.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -11,10 +10,10 @@ use super::source_state::SourceState;
 use super::windows::{LeakyBucket, Window};
 use super::{Detector, MAX_SOURCES};
 
-/// How many sources are remembered over a restart: those that were heard of last.
+/// Maximum number of sources kept over a restart: the most recent ones.
 const MAX_KEPT: usize = 4_096;
 
-/// All of it. Times are on the filter's clock of then, which is said beside the wall clock's.
+/// The kept state. Times are on the filter's clock of that time, stored with the wall clock.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
     now: u64,
@@ -46,7 +45,7 @@ struct KeptServed {
 }
 
 impl Detector {
-    /// What is known against sources, to be taken up by [`Detector::recall`].
+    /// The evidence against sources, for [`Detector::recall`].
     pub fn evidence(&self, now: u64, wall_ms: u64) -> Result<Vec<u8>> {
         let is_worth_it = |state: &SourceState| {
             state.rejected.len() > 0
@@ -79,11 +78,10 @@ impl Detector {
         Ok(serde_json::to_vec(&Kept { now, wall_ms, sources, served, decoys_from })?)
     }
 
-    /// Takes up what an earlier run knew against sources.
+    /// Restores the evidence of an earlier run.
     pub fn recall(&mut self, kept: &[u8], now: u64, wall_ms: u64) -> Result<()> {
         let kept: Kept = serde_json::from_slice(kept)?;
-        // How far the two clocks of then and now are apart; after a reboot the filter's clock began
-        // anew.
+        // The offset between the two filter clocks, which restarts with a reboot.
         let passed = wall_ms.saturating_sub(kept.wall_ms).saturating_mul(1_000_000);
         let shift = i128::from(now) - i128::from(passed) - i128::from(kept.now);
         let moved =
@@ -92,7 +90,7 @@ impl Detector {
             self.decoys_from = self.decoys_from.min(moved(kept.decoys_from));
         }
         for one in kept.served {
-            // It never lasts longer than it may, whatever the clock says.
+            // Never longer than allowed, whatever the clock.
             let until = moved(one.until).min(now.saturating_add(super::FIRST_DAY_NS));
             self.served.restore(IpKey::new(one.source), moved(one.since), until);
         }

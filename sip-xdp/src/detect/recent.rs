@@ -1,10 +1,10 @@
-//! A bounded map that forgets: what was not touched for its lifetime goes, and so does the oldest
-//! when there is no more room. Every operation takes constant time, amortised.
+//! A bounded map with expiry: entries expire when not touched for their lifetime, and the oldest is
+//! evicted when it is full. All operations take amortised constant time.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
-/// See the module.
+/// A bounded map with expiry.
 #[derive(Debug)]
 pub(super) struct Recent<K, V> {
     entries: HashMap<K, (u64, V)>,
@@ -14,13 +14,13 @@ pub(super) struct Recent<K, V> {
 }
 
 impl<K: Copy + Eq + Hash, V> Recent<K, V> {
-    /// An empty map for so many entries, each of which lives so many nanoseconds.
+    /// An empty map with this capacity and lifetime in nanoseconds.
     pub(super) fn new(capacity: usize, lifetime_ns: u64) -> Self {
         let (entries, order) = (HashMap::new(), VecDeque::new());
         Self { entries, order, capacity, lifetime_ns }
     }
 
-    /// The entry of `key`, made if it is not there, and touched.
+    /// The entry of `key`, created if missing, and touched.
     pub(super) fn touch(&mut self, key: K, now: u64, make: impl FnOnce() -> V) -> &mut V {
         self.tidy(now);
         let is_new = !self.entries.contains_key(&key);
@@ -33,7 +33,7 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
         &mut entry.1
     }
 
-    /// Puts a value in the place of what was there.
+    /// Inserts or replaces a value.
     pub(super) fn insert(&mut self, key: K, now: u64, value: V)
     where
         V: Clone,
@@ -42,13 +42,13 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
         *entry = value;
     }
 
-    /// What is there and has not ended.
+    /// The live entry of a key.
     pub(super) fn get(&self, key: &K, now: u64) -> Option<&V> {
         let (at, value) = self.entries.get(key)?;
         (now.saturating_sub(*at) < self.lifetime_ns).then_some(value)
     }
 
-    /// As [`Recent::get`], to be changed; it is not touched by that.
+    /// As [`Recent::get`], mutable, without touching it.
     pub(super) fn get_mut(&mut self, key: &K, now: u64) -> Option<&mut V> {
         let lifetime_ns = self.lifetime_ns;
         let (at, value) = self.entries.get_mut(key)?;
@@ -56,7 +56,7 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
     }
 
     pub(super) fn remove(&mut self, key: &K) -> Option<V> {
-        // Its place in the order goes when its turn comes.
+        // Its place in the order is skipped later.
         self.entries.remove(key).map(|(_, value)| value)
     }
 
@@ -71,7 +71,7 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
         {
             self.pass_over();
         }
-        // Keys that were removed must not fill the order.
+        // Removed keys must not fill the order.
         while self.order.len() > 2 * self.capacity {
             self.pass_over();
         }
@@ -89,7 +89,7 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
         }
     }
 
-    /// Takes the first of the order out, or puts it back if it was touched since.
+    /// Evicts the first of the order, or requeues it if it was touched since.
     fn pass_over(&mut self) {
         let Some((at, key)) = self.order.pop_front() else {
             return;

@@ -1,32 +1,32 @@
-//! How the registrar is doing, as far as that says whether evidence can be trusted: one that
-//! rejects accounts which it accepted a while ago makes attackers of its customers, and one whose
-//! responses we do not see says nothing at all.
+//! Health of the registrar, which decides whether evidence can be trusted: one that rejects
+//! previously accepted accounts would make attackers of its customers, and without its responses
+//! there is no evidence.
 
 use std::collections::HashMap;
 
 use super::windows::words;
 
-/// For how long a try of an account is remembered here, in nanoseconds.
+/// Time window of tries, in nanoseconds.
 const WINDOW_NS: u64 = 600_000_000_000;
 
-/// So many accounts that are rejected say something of the registrar, where there are as many.
+/// Number of rejected accounts that indicates a failure, if there are that many accounts.
 const MANY: usize = 5;
-/// Where there are fewer, all of them do, but never fewer than so many.
+/// Minimum number of rejected accounts, if there are fewer and all are rejected.
 const FEW: usize = 2;
 
-/// Accounts that are rejected for each that is accepted.
+/// Minimum ratio of rejected to accepted accounts.
 const SHARE: usize = 5;
 
-/// How many accounts are remembered.
+/// Maximum number of remembered accounts.
 const MAX_ACCOUNTS: usize = 16_384;
 
-/// The shortest time between two counts, in nanoseconds.
+/// Minimum interval between two evaluations, in nanoseconds.
 const TENTH_NS: u64 = 100_000_000;
 
-/// How many requests must have been seen before it can be told whether responses are.
+/// Minimum number of requests for a statement about responses.
 const ENOUGH: u64 = 50;
 
-/// Which requests.
+/// Requests, and how many were answered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Answers {
     pub(super) asked: u64,
@@ -36,7 +36,7 @@ pub(super) struct Answers {
 /// The registrar.
 #[derive(Debug, Default)]
 pub(super) struct Registrar {
-    /// By account and address: when it last tried, and whether it was accepted.
+    /// By account and address: time of the last try, and whether it was accepted.
     tries: HashMap<u64, (u64, bool)>,
     failing_until: u64,
     was_failing: bool,
@@ -48,19 +48,19 @@ pub(super) struct Registrar {
 }
 
 impl Registrar {
-    /// A request has passed.
+    /// Counts a request.
     pub(super) fn asked(&mut self, is_good: bool) {
         if is_good { self.good.asked += 1 } else { self.others.asked += 1 }
     }
 
-    /// One was answered.
+    /// Counts an answered request.
     pub(super) fn answered(&mut self, is_good: bool) {
         if is_good { self.good.answered += 1 } else { self.others.answered += 1 }
     }
 
-    /// Whether responses are seen: to one in ten requests at least, of known-good and served
-    /// sources, or of all but one that is judged while there are none. Silence towards a flood is
-    /// the server's choice.
+    /// Whether responses are seen: to at least one in ten requests of known-good and served
+    /// sources, or, while there are none, of all but the judged one. Silence towards a flood is the
+    /// server's choice.
     pub(super) fn sees_responses(&self, judged: Answers) -> bool {
         if self.good.asked > 0 {
             return self.good.asked < ENOUGH / 5 || self.good.answered * 10 >= self.good.asked;
@@ -70,8 +70,8 @@ impl Registrar {
         asked < ENOUGH || answered * 10 >= asked
     }
 
-    /// An account tried from an address where it was accepted within a day. `known`: how many such
-    /// accounts there are.
+    /// Counts a try of an account at an address where it was accepted within a day. `known` is the
+    /// number of such accounts.
     pub(super) fn tried(&mut self, now: u64, account: u64, accepted: bool, known: usize) {
         if self.tries.len() >= MAX_ACCOUNTS && !self.tries.contains_key(&account) {
             return;
@@ -92,12 +92,12 @@ impl Registrar {
         }
     }
 
-    /// Whether rejections of known accounts prove nothing at the moment.
+    /// Whether rejections of known accounts currently prove nothing.
     pub(super) fn is_failing(&self, now: u64) -> bool {
         now < self.failing_until
     }
 
-    /// What should be said of it, once: which kind of note, and what.
+    /// New notes for the operator: kind and text.
     pub(super) fn news(&mut self, now: u64) -> Vec<(&'static str, String)> {
         let mut news = Vec::new();
         let failing = self.is_failing(now);
@@ -126,7 +126,7 @@ impl Registrar {
         news
     }
 
-    /// Lets older traffic count less. Once a minute.
+    /// Decays older traffic. Once a minute.
     pub(super) fn tidy(&mut self, now: u64) {
         for one in [&mut self.good, &mut self.others] {
             (one.asked, one.answered) = (one.asked / 2, one.answered / 2);

@@ -1,7 +1,9 @@
-//! Who is real: users that were accepted with credentials, from where and until when.
+//! Registrations: users accepted with credentials, with their places and times.
 //!
-//! One account earns standing at few places, and the shortest-lived makes room, so that nobody
-//! fills a table with it. An acceptance costs the same however many there are.
+//! An account earns standing at a limited number of places, and the shortest-lived is evicted, so
+//! that nobody fills a table. An acceptance has constant cost.
+//!
+//! Above 400 lines with its tests: one data structure, whose indexes must stay consistent.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,27 +12,27 @@ use sip_xdp_common::ip_key::{IpKey, mask};
 use super::recent::Recent;
 use crate::sip::transport::Transport;
 
-/// How many addresses with accepted users are remembered, and places (user and port) of all.
+/// Maximum number of addresses with accepted users, and of places (user and port) in total.
 const MAX_ADDRESSES: usize = 32_768;
 const MAX_PLACES: usize = 32_768;
 
-/// How many places of one address.
+/// Maximum number of places per address.
 const MAX_PLACES_OF_AN_ADDRESS: usize = 4_096;
 
-/// How many addresses one account earns standing at, and ports of each.
+/// Maximum number of addresses at which an account earns standing, and of ports at each.
 const ADDRESSES_OF_A_USER: usize = 16;
 const PORTS_OF_A_USER: usize = 4;
 
-/// How many known hosts an IPv6 /64 and a /48 may have.
+/// Maximum number of known hosts per IPv6 /64, and per /48.
 const HOSTS_OF_A_64: u32 = 256;
 const HOSTS_OF_A_48: u32 = 4_096;
 
-/// How many AORs are remembered that differ from the names in credentials.
+/// Maximum number of remembered AORs that differ from the name in the credentials.
 const MAX_ALIASES: usize = 32_768;
 
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
 
-/// For how long it is remembered that a user was accepted, in nanoseconds.
+/// How long an acceptance is remembered, in nanoseconds.
 const MEMORY_NS: u64 = 30 * DAY_NS;
 
 /// One accepted user at one port of an address.
@@ -38,15 +40,15 @@ const MEMORY_NS: u64 = 30 * DAY_NS;
 pub struct Acceptance {
     /// The address.
     pub source: IpKey,
-    /// The user.
+    /// User.
     pub user: String,
     /// The port that the phone uses; over TCP that of its connection.
     pub port: u16,
     /// How it was accepted.
     pub transport: Transport,
-    /// When it was last accepted, on the filter's clock.
+    /// Time of the last acceptance, on the filter's clock.
     pub at: u64,
-    /// Until when that makes the address known good: the end of the registration.
+    /// End of known good: the end of the registration.
     pub until: u64,
 }
 
@@ -69,19 +71,19 @@ pub(super) struct AcceptedPort {
     pub(super) until: u64,
 }
 
-/// What became of an acceptance.
+/// The result of an acceptance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Earned {
     /// Whether it earns standing.
     pub(super) standing: bool,
-    /// Places that made room for it, and have no standing any more.
+    /// Places that were evicted for it.
     pub(super) gone: Vec<(IpKey, u16)>,
 }
 
 #[derive(Debug, Default)]
 struct Address {
     users: HashMap<String, Vec<AcceptedPort>>,
-    /// Ends of all places, so that the last one is found at once: until when, and which port.
+    /// Ends of all places, sorted: end, port, user.
     ends: BTreeSet<(u64, u16, String)>,
     last: u64,
 }
@@ -118,20 +120,20 @@ impl Address {
     }
 }
 
-/// What is known.
+/// All registrations.
 #[derive(Debug)]
 pub(super) struct Registrations {
     addresses: HashMap<IpKey, Address>,
-    /// From which addresses each user was accepted.
+    /// Addresses by user.
     users: HashMap<String, Vec<IpKey>>,
-    /// Users by the name that others call them.
+    /// Users by other names.
     aliases: Recent<u64, ()>,
     /// Addresses by the end of their standing.
     ends: BTreeSet<(u64, IpKey)>,
     places: usize,
-    /// Known hosts of each IPv6 /64 and /48.
+    /// Number of known hosts per IPv6 /64 and /48.
     networks: HashMap<(u8, IpKey), u32>,
-    /// How many addresses may be known: half of the kernel's table at most.
+    /// Maximum number of known addresses: half of the kernel's table.
     most: usize,
 }
 
@@ -142,7 +144,7 @@ impl Default for Registrations {
 }
 
 impl Registrations {
-    /// For a kernel's table with room for so many networks.
+    /// For a kernel table with this capacity in networks.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             most: MAX_ADDRESSES.min(capacity / 2).max(1),
@@ -164,7 +166,7 @@ fn quotas(source: &IpKey) -> impl Iterator<Item = ((u8, IpKey), u32)> {
 }
 
 impl Registrations {
-    /// Notes that a user was accepted.
+    /// Records an acceptance.
     pub(super) fn accept(&mut self, acceptance: &Acceptance) -> Earned {
         let Acceptance { source, user, port, transport, at, until } = acceptance;
         let mut gone = Vec::new();
@@ -204,12 +206,12 @@ impl Registrations {
         Earned { standing: true, gone }
     }
 
-    /// Notes another name of an accepted user.
+    /// Records another name of an accepted user.
     pub(super) fn call(&mut self, name: &str, now: u64) {
         self.aliases.insert(super::digest::digest(name), now, ());
     }
 
-    /// Makes room for one more place of a user: that which ends first goes.
+    /// Makes room for one more place of a user, by evicting the one that ends first.
     fn make_room_at(
         &mut self,
         source: &IpKey,
@@ -245,7 +247,7 @@ impl Registrations {
         }
     }
 
-    /// Forgets one place.
+    /// Removes one place.
     fn forget(&mut self, source: &IpKey, user: &str, port: u16) {
         let Some(address) = self.addresses.get_mut(source) else {
             return;
@@ -280,7 +282,7 @@ impl Registrations {
         }
     }
 
-    /// Forgets all of the address whose standing ends first.
+    /// Removes the address whose standing ends first.
     fn forget_the_shortest(&mut self, gone: &mut Vec<(IpKey, u16)>) {
         let Some((_, source)) = self.ends.first().copied() else {
             return;
@@ -297,7 +299,7 @@ impl Registrations {
         }
     }
 
-    /// Takes the standing of a port away, or of all of an address: it has offended.
+    /// Ends the standing of an offending port, or of the whole address.
     pub(super) fn mark_offender(&mut self, source: &IpKey, port: Option<u16>) -> Vec<u16> {
         let ends = self.addresses.get(source).into_iter().flat_map(|address| &address.ends);
         let places: Vec<(u16, String)> = ends
@@ -312,8 +314,7 @@ impl Registrations {
         ports
     }
 
-    /// Notes that a user has taken its registration back. The memory of its having been accepted
-    /// stays.
+    /// Records an unregistration. The acceptance stays remembered.
     pub(super) fn end(&mut self, source: &IpKey, user: &str, now: u64) {
         let Some(address) = self.addresses.get_mut(source) else {
             return;
@@ -328,12 +329,12 @@ impl Registrations {
         self.ends.insert((after, *source));
     }
 
-    /// Until when an address is known good; 0 if it is not.
+    /// End of known good of an address; 0 if it is not.
     pub(super) fn good_until(&self, source: &IpKey, now: u64) -> u64 {
         self.addresses.get(source).map(Address::until).filter(|until| *until > now).unwrap_or(0)
     }
 
-    /// Until when a flow is known good; 0 if it is not.
+    /// End of known good of a flow; 0 if it is not.
     pub(super) fn flow_until(&self, source: &IpKey, port: u16, now: u64) -> u64 {
         let ends =
             self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
@@ -342,14 +343,14 @@ impl Registrations {
             .map_or(0, |(until, ..)| *until)
     }
 
-    /// How many places an address has that are accepted at `now`.
+    /// Number of places of an address that are accepted at `now`.
     pub(super) fn users(&self, source: &IpKey, now: u64) -> usize {
         let ends =
             self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
         ends.take_while(|(until, ..)| *until > now).count()
     }
 
-    /// How many users were accepted at a port of an address within a day, but for one.
+    /// Number of users other than `but` accepted at a port of an address within a day.
     pub(super) fn users_at(&self, source: &IpKey, port: u16, now: u64, but: &str) -> usize {
         self.accepted_at(source)
             .filter(|(user, known)| {
@@ -358,7 +359,7 @@ impl Registrations {
             .count()
     }
 
-    /// How many users were accepted from an address in the last 30 days.
+    /// Number of users accepted from an address in the last 30 days.
     pub(super) fn known_users(&self, source: &IpKey) -> usize {
         self.addresses.get(source).map_or(0, |address| address.users.len())
     }
@@ -393,30 +394,30 @@ impl Registrations {
         ports.into_iter().flatten().any(|known| known.at >= since)
     }
 
-    /// Whether anybody was accepted from an address in the last 30 days.
+    /// Whether any user was accepted from an address in the last 30 days.
     pub(super) fn was_good(&self, source: &IpKey, now: u64) -> bool {
         self.addresses
             .get(source)
             .is_some_and(|address| now.saturating_sub(address.last) < MEMORY_NS)
     }
 
-    /// Whether anybody was accepted from an address in the last day.
+    /// Whether any user was accepted from an address in the last day.
     pub(super) fn was_good_lately(&self, source: &IpKey, now: u64) -> bool {
         self.addresses.get(source).is_some_and(|address| now.saturating_sub(address.last) < DAY_NS)
     }
 
-    /// Whether a user was ever accepted from anywhere, as far as is remembered.
+    /// Whether a user was ever accepted from anywhere, as far as remembered.
     pub(super) fn is_user(&self, user: &str, now: u64) -> bool {
         self.users.contains_key(user)
             || self.aliases.get(&super::digest::digest(user), now).is_some()
     }
 
-    /// How many addresses are known good.
+    /// Number of known-good addresses.
     pub(super) fn count(&self, now: u64) -> usize {
         self.ends.iter().rev().take_while(|(until, _)| *until > now).count()
     }
 
-    /// How full the fuller of its tables is, from 0 to 1.
+    /// Fill level of the fuller table, from 0 to 1.
     pub(super) fn fill(&self) -> f64 {
         let share = |held: usize, most: usize| held as f64 / most as f64;
         share(self.addresses.len(), self.most).max(share(self.places, MAX_PLACES))
@@ -428,7 +429,7 @@ impl Registrations {
         users.flat_map(|(user, ports)| ports.iter().map(move |known| (user.as_str(), *known)))
     }
 
-    /// All that was accepted.
+    /// All acceptances.
     pub(super) fn acceptances(&self) -> impl Iterator<Item = Acceptance> + '_ {
         self.addresses.keys().flat_map(|source| {
             self.accepted_at(source).map(|(user, known)| {
@@ -439,9 +440,9 @@ impl Registrations {
         })
     }
 
-    /// Forgets what is older than is remembered.
+    /// Drops acceptances that are too old.
     pub(super) fn tidy(&mut self, now: u64) {
-        // Those whose standing ended first come first; what ended within the memory stays.
+        // Sorted by the end of standing; those within the memory stay.
         let over: Vec<IpKey> = self
             .ends
             .iter()
@@ -463,14 +464,14 @@ impl Registrations {
         self.accepted_at_user(source, user).any(|at| at == port)
     }
 
-    /// Whether anybody was accepted at a port of an address.
+    /// Whether any user was accepted at a port of an address.
     pub(super) fn has_place(&self, source: &IpKey, port: u16) -> bool {
         self.addresses
             .get(source)
             .is_some_and(|address| address.ends.iter().any(|(_, at, _)| *at == port))
     }
 
-    /// How many accounts were accepted within a day, by address; no more than `most` are counted.
+    /// Number of accounts accepted within a day, by address, counted up to `most`.
     pub(super) fn accounts_lately(&self, now: u64, most: usize) -> usize {
         let lately = |at: &u64| now.saturating_sub(*at) < DAY_NS;
         let addresses = self.addresses.values().filter(|address| lately(&address.last));

@@ -1,5 +1,7 @@
-//! Evidence is admitted here, and nowhere else: what a response of ours says of whom it goes to,
-//! and how much of that could be forged ([`Level`]).
+//! Admission of evidence: what a response of the server proves about its destination, and at which
+//! level ([`Level`]). There is no other place where evidence is admitted.
+//!
+//! Above 400 lines: admission has to be reviewed as a whole.
 
 use std::sync::Arc;
 
@@ -19,45 +21,45 @@ use super::{Action, Detector, GRACE_NS, Metering, Step};
 use crate::sip::message::{Head, StartLine, user_name};
 use crate::sip::transport::Transport;
 
-/// For how long an accepted request other than a REGISTER makes its source known good.
+/// How long an accepted request other than REGISTER makes its source known good.
 const SESSION_NS: u64 = 3_600 * SECOND_NS;
 
-/// The lifetimes of registrations that are believed, in seconds. RFC 3261 (10.2.1.1) has an hour as
-/// its default.
+/// Bounds of accepted registration lifetimes, in seconds. RFC 3261 (10.2.1.1) has an hour as its
+/// default.
 const SHORTEST: u32 = 10;
 const USUAL: u32 = 3_600;
 const LONGEST: u32 = 24 * 3_600;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// For how long the ladder meters tries that could be forged, at an address with standing.
+/// How long the ladder meters forgeable tries at an address with standing.
 const DAY_NS: u64 = 24 * 3_600 * SECOND_NS;
 
-/// So many rejections of one user within the grace period cannot be retries any more.
+/// Number of rejections of one user within the grace period that cannot be retries any more.
 const NO_RETRY: usize = 2;
 
-/// How many tries and challenges of one source may be waiting.
+/// Maximum number of pending tries and challenges per source.
 const MAX_WAITING: usize = 64;
 
-/// For how long a response without its request is excused for the same source and user.
+/// How long a response without its request is excused for the same source and user.
 pub(super) const EXCUSE_NS: u64 = 600 * SECOND_NS;
 
-/// What a response of ours is, and to whom.
+/// A response of the server, and its destination.
 pub(super) struct Answer<'a> {
-    /// Where it goes.
+    /// Destination.
     pub(super) to: IpKey,
     pub(super) port: u16,
     pub(super) status: u16,
     pub(super) head: &'a Head<'a>,
     pub(super) now: u64,
-    /// It arrived as a response before, or might have: it says nothing of its destination.
+    /// Whether it is, or may be, a forwarded response, which proves nothing about its destination.
     pub(super) is_foreign: bool,
     /// How it goes there.
     pub(super) transport: Transport,
 }
 
 impl Detector {
-    /// A response of ours has left.
+    /// Processes a response of the server.
     pub(super) fn answer(
         &mut self,
         event: &Observation<'_>,
@@ -121,7 +123,7 @@ impl Detector {
         }
     }
 
-    /// A nonce is on its way to an address. The kernel hears of it if that is on the ladder.
+    /// Records a nonce sent to an address. The kernel learns it if the address is on the ladder.
     fn give_nonce(&mut self, nonce: &[u8], to: IpKey, now: u64, actions: &mut Vec<Action>) {
         let lost = self.nonces.give(digest(nonce), to, now);
         if let Some(state) = self.sources.get_mut(&to) {
@@ -139,7 +141,7 @@ impl Detector {
         }
     }
 
-    /// A request was answered.
+    /// Processes the response to a known request.
     fn outcome(&mut self, answer: &Answer<'_>, answered: &Answered, actions: &mut Vec<Action>) {
         let request = &answered.request;
         let has_pending_request = request.authorized || request.cut;
@@ -149,7 +151,7 @@ impl Detector {
         }
         match answer.status {
             100..=199 => {}
-            // The password was right, and the nonce too old.
+            // The password was right, but the nonce too old.
             401 | 407 if has_pending_request && answer.head.is_stale() => {}
             401 | 407 if has_pending_request => self.rejected(answer, request, actions),
             401 | 407 => self.challenged(request, answer.now),
@@ -158,7 +160,7 @@ impl Detector {
             }
             403 | 404 | 484 | 604 => self.refused(answer, request, actions),
             200..=299 | 480 | 486 | 487 | 603 => self.processed(answer, request, actions),
-            // Silence and failures of the server are never evidence.
+            // Silence and server failures are never evidence.
             _ => {}
         }
         if answer.status >= 200 {
@@ -166,7 +168,7 @@ impl Detector {
         }
     }
 
-    /// Whether a response says that the password of its request was right.
+    /// Whether a response proves that its request's password was right.
     fn accepts(&self, answer: &Answer<'_>, answered: &Answered) -> bool {
         let Answered { request, rang } = answered;
         if !request.authorized
@@ -178,7 +180,7 @@ impl Detector {
         }
         let now = answer.now;
         match request.method {
-            // What was proven before is only renewed by it, so a nonce that was not seen will do.
+            // It only renews proven standing, so that an unseen nonce will do.
             Method::Register => {
                 matches!(answer.status, 200..=299)
                     && (self.nonces.was_challenged(request, now)
@@ -199,7 +201,7 @@ impl Detector {
         }
     }
 
-    /// A password was right.
+    /// Processes an acceptance.
     fn accepted(&mut self, answer: &Answer<'_>, request: &Request, actions: &mut Vec<Action>) {
         let (now, source) = (answer.now, request.source);
         let users = self.own_users(request, now);
@@ -236,7 +238,7 @@ impl Detector {
         actions.push(Action::Accepted(acceptance));
     }
 
-    /// Users in the credentials that echo a nonce of ours; the first one if none does.
+    /// Users in the credentials that echo a nonce of the server; the first one if none does.
     fn own_users(&self, request: &Request, now: u64) -> Vec<String> {
         let source = request.source;
         request.claimed_users(|one| self.nonces.echo(one.nonce, source, now) != Echo::Foreign)
@@ -247,14 +249,15 @@ impl Detector {
         users.iter().any(|user| self.known.accepted_lately(&request.source, user, now))
     }
 
-    /// How much of what a request says could be forged.
+    /// The level of evidence that a request carries.
     pub(super) fn level_of(&self, request: &Request, now: u64) -> Level {
         let echoes = |nonce| self.nonces.echo(nonce, request.source, now) == Echo::Own;
         let routable = request.is_proven || request.credentials.iter().any(|one| echoes(one.nonce));
         if routable { Level::Routable } else { Level::Seen }
     }
 
-    /// 401 or 407 to a request without credentials: those should follow in the same call.
+    /// Processes a 401 or 407 to a request without credentials, which should follow in the same
+    /// call.
     fn challenged(&mut self, request: &Request, now: u64) {
         let matters = matches!(
             request.method,
@@ -263,8 +266,7 @@ impl Detector {
         if !matters || request.in_dialog {
             return;
         }
-        // An enumerator of calls says that it is somebody else each time, or never; what it tries
-        // is whom it calls.
+        // An enumerator of calls varies or omits its own user; the tried user is the callee.
         let target =
             if request.method == Method::Register { &request.user } else { &request.target };
         let (Some(target), Some(state)) =
@@ -285,7 +287,7 @@ impl Detector {
         }
     }
 
-    /// Credentials were rejected.
+    /// Processes rejected credentials.
     fn rejected(&mut self, answer: &Answer<'_>, request: &Arc<Request>, actions: &mut Vec<Action>) {
         let (now, source) = (answer.now, request.source);
         let mut level = self.level_of(request, now);
@@ -308,7 +310,7 @@ impl Detector {
                 let known = self.known.accounts_lately(now, 5);
                 self.registrar.tried(now, account(&user), false, known);
             }
-            // A user rejected at its own good place is an event, never evidence.
+            // A rejection at the user's own place is an event, never evidence.
             if self.known.is_own_place(&user, &request.place(), now) {
                 let text = format!("the user {user:?} is rejected where it was accepted before");
                 actions.push(Action::Rejected(source, request.port, text));
@@ -320,14 +322,14 @@ impl Detector {
         }
     }
 
-    /// Notes a rejection. What a guesser sends counts at once; what may be a phone with an old
-    /// nonce, when it is certain that no acceptance follows.
+    /// Records a rejection. Those of guessers count at once; those of possible phones with an old
+    /// nonce, once no acceptance can follow.
     fn wait(&mut self, source: IpKey, rejection: Rejection, now: u64, actions: &mut Vec<Action>) {
         let is_account = self.known.accepted(&source, &rejection.user, now);
         if is_account && self.registrar.is_failing(now) {
             return;
         }
-        // Nobody loses standing by what somebody else may have sent in its name.
+        // Forgeable evidence never ends standing.
         if rejection.level == Level::Seen && self.has_standing(&source, now) {
             self.limit_hidden(source, now, actions);
             return;
@@ -342,13 +344,13 @@ impl Detector {
         let lately =
             state.rejected.iter().rev().take_while(|(at, _)| now.saturating_sub(*at) < GRACE_NS);
         let certain = lately.filter(|(_, one)| is_same(one)).count();
-        // An old nonce, of a call that may ring for long before it is accepted.
+        // An old nonce, in a call that may ring for long before it is accepted.
         let may_be_retried = is_account || level == Level::Seen;
         if state.waiting.len() < MAX_WAITING {
             state.waiting.push(Waiting { at: now, rejection, counted: false, may_be_retried });
             self.due.push_back((now + GRACE_NS, source));
         } else {
-            // There is no room for patience with so many.
+            // That many cannot be retries.
             state.waiting.iter_mut().for_each(|one| one.may_be_retried = false);
         }
         if level == Level::Routable && !is_account || waiting + certain >= NO_RETRY {
@@ -356,8 +358,8 @@ impl Detector {
         }
     }
 
-    /// Passwords are rejected at an address with standing, with nonces that it was not given: tries
-    /// that echo none of their own go slower.
+    /// Rejections at an address with standing, with nonces that it was not given: tries without a
+    /// nonce of its own are slowed down.
     pub(super) fn limit_hidden(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let (rule, slow) = (self.rules.rejected, self.rules.slow);
         let Some(state) = self.sources.get_mut(&source) else {
@@ -375,7 +377,7 @@ impl Detector {
         }
     }
 
-    /// 403, 404, 484 or 604: this user, or this number, is refused.
+    /// Processes a 403, 404, 484 or 604: a refused user or number.
     fn refused(&mut self, answer: &Answer<'_>, request: &Request, actions: &mut Vec<Action>) {
         let Some(target) = request.target.clone() else {
             return;
@@ -394,7 +396,7 @@ impl Detector {
         }
     }
 
-    /// A call without credentials was processed.
+    /// Processes a call that was accepted without credentials.
     fn processed(&mut self, answer: &Answer<'_>, request: &Request, actions: &mut Vec<Action>) {
         let is_call = request.method == Method::Invite && !request.in_dialog && !request.authorized;
         if !is_call || answer.is_foreign || answer.to != request.source {
@@ -408,8 +410,8 @@ impl Detector {
         }
     }
 
-    /// A response whose request was not seen: it was padded, fragmented, or not sampled. So nothing
-    /// is gained by hiding.
+    /// Processes a response whose request was not seen, because it was padded, fragmented or not
+    /// sampled: hiding requests gains nothing.
     fn orphan(&mut self, answer: &Answer<'_>, actions: &mut Vec<Action>) {
         let Answer { to, port, status, head, now, .. } = *answer;
         if head.call_id.is_none() {
@@ -417,7 +419,7 @@ impl Detector {
         }
         let call = digest(&head.call_id);
         match status {
-            // Who is asked for nothing has tried nothing.
+            // Without a challenge nothing was tried.
             401 | 407 if head.challenges.is_empty() && self.has_standing(&to, now) => return,
             401 | 403 | 407 if !head.is_stale() => {}
             180..=189 | 200..=299 | 486 => {
@@ -457,12 +459,12 @@ impl Detector {
             });
             self.due.push_back((now + GRACE_NS, to));
         } else {
-            // So many are no retries.
+            // That many are no retries.
             self.count_rejections(to, now, |_| true, actions);
         }
     }
 
-    /// Looks at what was waiting for something to follow, now that it is too late for that.
+    /// Evaluates pending evidence whose time has run out.
     pub(super) fn settle(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         self.settle_rejections(source, now, actions);
         self.settle_challenges(source, now, actions);
@@ -477,11 +479,11 @@ impl Detector {
         let late = |one: &mut Challenged| now.saturating_sub(one.at) >= GRACE_NS;
         let over: Vec<_> = state.challenged.extract_if(.., late).collect();
         let limited = state.limited;
-        // Nor are those that the ladder has held up, where others live.
+        // Nor tries that the ladder delayed, at an address with standing.
         if self.is_metered(&source, now) && self.has_standing(&source, now) {
             return;
         }
-        // Credentials that the kernel's own limit has held up are not missing.
+        // Credentials that the kernel's own limit dropped are not missing.
         let was_free = |at: u64| limited == 0 || limited.saturating_add(GRACE_NS) < at;
         for one in over.into_iter().filter(|one| was_free(one.at)) {
             if one.is_invite {

@@ -1,5 +1,5 @@
-//! Sources that the server treats as partners: it processes their calls without asking for
-//! credentials, as those of a carrier that delivers. Each address earns it alone.
+//! Served sources: the server processes their calls without credentials, such as those of a
+//! carrier. Each address earns it separately.
 
 use std::collections::HashMap;
 
@@ -7,42 +7,41 @@ use sip_xdp_common::ip_key::IpKey;
 
 use super::digest::digest;
 
-/// Different numbers that must have been processed.
+/// Number of different numbers that must be processed.
 const ENOUGH: usize = 5;
 
-/// How many sources are remembered, and numbers of each.
+/// Maximum number of remembered sources, and of numbers of each.
 const MAX_SOURCES: usize = 4_096;
 const MAX_NUMBERS: usize = 256;
 
-/// A number is what its last so many characters are.
+/// Number of last characters that identify a number.
 const DIGITS: usize = 9;
 
-/// For how long a number counts, in nanoseconds, and for how long a source is served after its last
-/// one.
+/// How long a number counts, and how long a source is served after its last one, in nanoseconds.
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
 
 #[derive(Debug, Default)]
 struct Calls {
-    /// Digests of numbers, and when each counted last.
+    /// Digests of numbers, with the time at which each last counted.
     processed: HashMap<u64, u64>,
     refused: HashMap<u64, u64>,
-    /// Calls that were answered and not acknowledged yet: Call-ID and number.
+    /// Answered calls without acknowledgement: Call-ID and number.
     open: Vec<(u64, u64)>,
-    /// Since when it is served, and until when.
+    /// Start and end of being served.
     since: u64,
     until: u64,
     last: u64,
 }
 
-/// See the module.
+/// Served sources and candidates.
 #[derive(Debug, Default)]
 pub(super) struct Served {
     sources: HashMap<IpKey, Calls>,
 }
 
 impl Served {
-    /// A call without credentials was processed: 2xx, 480, 486, 487 or 603. Returns until when its
-    /// source is served, if it is: then acknowledgements need not be seen any more.
+    /// Processes a call without credentials that was processed: 2xx, 480, 486, 487 or 603. Returns
+    /// the end, if the source is served: acknowledgements are then no longer needed.
     pub(super) fn process(
         &mut self,
         source: IpKey,
@@ -65,7 +64,7 @@ impl Served {
         None
     }
 
-    /// The source has acknowledged the answer to a call. Returns as [`Served::process`] does.
+    /// Processes an acknowledgement. Returns as [`Served::process`] does.
     pub(super) fn acknowledge(&mut self, source: &IpKey, call: u64, now: u64) -> Option<u64> {
         let calls = self.sources.get_mut(source)?;
         let at = calls.open.iter().position(|(open, _)| *open == call)?;
@@ -74,7 +73,7 @@ impl Served {
         calls.renew(now)
     }
 
-    /// A call was refused.
+    /// Processes a refused call.
     pub(super) fn refuse(&mut self, source: &IpKey, number: &str, now: u64) {
         if let Some(calls) = self.sources.get_mut(source)
             && (calls.refused.len() < MAX_NUMBERS || calls.refused.contains_key(&identity(number)))
@@ -83,7 +82,7 @@ impl Served {
         }
     }
 
-    /// How many different numbers were processed for a source within a day.
+    /// Number of different numbers processed for a source within a day.
     pub(super) fn numbers(&self, source: &IpKey, now: u64) -> usize {
         self.sources.get(source).map_or(0, |calls| lately(&calls.processed, now))
     }
@@ -92,7 +91,7 @@ impl Served {
         self.until(source) > now
     }
 
-    /// Until when a source is served; 0 if it never was.
+    /// End of being served; 0 if it never was.
     pub(super) fn until(&self, source: &IpKey) -> u64 {
         self.sources.get(source).map_or(0, |calls| calls.until)
     }
@@ -104,17 +103,17 @@ impl Served {
             .is_some_and(|calls| calls.until > now && now.saturating_sub(calls.since) >= DAY_NS)
     }
 
-    /// Takes it away: the source has offended.
+    /// Ends it: the source has offended.
     pub(super) fn end(&mut self, source: &IpKey) {
         self.sources.remove(source);
     }
 
-    /// How many sources are served.
+    /// Number of served sources.
     pub(super) fn count(&self, now: u64) -> usize {
         self.sources.values().filter(|calls| calls.until > now).count()
     }
 
-    /// All that are served, since when and until when.
+    /// All served sources, with start and end.
     pub(super) fn all(&self, now: u64) -> impl Iterator<Item = (IpKey, u64, u64)> + '_ {
         let served = self.sources.iter().filter(move |(_, calls)| calls.until > now);
         served.map(|(source, calls)| (*source, calls.since, calls.until))
@@ -134,7 +133,7 @@ impl Served {
         });
     }
 
-    /// The one that is not served and was heard of least lately goes.
+    /// Drops the least recent source that is not served.
     fn make_room(&mut self, source: &IpKey) {
         if self.sources.len() < MAX_SOURCES || self.sources.contains_key(source) {
             return;
@@ -168,7 +167,8 @@ impl Calls {
     }
 }
 
-/// A number by its end: under other prefixes it is the same one, as for those who look for a way out.
+/// Digest of the last digits of a number: callers who look for a way out try one number with
+/// several prefixes.
 fn identity(number: &str) -> u64 {
     let start = number.char_indices().rev().nth(DIGITS - 1).map_or(0, |(at, _)| at);
     digest(&number[start..])

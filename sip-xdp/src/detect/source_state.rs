@@ -1,4 +1,4 @@
-//! What is held against one source, and what it has done lately.
+//! The evidence against one source, and its recent activity.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -10,28 +10,28 @@ use super::rules::invites;
 use super::windows::{LeakyBucket, Window};
 use crate::sip::transport::Transport;
 
-/// Nonces of one source that the kernel hears of when it goes on the ladder.
+/// Maximum number of nonces that the kernel learns when a source goes on the ladder.
 const MAX_NONCES: usize = 64;
 
-/// Ports of one source that have a bucket of their own.
+/// Maximum number of ports of one source with a bucket of their own.
 const MAX_PORTS: usize = 64;
 
-/// A rejection that an acceptance may still take back.
+/// A pending rejection, which an acceptance can take back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Waiting {
     pub(super) at: u64,
     pub(super) rejection: Rejection,
-    /// It is among those that count already.
+    /// Whether it is counted already.
     pub(super) counted: bool,
-    /// It counts once its next try has been answered.
+    /// Whether it counts only after the response to its next try.
     pub(super) may_be_retried: bool,
 }
 
-/// A request without credentials that was challenged; credentials should follow.
+/// A challenged request without credentials, which should follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Challenged {
     pub(super) at: u64,
-    /// The AOR of a registration, or whom it called.
+    /// The AOR of a registration, or the callee.
     pub(super) target: String,
     pub(super) call: u64,
     pub(super) is_invite: bool,
@@ -40,55 +40,55 @@ pub(super) struct Challenged {
     pub(super) is_proven: bool,
 }
 
-/// A source and the evidence against it.
+/// The state of a source.
 #[derive(Debug)]
 pub(super) struct SourceState {
     pub(super) source: IpKey,
     pub(super) last: u64,
     /// How its last request came.
     pub(super) transport: Transport,
-    /// It has shown that it is where it says. For people: evidence has levels of its own.
+    /// Whether its address is proven. For display: each piece of evidence has its own level.
     pub(super) routable: bool,
     pub(super) waiting: Vec<Waiting>,
     pub(super) rejected: Window<Rejection>,
-    /// Rejections of routable senders, and all of them, slowly.
+    /// Leaky buckets of level 1 rejections, and of all.
     pub(super) slow: LeakyBucket,
     pub(super) slow_seen: LeakyBucket,
-    /// The former, by port, behind an address with accepted users.
+    /// The former by port, at an address with accepted users.
     pub(super) slow_ports: BTreeMap<u16, LeakyBucket>,
-    /// Rejections that anybody could have caused, at an address with standing.
+    /// Level 0 rejections at an address with standing.
     pub(super) hidden: Window<()>,
-    /// The same, slowly.
+    /// The same in a leaky bucket.
     pub(super) hidden_slow: LeakyBucket,
-    /// Rejections of an address with accepted users, for users that were rejected at other ports as
-    /// well, slowly; and these users, by digest, with ports without a standing, of a day.
+    /// Leaky bucket of rejections at an address with accepted users, for users that were rejected
+    /// at other ports as well; and these users of a day, by digest, with ports without standing.
     pub(super) roaming: LeakyBucket,
     pub(super) ports: Window<(u64, u16)>,
-    /// Nonces that it was given, the latest last: our digest of each, and the kernel's.
+    /// Nonces that it was given, latest last: our digest of each, and the kernel's.
     pub(super) nonces: VecDeque<(u64, u64)>,
-    /// Rejections for users that are sprayed, of a day.
+    /// Rejections for sprayed users, of a day.
     pub(super) sprayed: Window<Level>,
     /// Rejections for decoys, of a day.
     pub(super) decoys: Window<(String, u16)>,
-    /// Users of the address that were convicted, with the ports.
+    /// Banned users of the address, with their ports.
     pub(super) convicted: Window<(String, u16)>,
     pub(super) refused: Window<Refused>,
     pub(super) challenged: Vec<Challenged>,
-    /// What gave it away as a tool.
+    /// The tool's signature.
     pub(super) signature: Option<String>,
-    /// Calls that looked like a tool's: by Call-ID, since when; none once it is decided.
+    /// Calls with a tool's signature: start by Call-ID; `None` once decided.
     pub(super) tool_calls: HashMap<u64, Option<u64>>,
-    /// It says that it is a product that attackers use, too.
+    /// Whether its User-Agent is of a product that attackers use as well.
     pub(super) is_doubtful: bool,
     pub(super) calls: invites::Calls,
-    /// When the kernel last dropped packets of it because of a limit.
+    /// Time at which the kernel last dropped its packets by a limit.
     pub(super) limited: u64,
-    /// Requests seen, and how many of them were answered.
+    /// Number of sampled requests, and of answered ones.
     pub(super) asked: u64,
     pub(super) answered: u64,
-    /// When it was last banned for something, so that one offence is one ban.
+    /// Time of its last finding, so that one offence is one ban.
     pub(super) banned: u64,
-    /// The first line of its last request, and the user that it named, as they came, but not all.
+    /// Start line and user of its last request, unsanitised and truncated.
     pub(super) start_line: Vec<u8>,
     pub(super) user: Vec<u8>,
 }
@@ -128,7 +128,7 @@ impl SourceState {
         }
     }
 
-    /// A user was accepted: that takes back what was held against the source because of it.
+    /// Takes back evidence of users that were accepted.
     pub(super) fn take_back(&mut self, users: &[String], call: u64) {
         let is_one = |user: &str| users.iter().any(|other| other == user);
         self.waiting.retain(|waiting| !is_one(&waiting.rejection.user));
@@ -139,7 +139,7 @@ impl SourceState {
         self.tool_calls.clear();
     }
 
-    /// Notes a nonce that it was given.
+    /// Records a nonce that it was given.
     pub(super) fn note_nonce(&mut self, nonce: (u64, u64)) {
         if self.nonces.len() >= MAX_NONCES {
             self.nonces.pop_front();
@@ -154,7 +154,7 @@ impl SourceState {
         rejections.map(|rejection| rejection.user.as_str()).collect()
     }
 
-    /// The slow bucket of a port.
+    /// The leaky bucket of a port.
     pub(super) fn slow_port(&mut self, port: u16) -> Option<&mut LeakyBucket> {
         if self.slow_ports.len() >= MAX_PORTS && !self.slow_ports.contains_key(&port) {
             return None;
@@ -162,19 +162,18 @@ impl SourceState {
         Some(self.slow_ports.entry(port).or_default())
     }
 
-    /// Forgets the evidence that has led to a ban, of a port or of all of the source.
+    /// Removes the evidence that has led to a ban, of a port or of the whole source.
     pub(super) fn begin_anew(&mut self, port: Option<u16>) {
         match port {
             Some(port) => {
                 self.rejected.retain(|rejection| rejection.port != port);
                 self.waiting.retain(|waiting| waiting.rejection.port != port);
-                // What is in its bucket stays: it leaks out in hours, whatever follows.
+                // Its leaky bucket stays: that drains over hours in any case.
                 self.decoys.retain(|(_, at)| *at != port);
             }
             None => {
                 self.rejected = Window::default();
-                // Those for sprayed users stay: the third of a day leads to a ban, and so does each
-                // after it.
+                // Those for sprayed users stay: the third of a day bans, and so does each after it.
                 self.refused = Window::default();
                 self.decoys = Window::default();
                 self.waiting.clear();

@@ -1,4 +1,6 @@
-//! What the detector makes of whole conversations, as the kernel would sample them.
+//! Tests of the detector with whole conversations, as the kernel would sample them.
+//!
+//! Above 400 lines: independent cases over one fixture.
 
 use bytemuck::Zeroable;
 use sip_xdp_common::abi::layout::HEAD;
@@ -13,16 +15,16 @@ mod streams;
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000_000 * SECOND;
 
-/// A registrar, and everybody who talks to it.
+/// A registrar with its clients.
 struct Fixture {
     detector: Detector,
     now: u64,
     number: u64,
     bans: Vec<Finding>,
     actions: Vec<Action>,
-    /// Set in every event.
+    /// Flags of every event.
     flags: u8,
-    /// The UDP checksum of what arrives, if headers are seen at all.
+    /// The UDP checksum of incoming packets, if headers are sampled.
     checksum: Option<u16>,
     /// How messages come; by UDP they come from the kernel.
     transport: Transport,
@@ -30,7 +32,7 @@ struct Fixture {
     is_certain: bool,
 }
 
-/// Somebody at an address.
+/// A client at an address.
 #[derive(Clone)]
 struct Who {
     source: IpKey,
@@ -116,7 +118,7 @@ impl Fixture {
     fn ask(&mut self, who: &Who, method: &str, target: &str, credentials: &str, status: &str) {
         self.number += 1;
         let (number, user) = (self.number, &who.user);
-        // Who answers a challenge stays in its call.
+        // A response to a challenge stays in its call.
         let echoed = credentials.split("nonce=\"n").nth(1).and_then(|rest| rest.split('"').next());
         let call = echoed.and_then(|nonce| nonce.parse().ok()).unwrap_or(number);
         let (aor, uri) = if method == "REGISTER" {
@@ -141,14 +143,14 @@ impl Fixture {
         );
     }
 
-    /// Registers as phones do. The nonce is one that nobody else is given.
+    /// Registers as phones do, with a nonce that no other client is given.
     fn register(&mut self, who: &Who) {
         self.ask(who, "REGISTER", &who.user, "", "401 Unauthorized");
         let credentials = self.credentials(who, self.number, "right");
         self.ask(who, "REGISTER", &who.user, &format!("{credentials}Expires: 600\r\n"), "200 OK");
     }
 
-    /// Tries a password that is wrong.
+    /// Tries a wrong password.
     fn guess(&mut self, who: &Who, password: &str) {
         self.ask(who, "REGISTER", &who.user, "", "401 Unauthorized");
         let credentials = self.credentials(who, self.number, password);
@@ -159,7 +161,8 @@ impl Fixture {
         let user = &who.user;
         format!(
             "Authorization: Digest \
-             username=\"{user}\",realm=\"r\",nonce=\"n{nonce}\",uri=\"sip:pbx\",response=\"{password}\"\r\n"
+             username=\"{user}\",realm=\"r\",nonce=\"n{nonce}\",\
+             uri=\"sip:pbx\",response=\"{password}\"\r\n"
         )
     }
 
@@ -215,8 +218,8 @@ fn a_phone_that_registers_is_known_good_until_it_ends() {
 
 #[test]
 fn guesses_are_proven_by_the_nonce_they_echo() {
-    // As svcrack does it: one bare request, then guesses in one transaction that all echo the nonce
-    // of the last challenge.
+    // As svcrack does: one bare request, then guesses in one transaction that all echo the nonce of
+    // the last challenge.
     let mut fixture = Fixture::new();
     let attacker = who("192.0.2.66", 5060, "100");
     let common = "Via: SIP/2.0/UDP h;branch=z9hG4bK1\r\nFrom: <sip:100@pbx>;tag=1\r\nTo: \
@@ -418,8 +421,11 @@ fn wrong_numbers_of_a_known_good_source_are_told_and_no_evidence() {
         fixture.wait(6 * SECOND);
     }
     assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
-    let told = |action: &Action| matches!(action, Action::Rejected(_, 10_000, text) if text.contains("prefixes"));
-    assert!(fixture.actions.iter().any(told));
+    let is_reported = |action: &Action| match action {
+        Action::Rejected(_, 10_000, text) => text.contains("prefixes"),
+        _ => false,
+    };
+    assert!(fixture.actions.iter().any(is_reported));
 }
 
 #[test]
@@ -486,7 +492,7 @@ fn tools_are_limited_and_then_banned() {
 fn an_office_is_no_tool_because_a_packet_said_so() {
     let mut fixture = Fixture::new();
     let phone = who("192.0.2.7", 5062, "100");
-    // Anybody can send this, and before the phones are known.
+    // Forged, before the phones are known.
     let forged = Who { agent: "friendly-scanner", ..who("192.0.2.7", 1_024, "x") };
     fixture.ask(&forged, "OPTIONS", "100", "", "200 OK");
     fixture.register(&phone);
@@ -663,7 +669,7 @@ fn ipv6_is_judged_by_host_and_then_by_its_network() {
         fixture.wait(SECOND);
     }
     assert_eq!((fixture.only_ban().bits, fixture.only_ban().kind), (128, "rejected"));
-    // Hopping from host to host, from /64 to /64, and from /56 to /56.
+    // Hopping between hosts, between /64s, and between /56s.
     for (bits, tries, address) in [
         (64, 20, (|n| format!("2001:db8:66::{n:x}")) as fn(u32) -> String),
         (56, 30, |n| format!("2001:db8:66:{n:x}::1")),
@@ -729,8 +735,8 @@ fn ten_thousand_patient_sources_are_each_judged_and_memory_is_bounded() {
     assert!(fixture.detector.watched() <= MAX_SOURCES);
 }
 
-/// Forged sources are answered like any, and never use what they are given; a phone and an attacker
-/// that are really there do.
+/// Forged sources are answered, but never use what they are given, unlike real phones and
+/// attackers.
 #[test]
 fn in_a_storm_only_those_are_remembered_who_receive_our_responses() {
     let mut fixture = Fixture::new();
@@ -784,7 +790,7 @@ fn what_is_known_is_explained() {
         fixture.detector.explain(&who("192.0.2.9", 1, "").source, fixture.now),
         View::default()
     );
-    // In ten minutes the window is empty again; the bucket leaks slowly.
+    // After ten minutes the window is empty; the bucket leaks slowly.
     let view = fixture.detector.explain(&attacker.source, fixture.now + 700 * SECOND);
     assert!(view.evidence.iter().all(|one| one.kind == "slow"), "{:?}", view.evidence);
 }
@@ -917,7 +923,7 @@ fn hiding_the_request_gains_nothing() {
         fixture.wait(2 * SECOND);
     }
     assert_eq!((fixture.bans[0].kind, fixture.bans[0].tier), ("rejected", Tier::Unproven));
-    // A phone whose requests are long, and whose passwords are right.
+    // A phone with long requests and right passwords.
     let mut fixture = Fixture::new();
     for n in 0..100 {
         for status in ["401 No", "200 OK"] {
@@ -1047,7 +1053,7 @@ fn forged_tries_do_not_spray_a_user_for_those_who_are_there() {
 
 #[test]
 fn forgotten_phones_take_no_office_down_whatever_they_do() {
-    // One port each or ever new ones, patient or in bursts, answered with 401 or 403.
+    // One port each or changing ones, slow or in bursts, answered with 401 or 403.
     for (hops, burst, status) in
         [(false, 1, "401 No"), (true, 1, "401 No"), (false, 3, "401 No"), (false, 1, "403 No")]
     {

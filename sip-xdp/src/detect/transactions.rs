@@ -1,9 +1,9 @@
-//! Brings requests and the responses to them together (RFC 3261, section 17). Retransmissions of
+//! Transactions: matching of requests and responses (RFC 3261, section 17). Retransmissions of
 //! either count once.
 //!
-//! The key is what a response repeats: branch, Call-ID and CSeq. The source is no part of it, since
-//! a response may go elsewhere (`maddr`, address translation, a server with several addresses);
-//! what that is worth is for `responses` to say.
+//! The key is what a response echoes: branch, Call-ID and CSeq. The source is not part of it, since
+//! a response may go elsewhere (`maddr`, NAT, a multi-homed server); `responses` decides what that
+//! proves.
 
 use std::sync::Arc;
 
@@ -16,67 +16,66 @@ use super::registrations::Place;
 use crate::sip::message::{Head, StartLine, headers, uri_user, user_name};
 use crate::sip::transport::Transport;
 
-/// How many requests are remembered that may still be answered.
+/// Maximum number of pending transactions.
 const MAX_TRANSACTIONS: usize = 65_536;
 
-/// For how long, in nanoseconds: a call may ring for three minutes (timer C of RFC 3261).
+/// Their lifetime in nanoseconds: a call may ring for three minutes (timer C of RFC 3261).
 const LIFETIME_NS: u64 = 200_000_000_000;
 
-/// How many sources may use the same key at the same time.
+/// Maximum number of sources with the same key.
 const MAX_SENDERS: usize = 4;
 
 /// One set of credentials of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Credential {
     pub(super) user: String,
-    /// Digest of the nonce that it echoes.
+    /// Digest of the echoed nonce.
     pub(super) nonce: u64,
 }
 
-/// A request that was sampled on its way in.
+/// A sampled incoming request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) source: IpKey,
-    /// The source port that it came from.
+    /// Source port.
     pub(super) port: u16,
     /// How it came.
     pub(super) transport: Transport,
     /// Its source has completed a handshake.
     pub(super) is_proven: bool,
     pub(super) method: Method,
-    /// Who it says it is: the AOR of a registration, the sender of anything else.
+    /// The claimed user: the AOR of a registration, else the sender.
     pub(super) user: Option<String>,
-    /// Who it is for: the AOR of a registration, the callee of a call.
+    /// The target: the AOR of a registration, the callee of a call.
     pub(super) target: Option<String>,
     /// Whether it carries credentials.
     pub(super) authorized: bool,
-    /// Whether it may carry credentials that were not seen, because it goes on where the sample
-    /// ends.
+    /// Whether it may have unseen credentials, because it is longer than the sample.
     pub(super) cut: bool,
     pub(super) credentials: Vec<Credential>,
-    /// What tells this try from others: a digest of its credentials.
+    /// Digest of its credentials, which distinguishes tries.
     pub(super) attempt: u64,
     /// Digest of the Call-ID.
     pub(super) call: u64,
     /// Digest of everything that a client keeps when it answers a challenge.
     pub(super) fingerprint: u64,
-    /// It takes a registration back.
+    /// Whether it unregisters.
     pub(super) removes: bool,
-    /// It is part of a dialog that exists.
+    /// Whether it is within a dialog.
     pub(super) in_dialog: bool,
-    /// The lifetime that it asks for, in seconds.
+    /// The requested lifetime, in seconds.
     pub(super) expires: Option<u32>,
 }
 
-/// Methods, as far as they make a difference here.
+/// Classes of methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Method {
     Register,
     Invite,
     Options,
-    /// SUBSCRIBE, PUBLISH, MESSAGE: what a registrar asks credentials for outside of dialogs.
+    /// SUBSCRIBE, PUBLISH, MESSAGE: requests outside of dialogs that a registrar challenges.
     Session,
-    /// ACK, which is never answered.
+    /// ACK, which has no response.
     Ack,
     Other,
 }
@@ -108,7 +107,7 @@ impl Request {
         };
         let method = Method::of(method);
         let register = method == Method::Register;
-        // Some servers take the name in the credentials for the user, whatever From and To say.
+        // Some servers take the user from the credentials, whatever From and To say.
         let claimed = head.credentials.first().map(|credentials| credentials.username);
         let named = claimed.filter(|name| !name.is_empty());
         let user = if register { head.to.user.or(head.from.user) } else { head.from.user };
@@ -144,8 +143,8 @@ impl Request {
         Place { source: self.source, port: self.port, transport: self.transport }
     }
 
-    /// Users whose password this may be a try for: those in the credentials that `counts`, else the
-    /// first one named.
+    /// Users whose password this may try: those in the credentials for which `counts` is true, else
+    /// the first one named.
     pub(super) fn claimed_users(&self, counts: impl Fn(&Credential) -> bool) -> Vec<String> {
         let mut users: Vec<String> = Vec::new();
         for one in self.credentials.iter().filter(|one| !one.user.is_empty() && counts(one)) {
@@ -161,7 +160,7 @@ impl Request {
     }
 }
 
-/// Headers that differ between a request and the same one with credentials.
+/// Headers that differ between a request and its repetition with credentials.
 const CHANGING: [&str; 9] = [
     "via",
     "v",
@@ -184,36 +183,36 @@ fn fingerprint(bytes: &[u8], uri: &[u8]) -> u64 {
 #[derive(Debug)]
 struct Transaction {
     request: Arc<Request>,
-    /// Tries that have not been answered. Tools use one transaction for all of their guesses.
+    /// Number of unanswered tries. Tools use one transaction for all guesses.
     pending: u32,
-    /// A provisional response said that it rings.
+    /// Whether a provisional response said that it rings.
     rang: bool,
 }
 
-/// What a response answers.
+/// A request that a response answers.
 #[derive(Debug, Clone)]
 pub(super) struct Answered {
     pub(super) request: Arc<Request>,
-    /// It rang before.
+    /// Whether it rang before.
     pub(super) rang: bool,
 }
 
-/// Whose request a response answers.
+/// The request of a response.
 #[derive(Debug, Clone)]
 pub(super) enum Match {
-    /// This one.
+    /// The current instant.
     Of(Answered),
-    /// It was answered before: a retransmission.
+    /// One that was answered before: a retransmission.
     Repeated,
     /// None that was sampled.
     Unknown,
 }
 
-/// The requests that may still be answered.
+/// Pending transactions.
 #[derive(Debug)]
 pub(super) struct Transactions {
     open: Recent<u64, Vec<Transaction>>,
-    /// By source and Call-ID: the latest try, and whether it waits for its final answer.
+    /// By source and Call-ID: the latest try, and whether it has no final response yet.
     calls: Recent<(u64, u64), (u64, bool)>,
 }
 
@@ -228,8 +227,8 @@ impl Default for Transactions {
 }
 
 impl Transactions {
-    /// Notes a request. Returns whether it is a new one, not a retransmission; `None` if its answer
-    /// could not be told from others.
+    /// Records a request. Returns whether it is new, and no retransmission; `None` if its response
+    /// could not be matched.
     pub(super) fn ask(
         &mut self,
         head: &Head<'_>,
@@ -259,8 +258,7 @@ impl Transactions {
         Some(is_new)
     }
 
-    /// Finds the request that a response to `destination` answers: that of the same address if
-    /// there is one.
+    /// Finds the request of a response to `destination`, preferably one from that address.
     pub(super) fn answer(&mut self, destination: IpKey, head: &Head<'_>, now: u64) -> Match {
         let Some((key, senders)) =
             key(head).and_then(|key| Some((key, self.open.get_mut(&key, now)?)))
@@ -291,14 +289,14 @@ impl Transactions {
         Match::Of(answered)
     }
 
-    /// Whether the latest try of a call has no final answer.
+    /// Whether the latest try of a call has no final response.
     pub(super) fn is_open(&self, source: &IpKey, call: u64, now: u64) -> bool {
         self.calls.get(&(digest(source), call), now).is_some_and(|(_, waits)| *waits)
     }
 }
 
-/// What a request and its responses share (RFC 3261, 17.1.3 and 8.2.6.2). `None` if that cannot be
-/// seen: it is in the next fragment, or behind the sample.
+/// What a request and its responses share (RFC 3261, 17.1.3 and 8.2.6.2). `None` if that is not in
+/// the sample.
 fn key(head: &Head<'_>) -> Option<u64> {
     let (number, method) = head.cseq?;
     Some(digest(&(head.branch, head.call_id?, number, method.to_ascii_uppercase())))

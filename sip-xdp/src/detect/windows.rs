@@ -1,13 +1,13 @@
-//! How evidence is counted: what happened in the last so many minutes, and buckets that leak.
+//! Counting of evidence: time windows and leaky buckets.
 
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-/// The most that one window remembers. No rule counts further.
+/// Maximum number of events per window, above any threshold.
 pub(super) const MOST: usize = 1_000;
 
-/// What happened within a time.
+/// Events within a time window.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Window<T> {
     events: VecDeque<(u64, T)>,
@@ -20,7 +20,7 @@ impl<T> Default for Window<T> {
 }
 
 impl<T> Window<T> {
-    /// Notes an event, and forgets those older than `per` nanoseconds.
+    /// Adds an event, and drops those older than `per` nanoseconds.
     pub(super) fn note(&mut self, at: u64, event: T, per: u64) {
         self.tidy(at, per);
         if self.events.len() >= MOST {
@@ -29,19 +29,19 @@ impl<T> Window<T> {
         self.events.push_back((at, event));
     }
 
-    /// Forgets what is older than `per` nanoseconds.
+    /// Drops events older than `per` nanoseconds.
     pub(super) fn tidy(&mut self, now: u64, per: u64) {
         while self.events.front().is_some_and(|(at, _)| now.saturating_sub(*at) > per) {
             self.events.pop_front();
         }
     }
 
-    /// Forgets what is not worth keeping.
+    /// Keeps only the events for which `keep` is true.
     pub(super) fn retain(&mut self, keep: impl Fn(&T) -> bool) {
         self.events.retain(|(_, event)| keep(event));
     }
 
-    /// Changes what is there.
+    /// Changes all events.
     pub(super) fn change(&mut self, change: impl FnMut(&mut T)) {
         self.events.iter_mut().map(|(_, event)| event).for_each(change);
     }
@@ -54,18 +54,18 @@ impl<T> Window<T> {
         self.events.iter()
     }
 
-    /// Moves all of it in time.
+    /// Shifts all events in time.
     pub(super) fn shift(&mut self, moved: impl Fn(u64) -> u64) {
         self.events.iter_mut().for_each(|(at, _)| *at = moved(*at));
     }
 
-    /// How long ago the first of them was.
+    /// Age of the first event.
     pub(super) fn since(&self, now: u64) -> u64 {
         self.events.front().map_or(0, |(at, _)| now.saturating_sub(*at))
     }
 }
 
-/// A bucket that leaks.
+/// A leaky bucket.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct LeakyBucket {
     level: f64,
@@ -73,30 +73,30 @@ pub(super) struct LeakyBucket {
 }
 
 impl LeakyBucket {
-    /// Pours one in, where one leaks out in `per` nanoseconds. Returns the level.
+    /// Adds one, where one leaks out in `per` nanoseconds. Returns the level.
     pub(super) fn pour(&mut self, now: u64, per: u64) -> f64 {
         self.pour_part(now, per, 1.0)
     }
 
-    /// Pours a part of one in. Returns the level.
+    /// Adds a part of one. Returns the level.
     pub(super) fn pour_part(&mut self, now: u64, per: u64, part: f64) -> f64 {
         self.level = self.level(now, per) + part;
         self.at = now.max(self.at);
         self.level
     }
 
-    /// What is in it at `now`, where one leaks out in `per` nanoseconds.
+    /// The level at `now`, where one leaks out in `per` nanoseconds.
     pub(super) fn level(&self, now: u64, per: u64) -> f64 {
         (self.level - now.saturating_sub(self.at) as f64 / per.max(1) as f64).max(0.0)
     }
 
-    /// Moves it in time.
+    /// Shifts it in time.
     pub(super) fn shift(&mut self, moved: impl Fn(u64) -> u64) {
         self.at = moved(self.at);
     }
 }
 
-/// A time in words: "40 s", "12 min", "3 h".
+/// A duration in words: "40 s", "12 min", "3 h".
 pub(super) fn words(nanos: u64) -> String {
     match nanos / 1_000_000_000 {
         seconds @ 0..=120 => format!("{} s", seconds.max(1)),
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_bucket_leaks() {
         let mut bucket = LeakyBucket::default();
-        // One a minute goes in and out for good; one every 30 seconds fills it.
+        // One per minute never fills it; one every 30 seconds does.
         assert!(
             (0..100).map(|n| bucket.pour(n * 60 * SECOND, 60 * SECOND)).all(|level| level <= 1.0)
         );

@@ -85,11 +85,11 @@ struct Running {
     state: FeedState,
 }
 
-/// How a feed is.
+/// The state of a feed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)] // a daemon of an earlier version has fewer fields
 pub struct FeedRow {
-    /// Its configured name.
+    /// Configured name.
     pub name: String,
     /// The format of its list.
     pub format: String,

@@ -38,7 +38,7 @@ pub(crate) const CONNECTIONS: usize = 16;
 const IDLE_TIME: Duration = Duration::from_secs(3_600);
 const PACKET_TIME: Duration = Duration::from_secs(10);
 
-/// How long to wait before listening is tried again.
+/// Interval between attempts to listen.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// The longest key that is read from a file, in bytes.
@@ -116,8 +116,7 @@ impl HepInput {
         self.received.take().unwrap_or_else(|| mpsc::channel(1).1)
     }
 
-    /// Listens where the configuration says. What fails is said in [`Self::warnings`], and tried
-    /// again.
+    /// Listens as configured. Failures are in [`Self::warnings`], and retried.
     pub(crate) fn configure(&mut self, config: &[HepConfig]) {
         self.places.retain(|place| config.contains(&place.config));
         for one in config {
@@ -151,7 +150,7 @@ impl HepInput {
         Place { config, state, _stop: stop }
     }
 
-    /// What `status` shows.
+    /// Its fields in `status`.
     pub(crate) fn status(&self) -> Vec<HepStatus> {
         self.places.iter().map(Place::status).collect()
     }
@@ -318,7 +317,7 @@ fn run(gate: &Arc<Gate>, mut stopped: watch::Receiver<()>) {
     runtime.block_on(async {
         tokio::select! {
             () = listen(gate) => {}
-            // Only the end of the other side is of interest.
+            // Only the drop of the other end matters.
             _ = stopped.changed() => {}
         }
     });
@@ -385,7 +384,7 @@ async fn accept(listener: &TcpListener, gate: &Arc<Gate>) -> io::Error {
     loop {
         let (stream, sender) = match listener.accept().await {
             Ok((stream, sender)) => (stream, sender.ip().to_canonical()),
-            // Out of descriptors, most likely: those of others are not ours to close.
+            // Most likely out of descriptors: wait for connections to end.
             Err(_) => {
                 sleep(Duration::from_millis(100)).await;
                 continue;
@@ -395,7 +394,7 @@ async fn accept(listener: &TcpListener, gate: &Arc<Gate>) -> io::Error {
             gate.refuse(sender, "it is none of the senders");
             continue;
         }
-        // Who finds no place is turned away: its connection is dropped here.
+        // Without a permit the connection is dropped here.
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             let gate = Arc::clone(gate);
             tokio::spawn(async move {

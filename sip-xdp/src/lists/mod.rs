@@ -93,7 +93,7 @@ pub struct Stopped {
 pub enum EntryChange {
     /// It was added, or replaced its owner's earlier one.
     Put(List, Entry),
-    /// An owner's entry was taken out: for a whole network, or for one port of a host.
+    /// An owner's entry was removed: for a whole network, or for one port of a host.
     Remove(List, Network, Option<u16>, Owner),
 }
 
@@ -148,8 +148,8 @@ const LOOKED_AT: usize = 16;
 /// Bans that were taken out whose packets are remembered until somebody asks.
 const MAX_ENDED: usize = 4_096;
 
-/// How many entries make room for one at most: of a network that others list, too, the place is not
-/// free.
+/// Maximum number of evictions for one entry: evicting an entry of a network with several owners
+/// frees no slot.
 const MOST_DISPLACED: usize = 8;
 
 /// The name under which [`Lists`] keeps the feed entries of an earlier daemon.
@@ -498,7 +498,8 @@ impl Lists {
             let hits = self.hits_of(&entry);
             self.ended.insert((network, entry.port), hits);
         }
-        // Without memory for that it is taken out all the same, and listed for a moment longer.
+        // Without memory for a pending row the entry is removed all the same, and stays visible a
+        // moment longer.
         let _ = self.ledger.put_pending(list, &entry);
         if let Err(error) = self.refresh(list, network, entry.port) {
             // Visible again: expired entries are retried.
@@ -623,7 +624,7 @@ impl Lists {
         self.ended.remove(&(ban.network, ban.port))
     }
 
-    /// The owners of exactly `network` in a list.
+    /// The entries of exactly `network` in a list.
     pub fn owners(&self, list: List, network: &Network) -> Vec<&Entry> {
         self.entries
             .range((list, *network, 0, Owner::Manual)..=(list, *network, 0, Owner::LAST))

@@ -18,7 +18,7 @@ pub struct HostReputation {
     pub good_until: u64,
     /// End of peer.
     pub peer_until: u64,
-    /// Until when it is remembered that it was known good.
+    /// End of formerly known good.
     pub former_until: u64,
     /// Exponent of two by which its limit is multiplied while known good.
     pub scale: u64,
@@ -33,7 +33,7 @@ impl HostReputation {
         let is_former = reputation.scale() == FORMER || good_until != 0 && expires > good_until;
         let former_until = if is_former { expires } else { 0 };
         let scale = if reputation.scale() == FORMER { 0 } else { reputation.scale() };
-        // One that is over altogether stays for a moment, so that it is taken out like all others.
+        // An expired one stays for a moment, so that it is removed like all others.
         let last = good_until.max(peer_until).max(former_until);
         let flows_until = if last == 0 { expires.max(1) } else { 0 };
         Self { good_until, peer_until, former_until, scale, flows_until }
@@ -241,7 +241,7 @@ impl Lists {
         }
     }
 
-    /// Whether a known-good host or a peer lives in `network`.
+    /// Whether `network` contains a known-good host or a peer.
     pub fn knows_within(&self, network: &Network, now: u64) -> bool {
         let is_known = |host: &Network| {
             self.standings.get(host).is_some_and(|reputation| {

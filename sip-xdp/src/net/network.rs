@@ -93,7 +93,7 @@ impl Network {
         if self.is_v4() { self.prefix - MAPPED_BITS } else { self.prefix }
     }
 
-    /// Whether it is IPv4.
+    /// Whether this is IPv4.
     pub fn is_v4(&self) -> bool {
         self.prefix >= MAPPED_BITS && self.first.is_v4()
     }

@@ -12,7 +12,7 @@ pub struct Health<'a> {
     pub interfaces: &'a [FilteredInterface],
     /// Fill level of the block list; `None` if nothing is loaded.
     pub blocklist: Option<&'a Occupancy>,
-    /// Whether there is a storm.
+    /// Storm state.
     pub is_storm: bool,
     /// The daemon's status, if it responded.
     pub daemon: Option<&'a DaemonStatus>,

@@ -47,7 +47,7 @@ pub struct HepPacket<'a> {
     pub message: Option<&'a [u8]>,
 }
 
-/// Reads a HEP packet; none if it is none.
+/// Parses a HEP packet; `None` if it is none.
 pub fn read(data: &[u8]) -> Option<HepPacket<'_>> {
     if data.starts_with(MAGIC) { version3(data) } else { version1_or_2(data) }
 }

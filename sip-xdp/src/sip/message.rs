@@ -571,7 +571,11 @@ mod tests {
         }
 
         #[test]
-        fn any_change_of_a_message(at in 0..GUESS.len(), byte in any::<u8>(), cut in 0..GUESS.len()) {
+        fn any_change_of_a_message(
+            at in 0..GUESS.len(),
+            byte in any::<u8>(),
+            cut in 0..GUESS.len(),
+        ) {
             let mut bytes = GUESS.as_bytes().to_vec();
             bytes[at] = byte;
             bytes.truncate(cut);

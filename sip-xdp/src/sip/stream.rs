@@ -75,11 +75,11 @@ pub struct Segment<'a> {
     pub time: u64,
     /// The other side's address.
     pub peer: IpKey,
-    /// The other side's port.
+    /// Remote port, in host order.
     pub peer_port: u16,
     /// Our address.
     pub local: IpKey,
-    /// Our port.
+    /// Local port, in host order.
     pub local_port: u16,
     /// Which way it goes.
     pub direction: Direction,
@@ -239,7 +239,7 @@ impl Streams {
         self.bytes
     }
 
-    /// What happened so far.
+    /// Counts so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }

@@ -1,4 +1,4 @@
-//! What the store is told, and what it tells.
+//! Changes that the store records, and the state that it returns.
 
 use std::net::IpAddr;
 
@@ -11,18 +11,18 @@ use crate::net::network::Network;
 use crate::sip::transport::Transport;
 use crate::sys::clock;
 
-/// One thing that has changed and is to survive a reboot.
+/// A change that must survive a reboot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// An entry was added, or replaced its owner's earlier one.
     Put(List, Entry),
-    /// An owner's entry was taken out: for a whole network, or for one port of a host.
+    /// An owner's entry was removed: for a whole network, or for one port of a host.
     Remove(List, Network, Option<u16>, Owner),
-    /// These are all entries that there are; what else the store has is taken out.
+    /// The complete set of entries; all others are removed from the store.
     Entries(Vec<(List, Entry)>),
-    /// Somebody was banned, for the so-many-th time.
+    /// The offences of a network have changed.
     Offence(OffenceRecord),
-    /// What a network did is forgotten.
+    /// The offences of a network were pardoned.
     Pardon(Network),
     /// A ban began.
     Banned(Ban),
@@ -30,12 +30,12 @@ pub enum Change {
     Ended {
         /// The network.
         network: Network,
-        /// The port, if only that was banned.
+        /// The port, if the ban covered only that.
         port: Option<u16>,
         /// When and how.
         end: End,
     },
-    /// A ban that another instance has told, unless it is known.
+    /// A ban imported from another instance, unless it is known.
     Past(Ban, Option<End>),
     /// An accepted user that strangers try passwords for. Of an earlier row of the same start the
     /// counts are replaced.
@@ -43,18 +43,17 @@ pub enum Change {
     /// The server takes calls of this address without credentials, at this time in milliseconds
     /// since 1970.
     Served(IpAddr, u64),
-    /// A user was accepted with credentials. Of an earlier row the time of the first acceptance is
-    /// kept.
+    /// A user was accepted with credentials. The time of the first acceptance is kept.
     Accepted(Accepted),
-    /// Whoever was accepted from this address, or answered there, is forgotten.
+    /// All acceptances and the peer state of this address were removed.
     Forgotten(IpAddr),
-    /// Somebody answered a request of ours.
+    /// A host answered a request of the server.
     Peer(Peer),
-    /// Something that somebody wants back under this name.
+    /// A named value for later.
     Note {
         /// The name.
         name: String,
-        /// What was noted.
+        /// The value.
         value: Vec<u8>,
     },
 }
@@ -71,7 +70,7 @@ impl From<EntryChange> for Change {
 }
 
 impl Change {
-    /// Whether it is about entries, which are never lost.
+    /// Whether it concerns entries, which are never lost.
     pub(super) fn is_of_entries(&self) -> bool {
         matches!(self, Self::Put(..) | Self::Remove(..) | Self::Entries(_))
     }
@@ -82,7 +81,7 @@ impl Change {
 pub struct Accepted {
     /// The address.
     pub address: IpAddr,
-    /// The user.
+    /// User.
     pub user: String,
     /// The port.
     pub port: u16,
@@ -92,40 +91,40 @@ pub struct Accepted {
     pub first_ms: u64,
     /// When for the last time.
     pub last_ms: u64,
-    /// When its registration ends, or has ended.
+    /// End of the registration, in milliseconds since 1970.
     pub until_ms: u64,
 }
 
-/// An address that answered a request of ours.
+/// A host that answered a request of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// The address.
     pub address: IpAddr,
-    /// How long it counts as a peer, in milliseconds since 1970.
+    /// End of its peer state, in milliseconds since 1970.
     pub until_ms: u64,
 }
 
-/// A ban, as the history keeps it.
+/// A ban in the history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ban {
     /// The network.
     pub network: Network,
-    /// The port, if only that was banned.
+    /// The port, if the ban covered only that.
     pub port: Option<u16>,
     /// The kind of evidence.
     pub kind: String,
-    /// How sure the evidence was.
+    /// Evidence tier.
     pub tier: Option<Tier>,
     /// Why.
     pub reason: String,
-    /// When it began, in milliseconds since 1970.
+    /// Start, in milliseconds since 1970.
     pub from_ms: u64,
-    /// When it was to end, if ever.
+    /// Scheduled end; `None` for permanent.
     pub until_ms: Option<u64>,
 }
 
 impl Ban {
-    /// The ban that an entry of the block list is.
+    /// The ban that an entry of the block list represents.
     pub fn of(kind: &str, entry: &Entry) -> Self {
         Self {
             network: entry.network,
@@ -153,7 +152,7 @@ pub struct End {
 /// An accepted user whose password strangers try.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sprayed {
-    /// The user.
+    /// User.
     pub user: String,
     /// When the first try was, in milliseconds since 1970.
     pub from_ms: u64,
@@ -178,10 +177,10 @@ pub struct Served {
     pub last_ms: u64,
 }
 
-/// A ban of the past or of now.
+/// A past or current ban.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryRow {
-    /// Its number. Later bans have higher ones.
+    /// Row number, increasing.
     pub id: i64,
     /// The ban.
     pub ban: Ban,
@@ -192,14 +191,14 @@ pub struct HistoryRow {
 /// What survived.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    /// The entries of both lists that have not ended.
+    /// The live entries of both lists.
     pub entries: Vec<(List, Entry)>,
-    /// Who was banned how often, in the last 30 days.
+    /// Offences of the last 30 days.
     pub offences: Vec<OffenceRecord>,
-    /// Who was accepted, in the last 30 days.
+    /// Acceptances of the last 30 days.
     pub accepted: Vec<Accepted>,
-    /// Who still counts as a peer.
+    /// Current peers.
     pub peers: Vec<Peer>,
-    /// The notes, by name.
+    /// Named values.
     pub notes: Vec<(String, Vec<u8>)>,
 }

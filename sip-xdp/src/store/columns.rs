@@ -1,10 +1,10 @@
-//! How values are written into columns, and how they are read from them.
+//! Conversion between values and columns.
 
 use sip_xdp_common::abi::layout::{List, Owner};
 
 use crate::dataplane::tables::ledger::Tier;
 
-/// A port as a column: 0 for all of them.
+/// A port as a column: 0 for the whole network.
 pub(super) fn from_port(port: Option<u16>) -> u16 {
     port.unwrap_or(0)
 }
@@ -24,7 +24,7 @@ pub(super) fn to_list(column: &str) -> Option<List> {
     List::ALL.into_iter().find(|list| from_list(*list) == column)
 }
 
-/// A column as an owner, which is written by its name.
+/// A column as an owner, stored by name.
 pub(super) fn to_owner(column: &str) -> Option<Owner> {
     (0..u8::MAX).filter_map(Owner::from_number).find(|owner| owner.name() == column)
 }
@@ -44,7 +44,7 @@ pub(super) fn to_tier(column: &str) -> Option<Option<Tier>> {
         .find(|tier| from_tier(*tier) == column)
 }
 
-/// A number as a column, which has a sign.
+/// A number as a signed column.
 pub(super) fn from_number(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

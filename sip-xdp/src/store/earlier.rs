@@ -1,4 +1,4 @@
-//! The lists as the first version kept them: one JSON file. It is read once, and then renamed.
+//! The lists in the format of the first version: one JSON file, read once, then renamed.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::net::network::Network;
 use crate::sys::clock;
 
-/// The name of that file.
+/// Name of that file.
 const NAME: &str = "lists.json";
 
 #[derive(Deserialize)]
@@ -32,8 +32,7 @@ struct SavedEntry {
     reason: String,
 }
 
-/// What such a file beside the store holds, without what has ended; an error says what is wrong
-/// with it. `None` without such a file.
+/// The live entries of such a file beside the store, or an error. `None` without such a file.
 pub(super) fn read(store: &Path) -> Option<Result<Vec<(List, Entry)>, String>> {
     let path = store.with_file_name(NAME);
     let text = match fs::read(&path) {

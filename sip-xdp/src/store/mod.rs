@@ -1,10 +1,9 @@
-//! What survives a reboot, in one SQLite file: the lists, who offended, who was accepted, what
-//! happened.
+//! State that survives a reboot, in one SQLite file: lists, offences, acceptances, history.
 //!
-//! While the machine is up, the pinned ledger is the truth of the lists; the store is told of every
-//! change and read only when the ledger is gone. It must never stand in the filter's way: changes
-//! are written by a thread of its own, a file that is broken is set aside, and without any disk the
-//! filter runs all the same and `status` says so.
+//! While the machine is up the pinned ledger is authoritative for the lists; the store records
+//! every change and is read only when the ledger is gone. It never blocks the filter: a separate
+//! thread writes, a broken file is set aside, and without a disk the filter runs all the same and
+//! `status` says so.
 
 mod change;
 mod columns;
@@ -35,17 +34,17 @@ use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 use crate::sys::clock;
 
-/// How long a disk may take before the daemon stops without it.
+/// How long the daemon waits for the disk when it stops.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The store, open for writing. Dropping it writes what waits.
+/// The store, open for writing. Dropping it writes pending changes.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     shared: Arc<Shared>,
 }
 
-/// What was recorded before a certain moment.
+/// A handle to wait for changes recorded so far.
 #[derive(Debug)]
 pub struct Written {
     shared: Arc<Shared>,
@@ -53,40 +52,39 @@ pub struct Written {
 }
 
 impl Written {
-    /// Waits until it is on disk, or until it is clear that it will not be for now. Returns false
-    /// if neither is after `patience`.
-    pub fn wait(&self, patience: Duration) -> bool {
-        self.shared.wait(self.ticket, patience)
+    /// Waits until they are on disk, or until writing has failed for now. Returns false if neither
+    /// happens within `timeout`.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        self.shared.wait(self.ticket, timeout)
     }
 }
 
-/// A store that was opened, and what was in it.
+/// An opened store, with its contents.
 #[derive(Debug)]
 pub struct Opened {
     /// The store.
     pub store: Store,
-    /// What was in it.
+    /// Its contents.
     pub found: Found,
 }
 
-/// What was found on disk.
+/// The contents on disk.
 #[derive(Debug)]
 pub enum Found {
-    /// Nothing: a first start.
+    /// None: a first start.
     Nothing,
-    /// What survived, without what has ended.
+    /// The live state.
     State(State),
-    /// Something unreadable, which was set aside; the text says where and why.
+    /// An unreadable file, which was set aside; the text has path and cause.
     Corrupt(String),
-    /// A file that somebody else has locked; the text says so. What it holds comes from
-    /// [`Store::take_late`] as soon as it can be read.
+    /// A file that another process has locked; the text says so. [`Store::take_late`] returns its
+    /// contents when they become readable.
     Locked(String),
 }
 
 impl Store {
-    /// Opens the store and reads it. Whatever is wrong with the disk, there is a store afterwards:
-    /// a file that cannot be read or understood is renamed, never overwritten, and where nothing
-    /// can be written, changes wait.
+    /// Opens and reads the store. Always succeeds: an unreadable file is renamed, never
+    /// overwritten, and without a writable disk changes are queued.
     pub fn open(path: &Path) -> Opened {
         let (connection, mut found, trouble) = look(path);
         let connection = connection.map(|connection| match &mut found {
@@ -107,17 +105,17 @@ impl Store {
         Opened { store, found }
     }
 
-    /// Opens the store to read it, with or without a daemon.
+    /// Opens the store read-only, with or without a daemon.
     pub fn read_only(path: &Path) -> anyhow::Result<Reader> {
         Reader::open(path)
     }
 
-    /// Has a change written. Never waits.
+    /// Queues a change. Never blocks.
     pub fn record(&self, change: Change) {
         self.shared.record(change);
     }
 
-    /// Records that a ban began. Bans of a dry run are none.
+    /// Records the start of a ban, unless made in a dry run.
     pub fn record_ban(&self, kind: &str, entry: &Entry) {
         if !entry.dry_run {
             self.record(Change::Banned(Ban::of(kind, entry)));
@@ -133,8 +131,8 @@ impl Store {
         }
     }
 
-    /// Whether the store wants to be told all entries, as [`Change::Entries`], because it missed
-    /// some change or lost its file, and can write them now.
+    /// Whether the store needs all entries, as [`Change::Entries`], because it lost changes or its
+    /// file, and can write now.
     pub fn wants_entries(&self) -> bool {
         let writer_queue = self.shared.writer_queue();
         writer_queue.queue.has_lost_track()
@@ -143,13 +141,13 @@ impl Store {
             && writer_queue.late.is_none()
     }
 
-    /// What a file held that was locked when it was opened, once it has been read. All entries are
-    /// to be recorded after that: until then none that it holds is taken out.
+    /// The contents of a file that was locked at the start, once they are read. All entries must be
+    /// recorded after that: until then none of them is removed.
     pub fn take_late(&self) -> Option<State> {
         self.shared.writer_queue().late.take()
     }
 
-    /// Waits until all that was recorded is on disk.
+    /// Waits until all recorded changes are on disk.
     pub fn flush(&self) -> anyhow::Result<()> {
         if !self.shared.wait(self.shared.ask(true), TIMEOUT) {
             bail!("{} takes too long to write", self.path.display());
@@ -160,7 +158,7 @@ impl Store {
         }
     }
 
-    /// Has what was recorded written at once, so that it survives a power cut. Never waits.
+    /// Requests that recorded changes are written at once, to survive a power cut. Never blocks.
     pub fn hurry(&self) -> Written {
         Written { ticket: self.shared.ask(false), shared: Arc::clone(&self.shared) }
     }
@@ -170,8 +168,8 @@ impl Store {
         self.shared.writer_queue().trouble.clone()
     }
 
-    /// The bans of a network and of those around it, the latest first. Reads what is on disk,
-    /// without keeping anybody from writing.
+    /// The bans of a network and of those around it, latest first. Reads from disk, without
+    /// blocking the writer.
     pub fn history(&self, network: &Network) -> anyhow::Result<Vec<HistoryRow>> {
         if schema::exists(&self.path) {
             Reader::open(&self.path)?.history(network)
@@ -187,14 +185,14 @@ impl Drop for Store {
     }
 }
 
-/// Opens the file and reads what it holds. Returns also why it cannot be written, if so.
+/// Opens and reads the file. Also returns why it cannot be written, if so.
 fn look(path: &Path) -> (Option<Connection>, Found, Option<String>) {
     let what = match schema::open_writable(path).and_then(read_all) {
         Ok((connection, found)) => return (Some(connection), found, None),
         Err(Failure::Unavailable(why)) if !schema::exists(path) => {
             return (None, nothing(path), Some(why));
         }
-        // What cannot be written may be readable all the same.
+        // A file that cannot be written may still be readable.
         Err(Failure::Unavailable(why) | Failure::Locked(why)) => {
             match schema::open_readable(path).and_then(read_all) {
                 Ok((_, Found::Nothing)) => return (None, nothing(path), Some(why)),
@@ -226,12 +224,12 @@ fn read_all(usable: Usable) -> Result<(Connection, Found), Failure> {
     Ok((usable.connection, found))
 }
 
-/// What is found where there is no store and none can be made.
+/// The result without a store, where none can be created.
 fn nothing(path: &Path) -> Found {
     found_earlier(path).unwrap_or(Found::Nothing)
 }
 
-/// What an earlier version left, if it left something.
+/// The state of an earlier version, if there is one.
 fn found_earlier(path: &Path) -> Option<Found> {
     Some(match earlier::read(path)? {
         Ok(entries) => Found::State(State { entries, ..State::default() }),
@@ -239,7 +237,7 @@ fn found_earlier(path: &Path) -> Option<Found> {
     })
 }
 
-/// Takes over what an earlier version left into a store that is new.
+/// Imports the state of an earlier version into a new store.
 fn import(path: &Path, mut connection: Connection, found: &mut Found) -> Connection {
     let Some(earlier) = found_earlier(path) else {
         return connection;
@@ -247,7 +245,7 @@ fn import(path: &Path, mut connection: Connection, found: &mut Found) -> Connect
     if let Found::State(state) = &earlier {
         match write::write(&mut connection, &[Change::Entries(state.entries.clone())]) {
             Ok(()) => earlier::retire(path),
-            // They are in the state that the daemon starts with, and it will say them again.
+            // They are part of the state that the daemon starts with, and records again.
             Err(error) => {
                 log::warn!("what the earlier version left cannot be written yet: {error}")
             }

@@ -1,4 +1,4 @@
-//! The changes that wait to be written, in their order and in bounded memory.
+//! The queue of changes to be written, in order and in bounded memory.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -8,23 +8,23 @@ use sip_xdp_common::abi::layout::{List, Owner};
 use super::change::Change;
 use crate::net::network::Network;
 
-/// How many changes wait at most.
+/// Maximum number of queued changes.
 pub(super) const LIMIT: usize = 200_000;
 
-/// How many are left when there were too many.
+/// Number to which an overfull queue is reduced.
 const REDUCED: usize = LIMIT / 4 * 3;
 
-/// What waits.
+/// The queue.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     changes: Vec<Change>,
-    /// Changes of entries were given up, or the file was: all entries must be said again.
+    /// Changes of entries, or the file, were lost: all entries must be recorded again.
     lost_track: bool,
-    /// How many other changes were given up.
+    /// Number of other changes that were lost.
     dropped: u64,
 }
 
-/// What a change is about. Of several changes that are about the same only the last one counts.
+/// The subject of a change. Of several changes with one subject only the last counts.
 #[derive(PartialEq, Eq, Hash)]
 enum Subject<'a> {
     Entry(List, Network, Option<u16>, Owner),
@@ -47,13 +47,13 @@ impl Queue {
         self.bound();
     }
 
-    /// Takes out all that waits, without what later changes make meaningless.
+    /// Takes all changes, without superseded ones.
     pub(super) fn take(&mut self) -> Vec<Change> {
         coalesce(&mut self.changes);
         std::mem::take(&mut self.changes)
     }
 
-    /// Puts back what could not be written, before what has come since.
+    /// Returns changes that could not be written to the front.
     pub(super) fn put_back(&mut self, mut changes: Vec<Change>) {
         changes.append(&mut self.changes);
         self.changes = changes;
@@ -65,24 +65,24 @@ impl Queue {
         self.changes.is_empty()
     }
 
-    /// Whether all entries must be said again.
+    /// Whether all entries must be recorded again.
     pub(super) fn has_lost_track(&self) -> bool {
         self.lost_track
     }
 
-    /// Has all entries said again: what is on disk is not what was written.
+    /// Requests all entries again: the file's contents are not what was written.
     pub(super) fn lose_track(&mut self) {
         self.lost_track = true;
     }
 
-    /// How many changes that are not about entries were given up.
+    /// Number of lost changes that do not concern entries.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Keeps to the limit. What goes first are the oldest changes that are not about entries.
-    /// Should those of entries alone be too many, they go as well, and all entries will be said
-    /// again once they can be written.
+    /// Enforces the limit. The oldest changes that do not concern entries are dropped first. If
+    /// those of entries alone exceed it they are dropped as well, and all entries are recorded
+    /// again later.
     fn bound(&mut self) {
         if self.changes.len() <= LIMIT {
             return;
@@ -116,7 +116,7 @@ fn coalesce(changes: &mut Vec<Change>) {
     changes.retain(|_| keeps.next().unwrap_or(true));
 }
 
-/// What a change is about; `None` for one that always counts.
+/// The subject of a change; `None` if it is never superseded.
 fn subject(change: &Change) -> Option<Subject<'_>> {
     match change {
         Change::Put(list, entry) => {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_back_comes_first() {
+    fn returned_changes_come_first() {
         let mut queue = Queue::default();
         queue.push(put(1, "first"));
         let taken = queue.take();

@@ -1,4 +1,4 @@
-//! Reading the store, beside whoever writes to it.
+//! Reading the store, concurrently with its writer.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,17 +16,17 @@ use crate::net::network::Network;
 use crate::sip::transport::Transport;
 use crate::sys::clock;
 
-/// How long offences and accepted users are remembered, in milliseconds.
+/// Retention of offences and acceptances, in milliseconds.
 pub(super) const REMEMBERED_MS: u64 = 30 * 24 * 3_600_000;
 
 /// How many bans of one source are told at most.
-const TOLD: usize = 1_000;
+const MAX_BANS: usize = 1_000;
 
-/// The store, to be read only. A daemon may write to it meanwhile and is not kept waiting.
+/// The store, read-only. Does not block a daemon that writes.
 #[derive(Debug)]
 pub struct Reader {
     connection: Connection,
-    /// There is nothing in it, not even tables.
+    /// It has no tables yet.
     is_new: bool,
     /// Which version the file has: that of a program before this one, until its daemon starts.
     version: usize,
@@ -56,7 +56,7 @@ impl Reader {
         if self.is_new { Ok(State::default()) } else { Ok(state(&self.connection)?) }
     }
 
-    /// All bans that are remembered, the earliest first.
+    /// All bans in the history, earliest first.
     pub fn bans(&self) -> Result<Vec<HistoryRow>> {
         self.bans_since(0)
     }
@@ -95,7 +95,7 @@ impl Reader {
         BAN[usize::from(self.version >= WITH_HITS)]
     }
 
-    /// The bans of a network and of those around it, the latest first.
+    /// The bans of a network and of those around it, latest first.
     pub fn history(&self, network: &Network) -> Result<Vec<HistoryRow>> {
         let columns = self.ban_columns();
         let sql = format!(
@@ -109,15 +109,20 @@ impl Reader {
         let shortest = network.bits() - network.prefix();
         for bits in (shortest..=network.bits()).rev() {
             let around = Network::around(network.first(), bits).to_string();
-            all.extend(rows(&self.connection, &sql, params![around, TOLD as i64], history_row)?);
+            all.extend(rows(
+                &self.connection,
+                &sql,
+                params![around, MAX_BANS as i64],
+                history_row,
+            )?);
         }
         all.sort_unstable_by_key(|row| std::cmp::Reverse(row.id));
-        all.truncate(TOLD);
+        all.truncate(MAX_BANS);
         Ok(all)
     }
 }
 
-/// What survived, without what has ended.
+/// The live state.
 pub(super) fn state(connection: &Connection) -> rusqlite::Result<State> {
     let now = clock::wall_ms();
     let since = from_number(now.saturating_sub(REMEMBERED_MS));
@@ -138,8 +143,7 @@ pub(super) fn state(connection: &Connection) -> rusqlite::Result<State> {
     })
 }
 
-/// All rows that can be understood. A disk that turned a bit in one of them must not cost the
-/// others.
+/// All valid rows. A corrupt row must not cost the others.
 fn rows<T>(
     connection: &Connection,
     sql: &str,
@@ -185,8 +189,8 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Option<(List, Entry)>> {
         return Ok(None);
     };
     let added_ms = number(row, 5)?;
-    // A machine without a clock of its own starts in the past: an entry never lasts longer than it
-    // was made for.
+    // A machine without a real-time clock boots in the past: an entry never lasts longer than its
+    // original lifetime.
     let now = clock::wall_ms().max(added_ms);
     let left = |until: u64| clock::after(Some(Duration::from_millis(until.saturating_sub(now))));
     let entry = Entry {
@@ -196,7 +200,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Option<(List, Entry)>> {
         ..Entry::manual(network, optional(row, 6)?.map_or(NEVER, left), &text(row, 7)?)
     };
     let port = to_port(row.get(2)?);
-    // A port is one of a host's.
+    // Only hosts have ports.
     Ok((port.is_none() || entry.network.is_host()).then_some((list, Entry { port, ..entry })))
 }
 

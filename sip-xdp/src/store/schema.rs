@@ -1,5 +1,4 @@
-//! The file: its tables, how one of an earlier version becomes one of this version, and what
-//! becomes of one that is broken.
+//! The file: tables, migrations, and treatment of broken files.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -86,22 +85,22 @@ pub(super) const STEPS: [&str; 3] = [
 ",
 ];
 
-/// How long to wait for somebody who has locked the file.
+/// Wait for a lock of another process.
 const BUSY: Duration = Duration::from_secs(5);
 
 /// Why the file cannot be used.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// What it holds makes no sense.
+    /// Its contents are invalid.
     Corrupt(String),
-    /// It cannot be read or written now, which may pass.
+    /// It cannot be read or written now, possibly temporarily.
     Unavailable(String),
-    /// Somebody else has locked it for longer than one can wait.
+    /// Another process held the lock for too long.
     Locked(String),
 }
 
 impl Failure {
-    /// What is wrong.
+    /// The description.
     pub(super) fn text(&self) -> &str {
         match self {
             Self::Corrupt(text) | Self::Unavailable(text) | Self::Locked(text) => text,
@@ -130,17 +129,17 @@ impl From<Error> for Failure {
     }
 }
 
-/// A file that was opened.
+/// An opened file.
 pub(super) struct Usable {
     /// The connection.
     pub(super) connection: Connection,
-    /// There was nothing in it.
+    /// It was empty.
     pub(super) is_new: bool,
     /// Which version it has.
     pub(super) version: usize,
 }
 
-/// Opens the file for writing, makes it if it is missing, and brings it to this version.
+/// Opens the file for writing, creates it if missing, and migrates it to this version.
 pub(super) fn open_writable(path: &Path) -> Result<Usable, Failure> {
     if let Some(directory) = path.parent() {
         let made = fs::create_dir_all(directory);
@@ -148,7 +147,8 @@ pub(super) fn open_writable(path: &Path) -> Result<Usable, Failure> {
             Failure::Unavailable(format!("{} cannot be made: {error}", directory.display()))
         })?;
     }
-    // Users and their addresses are nobody else's business. If this fails, opening will say why.
+    // Not readable by others: it contains users and their addresses. If this fails, opening will
+    // report why.
     let _ = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
@@ -169,7 +169,7 @@ pub(super) fn open_writable(path: &Path) -> Result<Usable, Failure> {
     Ok(Usable { connection, is_new: version == 0, version: STEPS.len() })
 }
 
-/// Opens the file for reading only, beside a daemon that writes to it or without one.
+/// Opens the file read-only, with or without a daemon that writes to it.
 pub(super) fn open_readable(path: &Path) -> Result<Usable, Failure> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let usable = |connection: Connection| {
@@ -181,8 +181,8 @@ pub(super) fn open_readable(path: &Path) -> Result<Usable, Failure> {
         Err(Failure::Unavailable(_)) => {}
         other => return other,
     }
-    // There is no place for the index of the log, which those who use the file share. Where nobody
-    // can write, there is nobody to share it with, and no lock is needed.
+    // The shared index of the log cannot be created here. In a directory that nobody can write
+    // there is no other user, so that no lock is needed.
     if with_suffix(path, "-wal").exists() {
         let connection = Connection::open_with_flags_and_vfs(path, flags, c"unix-none")?;
         connection.pragma_update_and_check(None, "locking_mode", "exclusive", |_| Ok(()))?;
@@ -202,12 +202,12 @@ pub(super) fn open_readable(path: &Path) -> Result<Usable, Failure> {
 fn prepare(connection: &Connection) -> Result<(), Failure> {
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(32);
-    // Nothing is left behind in a directory for temporary files.
+    // No files in a temporary directory.
     connection.pragma_update(None, "temp_store", "memory")?;
     Ok(())
 }
 
-/// Whether the file is whole, and of which version.
+/// Checks the file's integrity, and returns its version.
 fn check(connection: &Connection) -> Result<usize, Failure> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let known = usize::try_from(version).ok().filter(|version| *version <= STEPS.len());
@@ -224,13 +224,13 @@ fn check(connection: &Connection) -> Result<usize, Failure> {
     Ok(known)
 }
 
-/// Whether there is anything under this name.
+/// Whether the path exists.
 pub(super) fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Renames a file that cannot be used, together with its log. It is never overwritten. Returns what
-/// to say, and whether it is out of the way.
+/// Renames a broken file together with its log; it is never overwritten. Returns the message, and
+/// whether the rename succeeded.
 pub(super) fn set_aside(path: &Path, what: &str) -> (String, bool) {
     let mut second = clock::wall_ms() / 1_000;
     let mut aside = with_suffix(path, &format!(".corrupt-{second}"));
@@ -254,7 +254,7 @@ pub(super) fn set_aside(path: &Path, what: &str) -> (String, bool) {
     (format!("{} {what}; {kept}, and the lists start empty", path.display()), moved.is_ok())
 }
 
-/// A path with something behind its name.
+/// A path with a suffix.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

@@ -1,6 +1,6 @@
-//! What one instance hands to another, for a standby host or a rebuild: entries, who is known good,
-//! who offended, what happened. Exporting reads the maps and the store, with or without a daemon;
-//! taking it up is the other daemon's work, in parts that fit into a request.
+//! The state dump that one instance passes to another, for a standby host or a rebuild: entries,
+//! acceptances, offences, history. Exporting reads maps and store, with or without a daemon; the
+//! other daemon imports it, in parts that fit into a request.
 
 use std::net::IpAddr;
 
@@ -22,17 +22,17 @@ use crate::store::{self, HistoryRow, State, Store};
 use crate::sys::clock;
 use crate::sys::paths::Paths;
 
-/// How many bytes of JSON a part may have: less than a request.
+/// Maximum size of a part in bytes of JSON: less than a request.
 const PART: usize = 40_000;
 
-/// Whose entry it is. Those of the configuration, of host names and of tools are made anew where
-/// they are imported.
+/// The owner of an exported entry. Those of the configuration, of host names and of tools are
+/// recreated by their owners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Whose {
-    /// An operator's.
+pub enum DumpedOwner {
+    /// An operator.
     Manual,
-    /// The detector's.
+    /// The detector.
     Auto,
 }
 
@@ -41,13 +41,13 @@ pub enum Whose {
 pub struct DumpedEntry {
     /// The network.
     pub network: Network,
-    /// The port of a flow; none for all of it.
+    /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
     /// Whose it is.
-    pub owner: Whose,
+    pub owner: DumpedOwner,
     /// Why.
     pub reason: String,
-    /// How sure the evidence is.
+    /// Evidence tier.
     pub tier: Option<Tier>,
     /// Since when.
     pub added: Timestamp,
@@ -71,9 +71,9 @@ pub struct Host {
 /// A user that was accepted with credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
-    /// From this address.
+    /// Address.
     pub address: IpAddr,
-    /// And this port.
+    /// Port.
     pub port: u16,
     /// By this transport; UDP in dumps that do not say.
     #[serde(default)]
@@ -84,37 +84,37 @@ pub struct Accepted {
     pub first: Timestamp,
     /// When for the last time.
     pub last: Timestamp,
-    /// When its registration ends.
+    /// End of the registration.
     pub until: Timestamp,
 }
 
-/// How often a network was banned.
+/// The offences of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offence {
     /// The network.
     pub network: Network,
-    /// How often.
+    /// Number of bans.
     pub count: u32,
-    /// When the last time.
+    /// Time of the last one.
     pub last: Timestamp,
 }
 
-/// A ban of the past or of now.
+/// A past or current ban.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PastBan {
     /// The network.
     pub network: Network,
-    /// The port, if only that was banned.
+    /// The port, if the ban covered only that.
     pub port: Option<u16>,
     /// The kind of evidence.
     pub kind: String,
-    /// How sure it was.
+    /// Evidence tier.
     pub tier: Option<Tier>,
     /// Why.
     pub reason: String,
-    /// When it began.
+    /// Start.
     pub from: Timestamp,
-    /// When it was to end.
+    /// Scheduled end.
     pub until: Option<Timestamp>,
     /// When it ended, if it has.
     pub ended: Option<Timestamp>,
@@ -150,40 +150,40 @@ pub struct Export {
     pub schema: u32,
     /// When it was made.
     pub time: Timestamp,
-    /// The block list, without what the configuration lists.
+    /// The block list, without entries of the configuration.
     pub block: Vec<DumpedEntry>,
-    /// The trust list, likewise.
+    /// The trust list, without entries of the configuration.
     pub trust: Vec<DumpedEntry>,
     /// Host names that are trusted by command.
     pub hosts: Vec<Host>,
-    /// Who was accepted.
+    /// Accepted users.
     pub accepted: Vec<Accepted>,
-    /// Who was banned how often.
+    /// Offences.
     pub offences: Vec<Offence>,
-    /// All bans that are remembered.
+    /// The ban history.
     pub history: Vec<PastBan>,
 }
 
-/// A part of it.
+/// A part of a state dump.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "of", content = "rows", rename_all = "snake_case")]
 pub enum Part {
-    /// Of the trust list.
+    /// Trust entries.
     Trust(Vec<DumpedEntry>),
-    /// Of the block list.
+    /// Block entries.
     Block(Vec<DumpedEntry>),
-    /// Of the host names.
+    /// Host names.
     Hosts(Vec<Host>),
-    /// Of those who were accepted.
+    /// Accepted users.
     Accepted(Vec<Accepted>),
-    /// Of the offences.
+    /// Offences.
     Offences(Vec<Offence>),
-    /// Of the bans.
+    /// Ban history.
     History(Vec<PastBan>),
 }
 
 impl Part {
-    /// What it is a part of.
+    /// The name of its section.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Trust(_) => "trust",
@@ -197,8 +197,8 @@ impl Part {
 }
 
 impl Export {
-    /// Reads it from the maps, or from the store if nothing is loaded; the rest is the store's
-    /// alone.
+    /// Collects it from the maps, or from the store if nothing is loaded; sections other than the
+    /// lists come from the store.
     pub fn collect(paths: &Paths) -> Result<Self> {
         let pins = Pins::new(&paths.pin_dir);
         pins.check_access()?;
@@ -238,8 +238,7 @@ impl Export {
         })
     }
 
-    /// Cuts it into parts. What is trusted comes first, so that nothing is blocked that must not
-    /// be.
+    /// Splits it into parts. Trust comes first, so that its networks are never blocked in between.
     pub fn parts(self) -> Vec<Part> {
         let mut parts = Vec::new();
         parts.extend(cut(self.trust).into_iter().map(Part::Trust));
@@ -252,7 +251,7 @@ impl Export {
     }
 }
 
-/// Cuts rows into pieces that fit into a request.
+/// Splits rows into chunks that fit into a request.
 pub fn cut<T: Serialize>(rows: Vec<T>) -> Vec<Vec<T>> {
     let (mut pieces, mut piece, mut size) = (Vec::new(), Vec::new(), 0);
     for row in rows {
@@ -272,8 +271,8 @@ pub fn cut<T: Serialize>(rows: Vec<T>) -> Vec<Vec<T>> {
 
 fn listed(entry: &Entry) -> Option<DumpedEntry> {
     let owner = match entry.owner {
-        Owner::Manual => Whose::Manual,
-        Owner::Auto => Whose::Auto,
+        Owner::Manual => DumpedOwner::Manual,
+        Owner::Auto => DumpedOwner::Auto,
         Owner::Config | Owner::Host | Owner::Tool | Owner::Feed => return None,
     };
     Some(DumpedEntry {
@@ -336,7 +335,7 @@ mod tests {
             block: vec![DumpedEntry {
                 network,
                 port: None,
-                owner: Whose::Auto,
+                owner: DumpedOwner::Auto,
                 reason: "ü \"why\"".to_owned(),
                 tier: Some(Tier::Unproven),
                 added: Timestamp::UNIX_EPOCH,

@@ -10,10 +10,10 @@ use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 use crate::sys::clock;
 
-/// How long the history goes back, in milliseconds.
+/// Retention of the history, in milliseconds.
 const HISTORY_MS: u64 = 90 * 24 * 3_600_000;
 
-/// How many bans the history holds.
+/// Maximum number of bans in the history.
 const HISTORY_ROWS: i64 = 100_000;
 
 /// How far apart two starts of a spraying may be that are the same one, in milliseconds.
@@ -22,9 +22,9 @@ const SAME_START_MS: i64 = 60_000;
 /// How many sprayed users and served addresses are remembered: the latest ones.
 const OTHER_ROWS: i64 = 10_000;
 
-/// Writes all changes, or none.
+/// Writes all changes in one transaction.
 pub(super) fn write(connection: &mut Connection, changes: &[Change]) -> Result<()> {
-    // What somebody decided is on disk before the transaction ends; the rest may take a few seconds
+    // Decisions of operators are synced with the transaction; other changes may take a few seconds
     // more.
     let decided = |change: &Change| {
         change.is_of_entries() || matches!(change, Change::Offence(_) | Change::Pardon(_))
@@ -38,7 +38,7 @@ pub(super) fn write(connection: &mut Connection, changes: &[Change]) -> Result<(
     transaction.commit()
 }
 
-/// Removes what is too old, and closes bans that ended unseen.
+/// Removes old rows, and closes bans whose end was missed.
 pub(super) fn tidy(connection: &mut Connection) -> Result<()> {
     let now = clock::wall_ms();
     let before = |ms: u64| from_number(now.saturating_sub(ms));
@@ -69,7 +69,7 @@ pub(super) fn tidy(connection: &mut Connection) -> Result<()> {
     transaction.commit()
 }
 
-/// Brings the log into the file, and both to the disk.
+/// Checkpoints the log into the file, and syncs both.
 pub(super) fn checkpoint(connection: &Connection) -> Result<()> {
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
 }
@@ -129,15 +129,16 @@ fn apply(transaction: &Transaction<'_>, change: &Change) -> Result<()> {
     }
 }
 
-/// Writes an entry. What the configuration file or a feed lists is left out, since each has a file
-/// of its own, and so is what was made in a dry run.
+/// Writes an entry. Entries of the configuration and of feeds, which have their own files, are left
+/// out, and so are those of a dry run.
 fn put(transaction: &Transaction<'_>, list: List, entry: &Entry) -> Result<()> {
     if matches!(entry.owner, Owner::Config | Owner::Feed) || entry.dry_run {
         return remove(transaction, list, &entry.network, entry.port, entry.owner);
     }
-    // The clock may have been set back since it was made. It lasts no longer than from then on when
-    // it is read, so a time that is still to come would end it at once.
-    let sql = "INSERT OR REPLACE INTO entries (list, network, port, owner, tier, added_ms, expires_ms, reason)
+    // Its time must not lie in the future, as after the clock was set back: it would be read as
+    // expired.
+    let sql = "INSERT OR REPLACE INTO entries
+        (list, network, port, owner, tier, added_ms, expires_ms, reason)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
     let expires = clock::to_wall(entry.expires).map(|end| end.as_millisecond());
     let mut statement = transaction.prepare_cached(sql)?;
@@ -177,7 +178,7 @@ fn banned(transaction: &Transaction<'_>, ban: &Ban) -> Result<()> {
     transaction.prepare_cached(sql)?.execute(columns).map(drop)
 }
 
-/// Writes a ban that another instance has told, with when and by what it ended, unless it is there.
+/// Writes a ban of another instance, with time and cause of its end, unless it exists.
 fn past(transaction: &Transaction<'_>, ban: &Ban, end: Option<&End>) -> Result<()> {
     let sql = "INSERT INTO history
             (network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by, hits)

@@ -1,5 +1,4 @@
-//! The thread that writes. The daemon hands changes over and goes on; a disk that is slow, full or
-//! gone keeps nobody waiting.
+//! The writer thread, so that a slow, full or missing disk never blocks the daemon.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,54 +12,53 @@ use super::schema::{self, Failure};
 use super::{read, write};
 use crate::sys::privileges;
 
-/// The least time between two transactions.
+/// Minimum interval between two transactions.
 const PACE: Duration = Duration::from_millis(200);
 
-/// How long to wait after a transaction that failed.
+/// Wait after a failed transaction.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often what is too old is removed.
+/// Interval at which old rows are removed.
 const TIDY: Duration = Duration::from_secs(3_600);
 
-/// What the daemon and the writer share.
+/// State shared by daemon and writer.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     writer_queue: Mutex<WriterQueue>,
-    /// There is something to do.
+    /// Signals work for the writer.
     wake: Condvar,
-    /// Something was done.
+    /// Signals completed work.
     done: Condvar,
 }
 
-/// What lies between the two. Nobody holds the lock while waiting for a disk.
+/// The shared state behind the lock, which is never held during disk access.
 #[derive(Debug, Default)]
 pub(super) struct WriterQueue {
-    /// What waits to be written.
+    /// Changes to be written.
     pub(super) queue: Queue,
-    /// Why nothing can be written.
+    /// Why nothing can be written, if so.
     pub(super) trouble: Option<String>,
-    /// How often somebody has asked for everything to be written now, and up to which of these it
-    /// was tried.
+    /// Number of flush requests, and the number up to which they were tried.
     asked: u64,
     answered: u64,
-    /// What is written next is to be in the file itself, not only in its log.
+    /// The next write is checkpointed into the file, not only into its log.
     into_file: bool,
     stop: bool,
-    /// The file was locked when it was opened, and nobody knows yet what it holds.
+    /// The file was locked at the start, and its contents are unknown.
     pub(super) unread: bool,
-    /// What it held, until the daemon has taken it up.
+    /// Its contents, until the daemon takes them.
     pub(super) late: Option<State>,
     /// The writer has ended.
     pub(super) ended: bool,
 }
 
 impl Shared {
-    /// Looks at what lies between the two.
+    /// Locks the shared state.
     pub(super) fn writer_queue(&self) -> MutexGuard<'_, WriterQueue> {
         self.writer_queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands over a change.
+    /// Queues a change.
     pub(super) fn record(&self, change: Change) {
         let mut writer_queue = self.writer_queue();
         let wakes = writer_queue.queue.is_empty();
@@ -71,8 +69,8 @@ impl Shared {
         }
     }
 
-    /// Has everything written now, to the file itself or at least to its log, which is as safe.
-    /// Returns what to wait for.
+    /// Requests a flush, into the file or only into its log, which is as safe. Returns a ticket for
+    /// [`Shared::wait`].
     pub(super) fn ask(&self, into_file: bool) -> u64 {
         let mut writer_queue = self.writer_queue();
         writer_queue.asked += 1;
@@ -82,22 +80,21 @@ impl Shared {
     }
 
     /// Waits for what was asked for. Returns false if that has neither succeeded nor failed after
-    /// `patience`.
-    pub(super) fn wait(&self, ticket: u64, patience: Duration) -> bool {
+    /// `timeout`.
+    pub(super) fn wait(&self, ticket: u64, timeout: Duration) -> bool {
         let waits =
             |writer_queue: &mut WriterQueue| writer_queue.answered < ticket && !writer_queue.ended;
-        let waited = self.done.wait_timeout_while(self.writer_queue(), patience, waits);
+        let waited = self.done.wait_timeout_while(self.writer_queue(), timeout, waits);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// Ends the writer, which tries once more to write what waits.
-    pub(super) fn end(&self, patience: Duration) {
+    pub(super) fn end(&self, timeout: Duration) {
         let mut writer_queue = self.writer_queue();
         writer_queue.stop = true;
         self.wake.notify_one();
         drop(
-            self.done
-                .wait_timeout_while(writer_queue, patience, |writer_queue| !writer_queue.ended),
+            self.done.wait_timeout_while(writer_queue, timeout, |writer_queue| !writer_queue.ended),
         );
     }
 }
@@ -111,22 +108,22 @@ pub(super) struct Writer {
     last_tidied: Option<Instant>,
 }
 
-/// What there is to do.
+/// Work to do.
 struct Task {
     changes: Vec<Change>,
     ticket: u64,
-    /// It is to be in the file itself.
+    /// Checkpoint into the file.
     into_file: bool,
     stops: bool,
 }
 
 impl Writer {
-    /// A writer for a file that is open, or that is to be opened as soon as possible.
+    /// A writer for an open file, or for one to be opened as soon as possible.
     pub(super) fn new(path: PathBuf, shared: Arc<Shared>, connection: Option<Connection>) -> Self {
         Self { path, shared, connection, last_attempt: None, last_tidied: None }
     }
 
-    /// Writes until it is told to end.
+    /// Writes until asked to end.
     pub(super) fn run(mut self) {
         privileges::keep(privileges::NOTHING);
         loop {
@@ -143,15 +140,14 @@ impl Writer {
                 Err(failure) => {
                     writer_queue.queue.put_back(changes);
                     report(&mut writer_queue, &self.path, failure.text());
-                    // Whatever is wrong with the file, the next attempt begins with a new look at
-                    // it.
+                    // Whatever the error, the next attempt reopens the file.
                     self.connection = None;
                 }
             }
             writer_queue.answered = ticket;
             if stops {
                 drop(writer_queue);
-                // The last one to let go of the file brings the log into it.
+                // Closing the last connection checkpoints the log into the file.
                 self.connection = None;
                 self.shared.writer_queue().ended = true;
                 self.shared.done.notify_all();
@@ -162,7 +158,7 @@ impl Writer {
         }
     }
 
-    /// Waits until there is something to do and it is time to do it.
+    /// Waits for work, and for the end of the interval.
     fn next_task(&self) -> Task {
         let since = |at: Option<Instant>| at.map_or(Duration::MAX, |at| at.elapsed());
         let mut writer_queue = self.shared.writer_queue();
@@ -197,7 +193,7 @@ impl Writer {
 
     fn attempt(&mut self, changes: &[Change], into_file: bool) -> Result<(), Failure> {
         if self.connection.is_some() && !schema::exists(&self.path) {
-            // Somebody has removed the file: what is written to it now, nobody will find.
+            // The file was removed: further writes to it would be lost.
             self.connection = None;
             self.shared.writer_queue().queue.lose_track();
         }
@@ -215,7 +211,7 @@ impl Writer {
             writer_queue = self.shared.writer_queue();
             (writer_queue.unread, writer_queue.late) = (false, Some(state));
         }
-        // Until the daemon has taken that up, it does not know all entries.
+        // Until the daemon has taken those contents, it does not know all entries.
         let keeps = writer_queue.late.is_some()
             && changes.iter().any(|change| matches!(change, Change::Entries(_)));
         if keeps {
@@ -239,7 +235,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Opens the file again. One that is broken is set aside, and all entries are asked for.
+    /// Reopens the file. A broken one is set aside, and all entries are requested.
     fn open(&self) -> Result<Connection, Failure> {
         let what = match schema::open_writable(&self.path) {
             Ok(usable) => {
@@ -261,7 +257,7 @@ impl Writer {
     }
 }
 
-/// Says why nothing can be written: in the log once, and to whoever asks.
+/// Reports why nothing can be written: once in the log, and in the status.
 pub(super) fn report(writer_queue: &mut WriterQueue, path: &Path, what: &str) {
     let mut text = format!(
         "the lists would not survive a reboot: {} cannot be written ({what})",

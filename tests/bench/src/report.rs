@@ -69,7 +69,7 @@ pub(crate) struct Summary {
 /// A budget with its result.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Judgement {
-    /// What must be reached.
+    /// A target.
     pub(crate) budget: Budget,
     /// The result in the budget's terms. `None` without samples.
     pub(crate) reached: Option<f64>,

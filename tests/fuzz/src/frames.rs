@@ -25,7 +25,7 @@ pub(crate) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
 /// An IP packet under construction.
 #[derive(Debug, Clone)]
 pub(crate) struct Ip {
-    /// Whether it is IPv4.
+    /// Whether this is IPv4.
     pub v4: bool,
     /// The transport's protocol number.
     pub(crate) protocol: u8,

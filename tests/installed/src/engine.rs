@@ -42,7 +42,7 @@ pub(crate) fn run(
         machine
             .copy(&entry.path(), &format!("{CONTEXT}/{}", entry.file_name().to_string_lossy()))?;
     }
-    // As a host on the Internet has one; the filter goes where it leads.
+    // As on an Internet host; the filter follows the default route.
     lab.pbx.ip(["route", "add", "default", "via", &ATTACKER.to_string()])?;
     let documented = commands(checkout)?;
     let is_run = |command: &&String| command.starts_with("podman run ");

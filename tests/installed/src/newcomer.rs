@@ -13,7 +13,7 @@ use sip_xdp_tests::{Lab, manual};
 use crate::server::Server;
 use crate::workshop::Workshop;
 
-/// The user.
+/// User.
 pub(crate) const USER: &str = "newcomer";
 
 /// Creates the user, with sudo rights.

@@ -212,7 +212,7 @@ pub(crate) fn filters(
     Ok(())
 }
 
-/// The binary runs where there is no other file.
+/// The binary runs without any other file.
 fn tarball(lab: &Lab, machine: &Machine<'_>, tarball: &Path) -> Result<()> {
     machine.copy(tarball, "/root/sip-xdp.tar.gz")?;
     machine.run(

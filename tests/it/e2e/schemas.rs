@@ -148,7 +148,7 @@ impl Schemas {
     }
 }
 
-/// What can be read with the daemon dead.
+/// Commands that work without a daemon.
 const READS: [&str; 10] = [
     "status",
     "report",

@@ -505,7 +505,7 @@ fn rows() -> Vec<Row> {
     let first = Ip { fragment: 0x2000, ..blocked.clone() };
     add("blocked, first fragment", Ethernet, first.frame(&to_sip[..64]), Reason::Blocked, None);
 
-    // Blocked sources lose everything but ICMP.
+    // Drop everything but ICMP from blocked sources (`block_scope = "all"`).
     let mut all = |name: &str, frame: Vec<u8>, reason: Reason| {
         let name = format!("block_scope all: {name}");
         rows.push(Row { name, link: Ethernet, scope_all: true, frame, reason, message: None });

@@ -14,7 +14,7 @@ pub const VERSION: &str = "0.13.0";
 /// Where the linker for a compiler is, or belongs.
 #[derive(Debug)]
 pub struct Linker {
-    /// Where it is.
+    /// URL of the API.
     pub found: Option<PathBuf>,
     /// The directory that it is installed in when it is not there: its own.
     pub directory: PathBuf,

@@ -38,7 +38,7 @@ pub struct Compiler {
 /// A compiler that can build the kernel programs, and its linker.
 #[derive(Debug)]
 pub struct Toolchain {
-    /// Whose compiler it is.
+    /// Origin of a compiler.
     pub source: Source,
     /// The linker that reads its bitcode.
     pub linker: PathBuf,

@@ -148,7 +148,9 @@ mod tests {
         let row = |binary: &str, modes: &[&str], right: bool| {
             let checks = [json!({"check": modes[0], "right": right})];
             let mode = (modes[0] == "auto").then_some("native");
-            json!({"mode": mode, "binary": binary, "modes": modes, "checks": checks, "right": right})
+            json!({
+                "mode": mode, "binary": binary, "modes": modes, "checks": checks, "right": right,
+            })
         };
         let auto = row("b", &["auto"], true);
         let both = of_all_modes(row("b", &["native", "generic"], false), auto.clone());

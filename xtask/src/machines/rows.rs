@@ -1,4 +1,5 @@
-//! All rows on one kernel: boots a machine with the cards of those that are left, as often as it takes.
+//! Runs all rows on one kernel: boots a machine with the cards of the remaining rows, as often as
+//! necessary.
 
 use std::path::Path;
 
@@ -15,14 +16,14 @@ use super::setup::Files;
 use super::{Options, archive, circumstances, kept};
 use crate::command::say;
 
-/// How often a machine that hangs is booted again.
+/// Maximum number of boots of a machine that hangs.
 const BOOTS: u32 = 3;
 
-/// What all kernels of a run share.
+/// Common state of a run over all kernels.
 pub(super) struct Run<'a> {
     pub(super) options: &'a Options,
     pub(super) files: &'a Files,
-    /// Where results are kept, from each interface on.
+    /// Directory of the results.
     pub(super) kept: &'a Path,
     /// The binary's hash.
     pub(super) binary: &'a str,
@@ -30,7 +31,7 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// All rows on one kernel, in one machine as long as it lives.
+    /// Runs all rows on one kernel, in one machine for as long as it works.
     pub(super) fn try_kernel(
         &mut self,
         kernel: &'static Kernel,
@@ -116,7 +117,7 @@ impl Run<'_> {
     }
 }
 
-/// A row, its cards and what is at the other end of them.
+/// A row, its cards, and their other ends.
 struct Place {
     row: Row,
     cards: Vec<Card>,

@@ -12,9 +12,10 @@ const PACKAGED: &str = include_str!("../../../packaging/config.toml");
 
 const HEAD: &str = "The file is `/etc/sip-xdp/config.toml` (TOML). Every key is optional; the \
     block below has every key with its default, but for the tables `[[feeds]]` and `[[hep]]`, \
-    which the chapters [Feeds](../feeds.md) and [Integrations](../integrations.md) describe. The command line wins over the file. An unknown key is an \
-    error that names the nearest valid one. `sip-xdp config check` validates the file, `sip-xdp \
-    reload` or SIGHUP applies it, and an invalid file leaves the running configuration in force. \
+    which the chapters [Feeds](../feeds.md) and [Integrations](../integrations.md) describe. The \
+    command line wins over the file. An unknown key is an error that names the nearest \
+    valid one. `sip-xdp config check` validates the file, `sip-xdp reload` or SIGHUP applies it, \
+    and an invalid file leaves the running configuration in force. \
     `sip-xdp config show` prints what is in force.";
 
 /// A value as the file has it, over several lines where it is long.

@@ -2,9 +2,9 @@
 //! program when their link is reset.
 //!
 //! A blind program is replaced by a fresh one where that may help, else by generic mode, which
-//! always sees: once, and never back, since a driver that was blind will be so again. That is said,
-//! after restarts too, until the interface is unloaded or made anew. Where the operator insists on
-//! native mode it is an error that `status --check` fails with.
+//! always sees packets: once, and never back, since the driver would lose it again. The state is
+//! reported, after restarts too, until the interface is unloaded or recreated. With `mode =
+//! "native"` it is an error that fails `status --check`.
 
 use std::path::Path;
 
@@ -208,7 +208,7 @@ impl Daemon {
         }
     }
 
-    /// What is noted of an interface that generic mode has taken over, by an earlier daemon.
+    /// Restores the records of an earlier daemon: interfaces that generic mode has taken over.
     pub(super) fn recall_blind(&mut self) {
         for served in self.served.iter().filter(|served| served.mode == Mode::Generic) {
             let noted = self.pins.noted_blind(served.index);
@@ -221,7 +221,7 @@ impl Daemon {
         }
     }
 
-    /// Swaps a program in that the driver does not take for the one that it has, between two
+    /// Replaces the program by one that the driver does not consider identical, between two
     /// packets.
     fn swap(&mut self, at: usize, interface: &Interface, what: &str) {
         let name = self.served[at].name.clone();
@@ -267,8 +267,8 @@ impl Daemon {
         }
     }
 
-    /// Loads the programs once more where the driver will need fresh ones: the verifier takes 0.3 s
-    /// and more, for which nothing would be filtered after a reset.
+    /// Loads the programs once more for drivers that need fresh ones. The verifier takes 0.3 s and
+    /// more, during which nothing would be filtered after a reset.
     pub(super) fn with_reserve(
         &self,
         mut served: Served,

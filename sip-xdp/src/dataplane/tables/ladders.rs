@@ -44,7 +44,7 @@ impl Ladders {
         self.map.insert(key(network), ladder, 0)
     }
 
-    /// Takes a network out, if it is there.
+    /// Removes a network, if it is listed.
     pub fn remove(&mut self, network: &Network) -> Result<(), MapError> {
         forgive_missing(self.map.remove(&key(network)))
     }

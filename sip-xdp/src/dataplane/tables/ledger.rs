@@ -17,7 +17,7 @@ use sip_xdp_common::abi::layout::{
 use crate::net::network::Network;
 use crate::sys::clock;
 
-/// How sure it is that the source is who it says, [`None`] where that is not the question.
+/// Evidence tier of a ban; [`None`] for entries without evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
@@ -179,7 +179,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Takes the map.
+    /// Takes over the map.
     pub fn new(map: Map) -> Result<Self> {
         let Map::HashMap(data) = &map else {
             bail!("the ledger is not a hash map");

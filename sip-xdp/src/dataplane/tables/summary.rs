@@ -42,7 +42,7 @@ pub struct Sets<'a> {
 }
 
 impl<'a> Sets<'a> {
-    /// What is listed, but not blocked.
+    /// Networks that are listed, but not blocked.
     fn others(&self) -> [&'a Prefixes; 4] {
         [self.trusted, self.known, self.admitted, self.limited]
     }

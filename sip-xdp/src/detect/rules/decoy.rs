@@ -1,4 +1,5 @@
-//! `decoy`: users that nobody has, but many try. Level 1 only, and with an acceptance's grace.
+//! `decoy`: users that do not exist, but many sources try. Level 1 only, and with an acceptance's
+//! grace.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -11,16 +12,16 @@ use super::super::{Action, Detector, Finding};
 
 pub(in super::super) const NAME: &str = "decoy";
 
-/// Refused tries for decoys; for one of the configuration, one is enough.
+/// Refused tries of learned decoys; for configured ones, one is enough.
 const TRIES: usize = 2;
 
-/// How many names are remembered. The oldest go first, so that junk does not push out what is tried
-/// over and over.
+/// Maximum number of remembered names. The oldest are dropped first, so that junk does not displace
+/// frequent ones.
 const MAX_USERS: usize = 16_384;
 
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
 
-/// Users that were never accepted, and who has tried them: no more sources than are enough.
+/// Never-accepted users, with the sources that tried them, up to the threshold.
 #[derive(Debug, Default)]
 pub(in super::super) struct Tried {
     users: HashMap<String, (Window<u64>, u64)>,
@@ -60,7 +61,7 @@ impl Tried {
         self.users.get(user).map_or(0, |(window, _)| window.len())
     }
 
-    /// It was accepted, so somebody has it.
+    /// Removes a user that was accepted.
     pub(in super::super) fn forget(&mut self, user: &str) {
         self.users.remove(user);
     }
@@ -76,7 +77,7 @@ impl Tried {
 }
 
 impl Detector {
-    /// A rejection has not been taken back in time.
+    /// Processes a rejection that was not taken back in time.
     pub(in super::super) fn decoy_was_tried(
         &mut self,
         source: IpKey,
@@ -93,7 +94,7 @@ impl Detector {
         let configured = rule.users.iter().any(|decoy| decoy == user);
         self.tried.note(user, digest(&source), count, now, per.nanos());
         let sources = self.tried.sources(user);
-        // What nobody has used yet may be somebody's who has not come back since the first start.
+        // An unused name may belong to a user who has not returned since the first start.
         let is_learned = sources >= count && now >= self.decoys_from;
         if !configured && !is_learned {
             return;
@@ -117,7 +118,7 @@ impl Detector {
         pairs.dedup();
         let is_one = pairs.len() == 1 && !configured;
         let growth = if is_one { Growth::None } else { Growth::Full };
-        // Behind an address with accepted users it may be one phone with an old user.
+        // Behind an address with accepted users it may be a single phone with an old user.
         let port = self.known.was_good(&source, now).then_some(rejection.port);
         if port.is_some_and(|port| self.known.users_at(&source, port, now, user) > 0) {
             return;

@@ -1,5 +1,5 @@
-//! `enumeration`: different users that are refused without credentials, by a source that tries out
-//! which there are.
+//! `enumeration`: different users refused without credentials, of a source that probes for existing
+//! ones.
 
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
@@ -10,19 +10,19 @@ use super::super::{Action, Detector, GRACE_NS};
 
 pub(in super::super) const NAME: &str = "enumeration";
 
-/// A user, or a number, that was refused.
+/// A refused user or number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct Refused {
     pub(in super::super) target: String,
     level: Level,
     is_register: bool,
-    /// Digest of the Call-ID of a call, until its answer is acknowledged.
+    /// Digest of a call's Call-ID, until its response is acknowledged.
     #[serde(skip)]
     call: Option<u64>,
 }
 
 impl Detector {
-    /// A user was refused, or credentials did not follow a challenge.
+    /// Processes a refused user, or a challenge without following credentials.
     #[expect(clippy::too_many_arguments, reason = "a type for two callers would say no more")]
     pub(in super::super) fn enumerated(
         &mut self,
@@ -53,7 +53,7 @@ impl Detector {
         self.weigh_enumeration(source, now, actions);
     }
 
-    /// The answer to a call was acknowledged with its tag: the caller is where it says.
+    /// Processes an acknowledgement with the response's tag: the caller is routable.
     pub(in super::super) fn enumeration_is_proven(
         &mut self,
         source: IpKey,
@@ -98,7 +98,7 @@ impl Detector {
             words(state.refused.since(now)),
             named.collect::<Vec<_>>().join(", ")
         );
-        // The acknowledgement of the last call, which would prove it, may be on its way.
+        // The acknowledgement of the last call, which would prove it, may be in flight.
         let is_call = state.refused.iter().next_back().is_some_and(|(_, one)| one.call.is_some());
         let is_fresh = state.refused.iter().next_back().is_some_and(|(at, _)| *at == now);
         if level == Level::Seen && is_call && is_fresh && count(Level::Routable) > 0 {
@@ -108,7 +108,7 @@ impl Detector {
         self.emit_ban(level, finding, now, actions);
     }
 
-    /// Peers and hosts with a standing try out numbers, not users: only what registers counts.
+    /// Peers and hosts with standing probe numbers, not users: for them only REGISTER counts.
     fn is_exempt(&self, source: IpKey, is_register: bool, now: u64) -> bool {
         let is_partner = self.peers.is_peer(&source, now) || self.served.is_served(&source, now);
         is_partner && !is_register || self.known.was_good(&source, now)

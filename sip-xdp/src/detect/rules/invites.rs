@@ -1,6 +1,5 @@
-//! `invites`: calls that are refused more often than they are served, and one number that is called
-//! under many prefixes, whatever the server answers: looking for a way out to the telephone
-//! network.
+//! `invites`: toll fraud: calls that are refused more often than served, and one number called
+//! under many prefixes, whatever the responses.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,22 +12,22 @@ use super::super::{Action, Detector, Finding, GRACE_NS};
 
 pub(in super::super) const NAME: &str = "invites";
 
-/// One number under so many prefixes is looking for a way out.
+/// Number of prefixes of one number that is evidence.
 const PREFIXES: usize = 4;
 
-/// Within this time.
+/// Their time window.
 const HOUR_NS: u64 = 3_600_000_000_000;
 
-/// A number is what its last so many digits are.
+/// Number of trailing digits that identify a number.
 const DIGITS: usize = 9;
 
-/// How many numbers of one source are remembered, prefixes of each, and refusals that wait for
-/// their acknowledgement.
+/// Maximum number of numbers per source, of prefixes of each, and of refusals that wait for their
+/// acknowledgement.
 const MAX_NUMBERS: usize = 256;
 const MAX_PREFIXES: usize = 16;
 const MAX_REFUSALS: usize = 64;
 
-/// One call of a number.
+/// A call of a number.
 #[derive(Debug, Clone, Copy)]
 struct Called {
     at: u64,
@@ -36,7 +35,7 @@ struct Called {
     level: Level,
 }
 
-/// A refused call that is weighed when its acknowledgement comes, or has not come.
+/// A refused call, weighed when its acknowledgement comes, or is overdue.
 #[derive(Debug, Clone, Copy)]
 struct Refusal {
     at: u64,
@@ -50,17 +49,17 @@ pub(in super::super) struct Calls {
     /// By number and prefix.
     numbers: HashMap<String, BTreeMap<String, Called>>,
     refusals: Vec<Refusal>,
-    /// What is proven, and all of it.
+    /// Buckets of level 1 calls, and of all.
     pub(in super::super) routable: LeakyBucket,
     pub(in super::super) all: LeakyBucket,
     pub(in super::super) refused: u32,
-    /// Since when one number has been called under so many prefixes, and which.
+    /// Time and text of the first number with enough prefixes.
     found: Option<(u64, String)>,
 }
 
 impl Calls {
-    /// Notes a call. Returns under how many prefixes the last nine digits of this number were
-    /// called.
+    /// Records a call. Returns the number of prefixes under which the last nine digits of this
+    /// number were called.
     fn note(&mut self, number: &str, call: u64, now: u64) -> Option<(String, usize)> {
         let (prefix, end) = split(number)?;
         if self.numbers.len() >= MAX_NUMBERS && !self.numbers.contains_key(&end) {
@@ -84,7 +83,7 @@ impl Calls {
         Some((end, prefixes.len()))
     }
 
-    /// A call is proven. Returns the number of which enough prefixes are.
+    /// Marks a call as proven. Returns its number, if that has enough proven prefixes.
     fn prove(&mut self, call: u64) -> Option<String> {
         let is_it = |one: &&mut Called| one.call == call;
         let (end, prefixes) = self.numbers.iter_mut().find_map(|(end, prefixes)| {
@@ -102,7 +101,7 @@ impl Calls {
     }
 }
 
-/// A number in prefix and end. A plus is a prefix too.
+/// Splits a number into prefix and last digits. A plus is part of the prefix.
 fn split(number: &str) -> Option<(String, String)> {
     let digits: String = number.chars().filter(char::is_ascii_digit).collect();
     if digits.len() < DIGITS || digits.len() > 40 {
@@ -114,7 +113,7 @@ fn split(number: &str) -> Option<(String, String)> {
 }
 
 impl Detector {
-    /// A call begins: an INVITE outside of dialogs.
+    /// Processes the start of a call: an INVITE outside of dialogs.
     pub(in super::super) fn call_begins(
         &mut self,
         request: &Request,
@@ -147,7 +146,7 @@ impl Detector {
         }
     }
 
-    /// A call was refused with a final answer.
+    /// Processes a refused call.
     pub(in super::super) fn call_was_refused(
         &mut self,
         request: &Request,
@@ -188,7 +187,7 @@ impl Detector {
         actions: &mut Vec<Action>,
     ) {
         let rule = self.rules.invites;
-        // Where users are accepted, wrong numbers are a person's.
+        // Wrong numbers of an address with accepted users are people's mistakes.
         if !rule.enabled || self.is_excused(&source, now) {
             return;
         }
@@ -210,7 +209,7 @@ impl Detector {
         }
     }
 
-    /// The answer to a call was acknowledged with its tag: the caller is where it says.
+    /// Processes an acknowledgement with the response's tag: the caller is routable.
     pub(in super::super) fn call_is_proven(
         &mut self,
         source: IpKey,
@@ -240,7 +239,7 @@ impl Detector {
         }
     }
 
-    /// Looks at calls whose acknowledgement has not come.
+    /// Weighs calls whose acknowledgement is overdue.
     pub(in super::super) fn settle_calls(
         &mut self,
         source: IpKey,
@@ -270,7 +269,7 @@ impl Detector {
             if level == Level::Routable { &state.calls.routable } else { &state.calls.all };
         let filled = bucket.level(now, rule.per.nanos());
         let (refused, served) = (state.calls.refused as usize, self.served.numbers(&source, now));
-        // At level 1 that many are enough; a little has leaked out since the first.
+        // At level 1 this number is enough; a little has leaked out since the first.
         let enough = self.threshold(&source, rule.count, now) as f64;
         if filled <= enough || refused <= served || self.is_excused(&source, now) {
             return;
@@ -294,7 +293,7 @@ impl Detector {
         self.emit_ban(level, finding, now, actions);
     }
 
-    /// Whether refused calls of a source are its users' wrong numbers.
+    /// Whether refused calls of a source are mistakes of its users.
     fn is_excused(&self, source: &IpKey, now: u64) -> bool {
         let is_client = self.known.was_good_lately(source, now);
         is_client || self.peers.is_peer(source, now)

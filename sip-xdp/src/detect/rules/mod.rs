@@ -1,5 +1,5 @@
-//! Evidence is weighed here: one file a rule. Each says of which level its evidence must be, and
-//! all of them end in [`Detector::emit_ban`], the one place where evidence becomes a finding.
+//! Weighing of evidence: one file per rule, each with the level that its evidence needs. All end in
+//! [`Detector::emit_ban`], the only place where evidence becomes a finding.
 
 pub(super) mod decoy;
 pub(super) mod enumeration;
@@ -17,18 +17,18 @@ use sip_xdp_common::ip_key::IpKey;
 use super::claim::{Growth, Level};
 use super::{Action, Detector, Finding};
 
-/// The same place is not convicted twice for the same within this time.
+/// Minimum interval between two findings of one kind about one place.
 const ONCE_NS: u64 = 1_000_000_000;
 
-/// For how long a source that offended has lower thresholds.
+/// How long an offender has lower thresholds.
 pub(super) const MEMORY_NS: u64 = 7 * 24 * 3_600_000_000_000;
 
-/// The least that any threshold is lowered to.
+/// The lowest threshold.
 const LEAST: u32 = 2;
 
 impl Detector {
-    /// How much of a kind of evidence is enough, for a source: half for one that has offended
-    /// before, or says that it is a product that attackers use; then two.
+    /// The threshold for a source: halved (at least two) for offenders, and for products that
+    /// attackers use as well.
     pub(super) fn threshold(&self, source: &IpKey, count: u32, now: u64) -> usize {
         let offender = self.offenders.get(source, now).copied().unwrap_or(0);
         let is_doubtful = self.sources.get(source).is_some_and(|state| state.is_doubtful);
@@ -40,7 +40,7 @@ impl Detector {
         lowered.min(count) as usize
     }
 
-    /// A finding about all of a source.
+    /// A finding about a whole source.
     pub(super) fn about(
         &self,
         source: IpKey,
@@ -61,8 +61,8 @@ impl Detector {
         }
     }
 
-    /// Evidence becomes a finding. A convicted place loses its standing at once, by level 1
-    /// evidence only; its evidence begins anew.
+    /// Makes evidence a finding. The offending place loses its standing at once, by level 1
+    /// evidence only; its evidence restarts empty.
     pub(super) fn emit_ban(
         &mut self,
         level: Level,
@@ -71,11 +71,11 @@ impl Detector {
         actions: &mut Vec<Action>,
     ) {
         let source = finding.source;
-        // By what could be forged nobody loses anything who is known.
+        // Forgeable evidence never affects known sources.
         if level == Level::Seen && self.has_standing(&source, now) {
             return;
         }
-        // A port of zero names nobody's port; an entry without one would mean all of the address.
+        // Port 0 is no flow; an entry without a port would mean the whole address.
         if finding.port == Some(0) {
             return;
         }

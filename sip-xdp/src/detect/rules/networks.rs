@@ -1,7 +1,7 @@
-//! IPv6: whoever has a network hops from host to host. The host comes first; a /64, /56 and /48
-//! have two, three and four times the thresholds, and only where two or more of the next smaller
-//! size took part. A nonce that was given within a /64 proves the network, not the host. By what
-//! could be forged that width goes on the ladder, and is not banned.
+//! IPv6 networks: an attacker with a network hops between its hosts. The host is weighed first; a
+//! /64, /56 and /48 have two, three and four times the thresholds, and count only where at least
+//! two of the next smaller networks took part. A nonce given within a /64 proves the network, not
+//! the host. By forgeable evidence that network goes on the ladder, and is not banned.
 
 use std::collections::BTreeSet;
 
@@ -13,16 +13,16 @@ use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding, Metering, Step};
 use crate::config::Detect;
 
-/// Width, how many times the thresholds of a host, and the width of its parts.
+/// Prefix length, multiple of a host's thresholds, and prefix length of its parts.
 pub(in super::super) const WIDTHS: [(u8, u32, u8); 3] = [(64, 2, 128), (56, 3, 64), (48, 4, 56)];
 
-/// How many networks are watched.
+/// Maximum number of watched networks.
 pub(in super::super) const MAX_NETWORKS: usize = 16_384;
 
-/// For how long one is remembered.
+/// Their lifetime.
 pub(in super::super) const LIFETIME_NS: u64 = 24 * 3_600_000_000_000;
 
-/// What the hosts of a network have tried, together: tries whose nonce proves the network, and all.
+/// The tries of a network's hosts together: those whose nonce proves the network, and all.
 #[derive(Debug, Default)]
 pub(in super::super) struct Network {
     real: Tries,
@@ -33,13 +33,13 @@ pub(in super::super) struct Network {
 struct Tries {
     rejected: Window<()>,
     slow: LeakyBucket,
-    /// Digests of parts that took part since it last offended: two are enough.
+    /// Digests of the parts that took part since its last offence, up to two.
     parts: BTreeSet<u64>,
 }
 
 impl Tries {
-    /// Counts one more. Returns how many there are lately if these are enough, and whether the fast
-    /// rule says so.
+    /// Counts a try. Returns the recent number if it reaches a threshold, and whether the fast
+    /// rule's.
     fn note(&mut self, part: u64, now: u64, rules: &Detect, times: u32) -> Option<(usize, bool)> {
         let (rejected, slow) = (rules.rejected, rules.slow);
         self.rejected.note(now, (), rejected.per.nanos());
@@ -53,14 +53,14 @@ impl Tries {
         (self.parts.len() >= 2 && (by_count || by_level)).then_some((count, by_count))
     }
 
-    /// Begins anew, but for what leaks out slowly.
+    /// Restarts, except for the slow bucket.
     fn begin_anew(&mut self) {
         *self = Self { slow: self.slow, ..Self::default() };
     }
 }
 
 impl Detector {
-    /// A host has had one more password rejected, with a nonce that proves the network or not.
+    /// Processes a rejection of a host, whose nonce proves the network or not.
     pub(in super::super) fn weigh_networks(
         &mut self,
         source: IpKey,

@@ -1,9 +1,9 @@
-//! `rejected`, `slow` and `misconfigured`: passwords that are wrong, fast, patiently, or by a phone
-//! that nobody has reset.
+//! `rejected`, `slow` and `misconfigured`: wrong passwords, fast, slow, or of a misconfigured
+//! phone.
 //!
-//! Of strangers all rejections of an address count together. Where users were accepted, the
-//! offender is the pair of user and port: a bad phone must not take its office down, and an account
-//! that is good must not cover guesses for others.
+//! For an unknown address all rejections count together. At an address with accepted users the
+//! offender is the pair of user and port: a bad phone must not take its office down, and a good
+//! account must not cover guesses for others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,13 +19,15 @@ pub(in super::super) const REJECTED: &str = "rejected";
 pub(in super::super) const SLOW: &str = "slow";
 pub(in super::super) const MISCONFIGURED: &str = "misconfigured";
 
-/// A phone with a wrong password tries again after so long at least.
+/// Minimum retry interval of a phone with a wrong password.
 const PATIENT_NS: u64 = 20_000_000_000;
 
-/// Users of an office that were never accepted, beside as many as were: phones that nobody reset.
+/// Number of never-accepted users of an office, besides as many as were accepted, that may be
+/// misconfigured phones.
 const FORGOTTEN: usize = 16;
 
-/// Ports from which one user is tried fast, beyond which banning one by one leads nowhere.
+/// Shortest interval between tries of one user by new connections that a phone makes: two tries per
+/// second. Phones wait longer before they reconnect (RFC 5626, section 4.5: 30 s).
 const FEW_PORTS: usize = 3;
 
 /// Tries of one user by new connections within so short a time that no phone makes them: two a
@@ -33,22 +35,22 @@ const FEW_PORTS: usize = 3;
 const FAST_TRIES: usize = 30;
 const FAST_NS: u64 = 15_000_000_000;
 
-/// Times the usual threshold, over all ports of an office, that no forgotten phones come to.
+/// Multiple of the threshold, over all ports of an office, that misconfigured phones do not reach.
 const MUCH: usize = 3;
 
-/// A user that is convicted at so many ports within an hour has no place of its own.
+/// Number of banned ports within an hour after which a user counts as moving between ports.
 const MANY_CONVICTIONS: usize = 3;
 const HOUR_NS: u64 = 3_600_000_000_000;
 
-/// For how long the ladder meters ports of an office where nobody was accepted.
+/// How long the ladder meters never-accepted ports of an office.
 const LADDER_NS: u64 = DAY_NS;
 const DAY_NS: u64 = 24 * HOUR_NS;
 
-/// For how long a rejection may wait for its next try to be answered.
+/// Maximum wait of a rejection for the response to its next try.
 const LONGEST_WAIT_NS: u64 = 180_000_000_000;
 
 impl Detector {
-    /// Counts those rejections that were waiting for long enough.
+    /// Counts the rejections whose wait is over.
     pub(in super::super) fn settle_rejections(
         &mut self,
         source: IpKey,
@@ -85,7 +87,7 @@ impl Detector {
         }
     }
 
-    /// Counts those rejections that are waiting and that `counts` says.
+    /// Counts the pending rejections for which `counts` is true.
     pub(in super::super) fn count_rejections(
         &mut self,
         source: IpKey,
@@ -119,7 +121,7 @@ impl Detector {
         actions: &mut Vec<Action>,
     ) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
-        // Nobody loses standing by what somebody else may have sent in its name.
+        // Forgeable evidence never ends standing.
         if rejection.level == Level::Seen && self.has_standing(&source, now) {
             self.limit_hidden(source, at, actions);
             return;
@@ -130,7 +132,7 @@ impl Detector {
             return;
         };
         if is_office && !is_settled && rejection.level == Level::Routable {
-            // A phone that nobody reset keeps its port; who hops does not.
+            // A misconfigured phone keeps its port; a guesser changes it.
             let (user, port) = (digest(&rejection.user), rejection.port);
             state.ports.tidy(at, DAY_NS);
             let hops =
@@ -168,7 +170,7 @@ impl Detector {
         }
     }
 
-    /// Rejections of an address from which nobody was ever accepted.
+    /// Weighs the rejections of an address without accepted users.
     fn weigh_stranger(&self, source: IpKey, now: u64) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         for level in [Level::Routable, Level::Seen] {
@@ -195,14 +197,14 @@ impl Detector {
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let by_count =
             rejected.enabled && tries.len() >= self.threshold(&source, rejected.count, now);
-        // Half of it, but no less: what is in it leaks out in hours.
+        // Halved, but not further: the bucket leaks over hours.
         let many = self.threshold(&source, slow.count, now).max(slow.count.div_ceil(2) as usize);
         let by_level = slow.enabled && filled >= many as f64 - 0.5;
         let by_spray = self.is_third_for_a_sprayed_user(state, level, now);
         if tries.is_empty() || !by_count && !by_level && !by_spray {
             return None;
         }
-        // One try says nothing of its pace, and whoever was convicted of more is no phone any more.
+        // A single try has no pace, and a source banned for more is no phone.
         let has_offended = self.offenders.get(&source, now).is_some();
         let is_phone = is_phone(tries, &users) && !by_spray && !has_offended;
         let kind = match () {
@@ -219,7 +221,7 @@ impl Detector {
         Some(finding)
     }
 
-    /// Rejections of an address behind which there are accepted users.
+    /// Weighs the rejections of an address with accepted users.
     fn weigh_office(
         &mut self,
         source: IpKey,
@@ -235,9 +237,8 @@ impl Detector {
                 || slow.enabled && bucket >= f64::from(slow.count) - 0.5
         };
 
-        // One port after the other. One that carries other accepted users is itself the offender
-        // only if more are rejected than are accepted; where they are as many, if no phone would go
-        // on so.
+        // Each port separately. A port with other accepted users offends only if rejected users
+        // outnumber accepted ones; with as many, only at a pace that no phone has.
         let mut by_port: BTreeMap<u16, Vec<&(u64, Rejection)>> = BTreeMap::new();
         real.iter().for_each(|one| by_port.entry(one.1.port).or_default().push(one));
         for (port, tries) in &by_port {
@@ -252,7 +253,7 @@ impl Detector {
             let is_phone = is_phone(tries, &users);
             let only = if users.len() == 1 { users.first().copied().unwrap_or("") } else { "" };
             let accepted = self.known.users_at(&source, *port, now, only);
-            // One that goes on for hours is no phone either.
+            // Hours of tries are no phone either.
             let is_patient = slow.enabled && bucket >= f64::from(slow.count) - 0.5;
             if users.len() < accepted
                 || users.len() == accepted && is_phone && !(is_patient && accepted == 1)
@@ -262,7 +263,7 @@ impl Detector {
             return self.convict_port(source, *port, now, actions);
         }
 
-        // One user from ever new ports.
+        // One user from changing ports.
         let others = |one: &Rejection| !self.known.accepted(&source, &one.user, now);
         let strange: Vec<_> = real.iter().copied().filter(|(_, one)| others(one)).collect();
         let mut by_user: BTreeMap<&str, Vec<&(u64, Rejection)>> = BTreeMap::new();
@@ -282,10 +283,10 @@ impl Detector {
             return Some(self.convict_address(source, tries, now));
         }
 
-        // Many users that were never accepted: more than an office has phones that nobody reset.
+        // More never-accepted users than an office has misconfigured phones.
         let users = SourceState::users_of(strange.iter().map(|(_, one)| one));
         let few = FORGOTTEN + self.known.known_users(&source);
-        // Or a few users from ever new ports, which no phones do that nobody reset.
+        // Or a few users from changing ports, unlike misconfigured phones.
         let hops = |(user, tries): (&&str, &Vec<&(u64, Rejection)>)| {
             ports_taken(tries, user, state, now) > FEW_PORTS
                 && !is_phone(tries, &BTreeSet::from([*user]))
@@ -295,7 +296,7 @@ impl Detector {
             return Some(self.convict_address(source, &strange, now));
         }
 
-        // Patiently, by users from ever new ports: these share what the ladder leaves.
+        // Slowly, by users from changing ports: these share the ladder.
         let filled = state.roaming.level(now, slow.per.nanos());
         if slow.enabled && filled >= f64::from(slow.count) - 0.5 {
             let why = "passwords are rejected from ever new ports";
@@ -304,8 +305,7 @@ impl Detector {
         None
     }
 
-    /// Ports of an address that have no standing share the ladder from now on, whatever nonces they
-    /// have.
+    /// Ports of an address without standing share the ladder from now on, whatever their nonces.
     fn meter_strange_ports(&self, source: IpKey, why: &str, now: u64, actions: &mut Vec<Action>) {
         let (bits, step, strict, until) = (128, Step::Down, true, now + LADDER_NS);
         actions.push(Action::Meter(Metering {
@@ -318,8 +318,8 @@ impl Detector {
         }));
     }
 
-    /// A finding about all of an address with accepted users. Accepted ports that did not offend go
-    /// on.
+    /// A finding about a whole address with accepted users. Accepted ports that did not offend are
+    /// not affected.
     fn convict_address(
         &self,
         source: IpKey,
@@ -386,15 +386,14 @@ impl Detector {
     }
 }
 
-/// Whether it may be a phone with a wrong password: one user, and it takes its time.
+/// Whether it may be a phone with a wrong password: one user, at a slow pace.
 fn is_phone(tries: &[&(u64, Rejection)], users: &BTreeSet<&str>) -> bool {
     let pauses = tries.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].0));
     users.len() == 1 && pauses.min().is_none_or(|pause| pause >= PATIENT_NS)
 }
 
-/// From how many ports a user was tried, as far as that tells. Over TCP each connection has another
-/// one: that counts only of tries that no phone makes so fast, of which those count too that have
-/// led to a ban of their connection.
+/// Number of ports from which a user was tried. Over TCP each connection has another port, so that
+/// only tries faster than a phone's count, including those that led to a ban of their connection.
 fn ports_taken(tries: &[&(u64, Rejection)], user: &str, state: &SourceState, now: u64) -> usize {
     let of = |is_stream: bool| {
         let tries = tries.iter().filter(move |(_, one)| one.transport.is_stream() == is_stream);

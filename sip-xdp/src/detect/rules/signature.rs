@@ -1,9 +1,9 @@
-//! `signature`: requests that only tools send: their User-Agents, the shape of their tags, and
-//! users that nobody has.
+//! `signature`: requests with a tool's signature: User-Agent, form of the tags, and user names that
+//! only tools try.
 //!
-//! Anybody can have sent one in somebody else's name. So it leads to a limit first, and is decided
-//! at the final answer: a right password clears it; a ban takes a sender that is where it says, a
-//! second kind of evidence from another packet, or several calls.
+//! Such a request may be forged. So it first leads to a limit, and is decided at the final
+//! response: a right password clears it; a ban needs a routable sender, a second kind of evidence
+//! in another packet, or several calls.
 
 use sip_xdp_common::ip_key::IpKey;
 
@@ -16,14 +16,14 @@ use crate::sip::message::{Head, user_name};
 
 pub(in super::super) const NAME: &str = "signature";
 
-/// For how long a source that looks like a tool is limited.
+/// How long a source with a tool's signature is limited.
 const SUSPICION_NS: u64 = 600_000_000_000;
 
-/// So many calls of a source that looks like a tool ban it although it may be forged.
+/// Number of calls with a tool's signature that ban although forgeable.
 const CALLS: usize = 3;
 
 impl Detector {
-    /// Looks at a request for what gives a tool away.
+    /// Checks a request for signatures.
     pub(in super::super) fn look_for_signature(
         &mut self,
         source: IpKey,
@@ -36,8 +36,8 @@ impl Detector {
         }
         let is_doubtful =
             head.agent.is_some_and(|agent| names(agent, &self.rules.signature.products));
-        // A tool gives itself away in every request. One that does not was sent by somebody else:
-        // what was forged in the name of a phone must not be proven by the phone.
+        // A tool's requests all have its signature. One without it came from another sender: what
+        // was forged in the name of a phone must not be proven by the phone.
         let found = signature(head, &self.rules.signature);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
@@ -67,7 +67,7 @@ impl Detector {
         }
     }
 
-    /// A request of a source that looks like a tool has had its final answer.
+    /// Processes the final response to a request with a tool's signature.
     pub(in super::super) fn tool_was_answered(
         &mut self,
         request: &Request,
@@ -82,8 +82,7 @@ impl Detector {
         let Some(decided) = state.tool_calls.get_mut(&request.call) else {
             return;
         };
-        // A challenge is an answer, too: credentials that follow it, and are right, clear all of
-        // this.
+        // A challenge is a response, too: right credentials after it clear all of this.
         *decided = None;
         if level == Level::Routable && !answer.is_foreign && answer.to == source {
             self.convict_tool(source, level, ", and it echoes its nonce", now, actions);
@@ -92,7 +91,7 @@ impl Detector {
         }
     }
 
-    /// A dialog of a source that looks like a tool proves that it is where it says.
+    /// Processes a dialog that proves the address of a source with a tool's signature.
     pub(in super::super) fn tool_is_proven(
         &mut self,
         source: IpKey,
@@ -105,7 +104,7 @@ impl Detector {
         }
     }
 
-    /// Calls that were not answered at all, or not with credentials, are decided by the time.
+    /// Decides calls with a tool's signature that stay without response or credentials.
     pub(in super::super) fn settle_tool_calls(
         &mut self,
         source: IpKey,
@@ -150,7 +149,7 @@ impl Detector {
         now: u64,
         actions: &mut Vec<Action>,
     ) {
-        // What looked like a tool before somebody was accepted from there may have been forged.
+        // A signature before an acceptance from there may have been forged.
         if !self.rules.signature.enabled || self.has_standing(&source, now) {
             return;
         }
@@ -162,12 +161,12 @@ impl Detector {
     }
 }
 
-/// Whether an agent's name starts like one of these.
+/// Whether a User-Agent starts with one of these.
 fn names(agent: &[u8], known: &[String]) -> bool {
     known.iter().any(|known| starts_with(agent, known.as_bytes()))
 }
 
-/// What gives a message away as a tool's, if anything does.
+/// The signature in a message, if any.
 fn signature(head: &Head<'_>, rules: &Signature) -> Option<String> {
     if let Some(agent) = head.agent
         && let Some(known) = rules.agents.iter().find(|known| starts_with(agent, known.as_bytes()))
@@ -188,9 +187,8 @@ fn starts_with(agent: &[u8], known: &[u8]) -> bool {
     agent.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known))
 }
 
-/// sipvicious writes what it is after into its tags: text, a byte 1 and a number, all as
-/// hexadecimal digits (`createTag` in its svhelper.py). What another phone draws at random does not
-/// come out like that.
+/// sipvicious encodes its target in its tags: text, a byte 1 and a number, as hexadecimal digits
+/// (`createTag` in its svhelper.py). Random tags of phones do not decode like that.
 fn is_sipvicious_tag(tag: &[u8]) -> bool {
     if tag.len() < 8 || !tag.len().is_multiple_of(2) || tag.len() > 512 {
         return false;

@@ -1,5 +1,5 @@
-//! `sprayed`: an accepted user whose password many strangers try. Each of them is then banned at
-//! its third rejection in a day; places where the user was accepted are untouched.
+//! `sprayed`: an accepted user whose password many unknown sources try. Each of them is then banned
+//! at its third rejection in a day; places where the user was accepted are not affected.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -15,10 +15,10 @@ use crate::dataplane::tables::ledger::Tier;
 
 pub(in super::super) const NAME: &str = "sprayed";
 
-/// How many tries a stranger has for a user that is sprayed.
+/// Tries that an unknown source has for sprayed users.
 const TRIES: usize = 3;
 
-/// How many users are remembered.
+/// Maximum number of remembered users.
 const MAX_USERS: usize = 16_384;
 
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
@@ -26,34 +26,34 @@ const DAY_NS: u64 = 24 * 3_600_000_000_000;
 /// Pairs of user and source that are remembered, so that sources are counted once.
 const MAX_PAIRS: usize = 65_536;
 
-/// How often figures of sprayed users are handed on.
+/// Interval at which changed figures of sprayed users are reported.
 const NEWS_NS: u64 = 10_000_000_000;
 
-/// An accepted user whose password strangers try, with the figures so far.
+/// An accepted user whose password unknown sources try, with figures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spray {
-    /// The user.
+    /// User.
     pub user: String,
-    /// When the first try was, on the filter's clock in nanoseconds.
+    /// Time of the first try, on the filter's clock in nanoseconds.
     pub first: u64,
-    /// When the last one was.
+    /// Time of the last try.
     pub last: u64,
-    /// Proven if enough of the tries came from addresses that were the sender's own.
+    /// Proven if enough of the tries came from addresses that cannot be forged.
     pub tier: Tier,
-    /// Passwords that were rejected.
+    /// Number of rejected passwords.
     pub tries: u64,
-    /// Addresses that they came from; one that paused for a day counts again.
+    /// Number of their addresses; one that paused for a day counts again.
     pub sources: u64,
 }
 
-/// Tries of strangers for accepted users.
+/// Tries of unknown sources for accepted users.
 #[derive(Debug)]
 pub(in super::super) struct Sprayed {
     users: HashMap<String, User>,
     order: VecDeque<String>,
-    /// Who has tried whom, by the user's digest.
+    /// Recent pairs of user and source, by the user's digest.
     pairs: Recent<(u64, IpKey), ()>,
-    /// Sprayed users that were tried since their figures were handed on, and when that was.
+    /// Sprayed users with unreported tries, and the time of the last report.
     changed: BTreeSet<String>,
     told: u64,
 }
@@ -72,19 +72,19 @@ impl Default for Sprayed {
 
 #[derive(Debug, Default)]
 struct User {
-    /// Routable tries, and those that could be forged. The latter act on their like only.
+    /// Level 1 tries, and level 0 tries, which only affect each other.
     tries: [Window<()>; 2],
-    /// The same, slowly.
+    /// The same in leaky buckets.
     slow: [LeakyBucket; 2],
     until: [u64; 2],
-    /// When the first try was, and the last, and how many there were by how many sources.
+    /// Times of the first and the last try, numbers of tries and of sources.
     first: u64,
     last: u64,
     count: u64,
     sources: u64,
 }
 
-/// How many tries make a user sprayed: so many in a time, or what fills a bucket that leaks.
+/// Thresholds of a sprayed user: a count per time, or a leaky bucket.
 struct Limits {
     count: usize,
     per_ns: u64,
@@ -100,7 +100,7 @@ const fn index(level: Level) -> usize {
 }
 
 impl Sprayed {
-    /// Notes a try. Returns how many there were, if that makes the user sprayed.
+    /// Records a try. Returns the number of tries, if it makes the user sprayed.
     fn note(
         &mut self,
         source: IpKey,
@@ -141,7 +141,7 @@ impl Sprayed {
         (is_sprayed && is_new).then(|| found.tries[index(level)].len())
     }
 
-    /// The figures of sprayed users that have changed, now and then.
+    /// Sprayed users whose figures have changed, at most once per interval.
     pub(in super::super) fn news(&mut self, now: u64) -> Vec<Spray> {
         if self.changed.is_empty() || now.saturating_sub(self.told) < NEWS_NS {
             return Vec::new();
@@ -162,7 +162,7 @@ impl Sprayed {
         std::mem::take(&mut self.changed).into_iter().filter_map(spray).collect()
     }
 
-    /// Whether tries of this level for a user are limited.
+    /// Whether a user is sprayed at this level.
     fn is_sprayed(&self, user: &str, level: Level, now: u64) -> bool {
         self.users.get(user).is_some_and(|user| user.until[index(level)] > now)
     }
@@ -181,7 +181,7 @@ impl Sprayed {
 }
 
 impl Detector {
-    /// A stranger was rejected for a user.
+    /// Processes a rejection of an unknown source.
     pub(in super::super) fn user_was_tried(
         &mut self,
         source: IpKey,
@@ -214,7 +214,7 @@ impl Detector {
             && let Some(state) = self.sources.get_mut(&source)
         {
             state.sprayed.note(now, *level, DAY_NS);
-            // What could be forged bans nobody for it: it goes slower.
+            // Forgeable evidence does not ban here; it slows down.
             if *level == Level::Seen && state.sprayed.len() >= TRIES {
                 let reason = format!(
                     "a third password for the user {user:?}, whom many strangers \
@@ -226,7 +226,7 @@ impl Detector {
         }
     }
 
-    /// Whether a stranger has had its tries for sprayed users, by level 1 evidence.
+    /// Whether an unknown source has used up its tries for sprayed users, by level 1 evidence.
     pub(in super::super) fn is_third_for_a_sprayed_user(
         &self,
         state: &SourceState,

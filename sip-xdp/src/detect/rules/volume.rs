@@ -1,9 +1,8 @@
-//! `register` and `requests`: turns limit events into findings: who floods, and whether it is one
-//! sender.
+//! `register` and `requests`: from limit events to findings: floods by one sender.
 //!
 //! The kernel has already dropped the excess; a finding only decides on a ban. It may therefore
-//! wait the second that tells one flooding sender from an office whose phones all register at once.
-//! Pure: time comes with the events.
+//! take the second that distinguishes one flooding sender from an office whose phones all register
+//! at once. Pure: time comes with the events.
 //!
 //! A file of more than 400 lines: nearly half are its tests.
 
@@ -20,23 +19,23 @@ use super::super::digest::{digest, most_common};
 use super::super::observation::Observation;
 use super::stream_meters::{OverLimit, StreamMeters};
 
-/// How long a flood is watched before anything is decided, in nanoseconds.
+/// Observation time before a decision, in nanoseconds.
 const WATCH: u64 = 1_000_000_000;
 
-/// How many events must have been seen before anything is decided.
+/// Minimum number of events before a decision.
 const MIN_SAMPLES: usize = 8;
 
-/// How many of the latest events of a source are kept.
+/// Maximum number of recent events kept per source.
 const MAX_SAMPLES: usize = 64;
 
-/// How many sources are watched at the same time. The kernel sends at most some thousand events a
-/// second; a source beyond this number is limited all the same, and watched when there is room.
+/// Maximum number of watched sources. The kernel sends at most some thousand events per second;
+/// further sources are limited all the same, and watched when there is room.
 const MAX_SUSPECTS: usize = 16_384;
 
-/// A source is forgotten when it has been quiet for this long, in nanoseconds.
+/// Idle time after which a source is dropped, in nanoseconds.
 const QUIET: u64 = 60_000_000_000;
 
-/// Who is over a limit.
+/// Sources over a limit.
 #[derive(Debug)]
 pub(in super::super) struct Volume {
     rules: Rules,
@@ -52,10 +51,10 @@ struct Rules {
     ipv6_prefix: u8,
 }
 
-/// A source that is over a limit.
+/// A source over a limit.
 #[derive(Debug)]
 struct Suspect {
-    /// The first event of the present window.
+    /// First event of the current window.
     first: u64,
     last: u64,
     /// Requests and REGISTER requests before the window.
@@ -65,7 +64,7 @@ struct Suspect {
     next: usize,
 }
 
-/// What one event says of its sender.
+/// The sender's features in one event.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     source: IpKey,
@@ -75,18 +74,18 @@ struct Sample {
     routable: bool,
 }
 
-/// One sender floods.
+/// A flood by one sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Flood {
-    /// Whose: the source that sent most of the sampled packets.
+    /// The source of most of the sampled packets.
     pub(in super::super) source: IpKey,
-    /// The port that most of them came from.
+    /// The port of most of them.
     pub(in super::super) port: u16,
-    /// At least half of its samples echo a nonce that only their sender was given.
+    /// Whether at least half of the samples echo a nonce that only their sender was given.
     pub(in super::super) routable: bool,
-    /// The width of what floods: 128 for a host, less for an IPv6 network whose hosts take turns.
+    /// Prefix length: 128 for a host, less for an IPv6 network whose hosts take turns.
     pub(in super::super) bits: u8,
-    /// Which kind of evidence.
+    /// Kind of evidence.
     pub(in super::super) kind: LimitKind,
     /// The evidence in words and numbers.
     pub(in super::super) reason: String,
@@ -99,25 +98,25 @@ impl Volume {
         Self { rules: Rules::new(config), suspects: HashMap::new(), meters }
     }
 
-    /// Takes new rules, and keeps what was seen.
+    /// Changes the rules, and keeps all evidence.
     pub(in super::super) fn configure(&mut self, config: &Config) {
         self.rules = Rules::new(config);
     }
 
-    /// How many sources are being watched.
+    /// Number of watched sources.
     #[cfg(test)]
     pub(in super::super) fn watched(&self) -> usize {
         self.suspects.len()
     }
 
-    /// Forgets a source: it was banned, or an operator has pardoned it.
+    /// Drops a source that was banned or pardoned.
     pub(in super::super) fn forget(&mut self, source: &IpKey) {
         self.suspects.retain(|suspect, _| {
             suspect != source && *suspect != source.masked(self.rules.ipv6_mask)
         });
     }
 
-    /// Forgets sources that have been quiet.
+    /// Drops idle sources.
     pub(in super::super) fn tidy(&mut self, now: u64) {
         self.suspects.retain(|_, suspect| now.saturating_sub(suspect.last) < QUIET);
     }
@@ -133,20 +132,20 @@ impl Volume {
         self.meters.charge(source, is_register, limits, now)
     }
 
-    /// Takes an event, and says whether it completes the evidence for a ban.
+    /// Processes an event. Returns a flood, if the evidence is complete.
     pub(in super::super) fn observe(
         &mut self,
         event: &Observation<'_>,
         routable: bool,
     ) -> Option<Flood> {
         let kind = LimitKind::from_number(event.bucket)?;
-        // Responses, keepalives and noise are limited, never evidence.
+        // Responses, keepalives and noise are limited, but never evidence.
         let (rule, limit) = match kind {
             LimitKind::Register => self.rules.register,
             LimitKind::Requests => self.rules.requests,
             LimitKind::Other | LimitKind::Storm | LimitKind::Fragments => return None,
         };
-        // As the kernel meters it.
+        // The width of the kernel's meter.
         let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();
         let key = if by_address { event.source } else { event.source.masked(self.rules.ipv6_mask) };
         if self.suspects.len() >= MAX_SUSPECTS && !self.suspects.contains_key(&key) {
@@ -163,7 +162,7 @@ impl Volume {
         {
             return None;
         }
-        // What had passed when the bucket ran dry, and all that was seen since.
+        // What had passed when the bucket ran dry, and all that followed.
         let (before, seen) = match kind {
             LimitKind::Register => (suspect.registers, event.registers),
             _ => (suspect.seen, event.seen),
@@ -251,8 +250,8 @@ impl Suspect {
         2 * self.samples.iter().filter(|sample| sample.source == host).count() >= self.samples.len()
     }
 
-    /// Whether one sender is behind most of it: one port, one call, or one user by whatever ports.
-    /// Many phones behind one address differ in all three.
+    /// The common feature, if one sender causes most of it: one port, one call, or one user on any
+    /// port. Phones behind one address differ in all three.
     fn one_sender(&self) -> Option<(Sample, String)> {
         let all = self.samples.len();
         let (ports, port, by_port) =
@@ -291,7 +290,7 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// An event every 50 ms, as the kernel sends them, for a flood of `rate` a second.
+    /// An event every 50 ms, as the kernel sends them, for a flood of `rate` per second.
     fn flood(
         rate: u64,
         shape: impl Fn(u64) -> (u16, String, String),
@@ -363,7 +362,7 @@ mod tests {
             (10_000 + (n % 300) as u16, format!("{}", n % 300), format!("call-{n}"))
         });
         assert_eq!(run(events, &Config::default()), None);
-        // The same with few phones: four of them, none with half of the traffic.
+        // The same with few phones: four, none with half of the traffic.
         let events = flood(60, |n| {
             (10_000 + (n % 4) as u16, format!("{}", n % 4), format!("call-{}", n % 40))
         });

@@ -95,10 +95,9 @@ pub struct Kernel {
     /// How many tries for passwords, that anybody may have sent in its name, it has then, in words.
     #[serde(skip)]
     pub pace: &'static str,
-    /// Ports of it where somebody is registered, who pass although a ban or a feed lists the
-    /// address.
+    /// Known-good ports, which pass although a ban or a feed lists the address.
     pub good_ports: Vec<u16>,
-    /// Whether there is a storm.
+    /// Storm state.
     pub storm: bool,
 }
 

@@ -27,7 +27,7 @@ pub(crate) use history::History;
 pub(crate) struct Inputs {
     /// Where everything is.
     pub(crate) paths: Paths,
-    /// How the daemon is asked.
+    /// Channel of requests to the daemon.
     pub(crate) calls: mpsc::Sender<Call>,
     /// Recent events.
     pub(crate) hub: Hub,

@@ -1,5 +1,5 @@
-//! The facts of a filter: from its store, with or without a daemon, and from the pinned maps where
-//! there are any.
+//! Collection of the facts: from the store, with or without a daemon, and from the pinned maps if
+//! present.
 
 use std::collections::HashMap;
 use std::path::Path;

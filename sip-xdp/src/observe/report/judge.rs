@@ -1,4 +1,4 @@
-//! From the facts to the report. Pure.
+//! Evaluation of the facts. Pure.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -15,25 +15,25 @@ use crate::net::network::Network;
 use crate::store::{Accepted, Served};
 use crate::sys::clock;
 
-/// A phone with a wrong password, which is right to be banned and wrong to be forgotten.
+/// The kind of phones with a wrong password: a correct ban, which the operator should know.
 const MISCONFIGURED: &str = "misconfigured";
 
-/// Rows of each list but the first ones, and users and addresses that are named in one of them.
+/// Maximum number of rows of each list, and of users and addresses named in a row.
 const MAX_ROWS: usize = 1_000;
 const MAX_NAMED: usize = 8;
 
-/// How many offenders are told.
+/// Maximum number of reported offenders.
 const REPEATERS: usize = 10;
 
-/// Bans of a rule that look wrong before it is to be loosened, and which part of all they must be:
-/// one in so many.
+/// Minimum number of doubtful bans of a rule before it is suggested to loosen it, and their minimum
+/// share of all its bans: one in this many.
 const DOUBTS: u64 = 3;
 const DOUBTED_ONE_IN: u64 = 5;
 
-/// Times that an operator lifts bans of a source before it is suggested to be trusted.
+/// Number of lifted bans of a source after which it is suggested to trust it.
 const LIFTED_AGAIN: u64 = 2;
 
-/// Makes the report.
+/// Evaluates the facts.
 pub fn judge(facts: Facts) -> Report {
     let bans = Judged::all(&facts);
     let mut kinds: BTreeMap<(String, Option<Tier>), Tally> = BTreeMap::new();
@@ -57,7 +57,7 @@ pub fn judge(facts: Facts) -> Report {
         .map(|judged| judged.ban.row.ban.network)
         .collect();
     let homes: HashSet<IpAddr> = facts.accepted.iter().map(|row| row.address).collect();
-    // A stranger that tries one user patiently looks the same, but for where it is.
+    // A guesser who tries one user slowly looks the same, except for the address.
     let is_phone = |judged: &&Judged<'_>| {
         let ban = &judged.ban.row.ban;
         ban.kind == MISCONFIGURED
@@ -91,12 +91,12 @@ pub fn judge(facts: Facts) -> Report {
     }
 }
 
-/// A ban, and what became of it.
+/// A ban and its outcome.
 struct Judged<'a> {
     ban: &'a Ban,
-    /// The same place was banned again before this one ended: its packets count there.
+    /// Whether the same place was banned again before the end: its packets count there.
     is_continued: bool,
-    /// Who was accepted there after it began.
+    /// Users accepted there after the start.
     later: Vec<&'a Accepted>,
 }
 
@@ -106,7 +106,7 @@ impl<'a> Judged<'a> {
         for row in &facts.accepted {
             accepted.entry(row.address).or_default().push(row);
         }
-        // The next ban of each place, seen from the end.
+        // In reverse, to know the next ban of each place.
         let mut next: HashMap<(Network, Option<u16>), u64> = HashMap::new();
         let mut all: Vec<Self> = Vec::with_capacity(facts.bans.len());
         for ban in facts.bans.iter().rev() {
@@ -125,12 +125,12 @@ impl<'a> Judged<'a> {
     }
 
     fn is_doubtful(&self) -> bool {
-        // A phone that works later was mended, and rightly banned before.
+        // A phone that was accepted later has been repaired; the ban was right.
         let is_phone = self.ban.row.ban.kind == MISCONFIGURED;
         self.is_lifted() || !self.later.is_empty() && !is_phone
     }
 
-    /// Whether it ended, and nothing came from there while it lasted.
+    /// Whether it has ended, and no packet was dropped for it.
     fn is_quiet(&self) -> bool {
         self.ban.row.end.is_some() && self.ban.hits == Some(0) && !self.is_continued
     }
@@ -165,7 +165,7 @@ impl<'a> Judged<'a> {
     }
 }
 
-/// Who was accepted at a place after it was banned.
+/// Users accepted at a place after its ban.
 fn accepted_later<'a>(
     ban: &Ban,
     accepted: &HashMap<IpAddr, Vec<&'a Accepted>>,
@@ -182,7 +182,7 @@ fn accepted_later<'a>(
     inside.flat_map(|(_, rows)| rows.iter().copied()).filter(is_later).collect()
 }
 
-/// Who was banned, with most bans first. Phones are told port by port.
+/// Banned sources by descending number of bans; phones by port.
 fn offenders<'a>(bans: impl Iterator<Item = &'a Judged<'a>>, by_port: bool) -> Vec<Offender> {
     let mut all: BTreeMap<(Network, Option<u16>), Offender> = BTreeMap::new();
     for judged in bans {
@@ -251,7 +251,7 @@ fn sprayed(facts: &Facts) -> Vec<SprayedUser> {
             new_places: new,
         }
     };
-    // One that was tried again later, or before and after a restart, has several rows.
+    // A user that was tried again later, or around a restart, has several rows.
     let mut users: BTreeMap<&str, SprayedUser> = BTreeMap::new();
     for row in &facts.sprayed {
         let one = user(row);
@@ -267,7 +267,7 @@ fn sprayed(facts: &Facts) -> Vec<SprayedUser> {
 }
 
 impl SprayedUser {
-    /// Adds what another time came to. Addresses that took part in both count twice.
+    /// Adds the figures of another period. Addresses of both count twice.
     fn add(&mut self, other: Self) {
         self.tries += other.tries;
         self.addresses += other.addresses;
@@ -280,8 +280,8 @@ impl SprayedUser {
     }
 }
 
-/// Addresses whose calls the server takes, but for those that were banned: it may take an attacker's,
-/// too.
+/// Addresses whose calls the server processes, without those that were banned, which may be an
+/// attacker's.
 fn partners(facts: &Facts) -> impl Iterator<Item = &Served> {
     let banned: HashSet<Network> = facts.bans.iter().map(|ban| ban.row.ban.network).collect();
     facts.served.iter().filter(move |row| !banned.contains(&Network::host(row.address)))
@@ -329,7 +329,7 @@ fn trust(address: &Network, reason: String) -> Suggestion {
     Suggestion { change: Change::Trust, about: address.to_string(), reason, command: Some(command) }
 }
 
-/// Users who live elsewhere, and were accepted where somebody had guessed.
+/// Users who were accepted at the address of a guesser, and before only elsewhere.
 fn passwords(facts: &Facts, bans: &[Judged<'_>], all: &mut Vec<Suggestion>) {
     let mut homes: HashMap<&str, Vec<(IpAddr, u64)>> = HashMap::new();
     for row in &facts.accepted {
@@ -345,7 +345,7 @@ fn passwords(facts: &Facts, bans: &[Judged<'_>], all: &mut Vec<Suggestion>) {
         if !matches!(ban.kind.as_str(), "rejected" | "slow" | "sprayed" | "decoy") {
             continue;
         }
-        // Whoever lived there before has typed wrong.
+        // A user accepted there before has mistyped.
         if judged.later.iter().any(|row| row.first_ms <= ban.from_ms) {
             continue;
         }
@@ -367,7 +367,7 @@ fn passwords(facts: &Facts, bans: &[Judged<'_>], all: &mut Vec<Suggestion>) {
     }
 }
 
-/// Rules of which many bans look wrong.
+/// Rules with many doubtful bans.
 fn loosen(rules: &Detect, bans: &[Judged<'_>], kinds: &[Kind], all: &mut Vec<Suggestion>) {
     for (name, _) in rules.names() {
         let of = kinds.iter().filter(|row| row.kind == name);

@@ -1,7 +1,6 @@
-//! What the filter did in a span of time, as an operator wants to know it: bans by kind and level,
-//! which of them look wrong, which rules never fired, whose passwords strangers try, and what to
-//! change. [`gather`] collects the facts from the store and the pinned maps, a replay from its
-//! capture; [`judge`] makes the report of them.
+//! Report of a time span for the operator: bans by kind and level, doubtful ones, rules that never
+//! fired, users whose passwords are tried, and suggestions. [`gather`] collects the facts from the
+//! store and the pinned maps, a replay from its capture; [`judge`] evaluates them.
 
 mod gather;
 mod judge;
@@ -21,109 +20,108 @@ use crate::store::{Accepted, HistoryRow, Served, Sprayed};
 pub use gather::gather;
 pub use judge::judge;
 
-/// The span that is reported of unless somebody asks for another one: a week.
+/// Default span of a report: a week.
 pub const SPAN: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3_600);
 
-/// What a report is made of.
+/// The facts that a report is made of.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// The capture that was replayed; none of a filter.
+    /// The replayed capture, if any.
     pub capture: Option<String>,
-    /// From when on, in milliseconds since 1970.
+    /// Start, in milliseconds since 1970.
     pub from_ms: u64,
-    /// Until when.
+    /// End, in milliseconds since 1970.
     pub to_ms: u64,
-    /// The bans that began then, the earliest first. Of one that is in force, hits are those so
-    /// far.
+    /// Bans that began in the span, by start. The hits of active bans are those so far.
     pub bans: Vec<Ban>,
-    /// Who was accepted where, then and before.
+    /// Acceptances in the span and before.
     pub accepted: Vec<Accepted>,
-    /// Users that strangers tried passwords for.
+    /// Users whose passwords unknown sources tried.
     pub sprayed: Vec<Sprayed>,
-    /// Addresses whose calls the server took without credentials.
+    /// Addresses whose calls the server processed without credentials.
     pub served: Vec<Served>,
-    /// Networks that are trusted.
+    /// Trusted networks.
     pub trusted: Vec<Network>,
-    /// The rules.
+    /// Rules.
     pub rules: Detect,
-    /// Packets that places of accepted users lost that were not banned themselves; known of a
-    /// capture only.
+    /// Packets lost by places of accepted users that were not banned themselves; known only of a
+    /// capture.
     pub lost: Option<u64>,
-    /// What the figures do not say.
+    /// Notes that the figures do not show.
     pub notes: Vec<String>,
 }
 
 /// A ban, and the packets dropped for it so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ban {
-    /// The ban, and how it ended.
+    /// The ban and its end.
     pub row: HistoryRow,
-    /// Packets dropped for it; none if nobody counted.
+    /// Packets dropped for it, if counted.
     pub hits: Option<u64>,
 }
 
-/// All of it.
+/// The report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// The version of this object.
+    /// Version of this object.
     pub schema: u32,
-    /// When it was made.
+    /// Time of creation.
     pub time: Timestamp,
-    /// The capture that was replayed; none of a filter.
+    /// The replayed capture, if any.
     pub capture: Option<String>,
-    /// The span that it is about begins here.
+    /// Start of the span.
     pub from: Timestamp,
-    /// And ends here.
+    /// End of the span.
     pub to: Timestamp,
-    /// All bans together.
+    /// Totals of all bans.
     pub bans: Tally,
-    /// The bans by kind and level, the most frequent first.
+    /// Bans by kind and level, the most frequent first.
     pub kinds: Vec<Kind>,
-    /// The rules, those that banned most first.
+    /// Rules by descending number of bans.
     pub rules: Vec<Rule>,
     /// Bans that may have been wrong.
     pub doubtful: Vec<Doubtful>,
-    /// Phones whose password is wrong, at addresses where others were accepted.
+    /// Phones with a wrong password, at addresses with accepted users.
     pub phones: Vec<Offender>,
-    /// Who else was banned, those with most bans first.
+    /// Other banned sources, by descending number of bans.
     pub repeaters: Vec<Offender>,
-    /// Users that strangers try passwords for, those with most tries first.
+    /// Users whose passwords unknown sources try, by descending number of tries.
     pub sprayed: Vec<SprayedUser>,
-    /// Who was known good.
+    /// Known-good users and addresses.
     pub good: Good,
-    /// What to change.
+    /// Suggested changes.
     pub suggestions: Vec<Suggestion>,
-    /// What the figures do not say.
+    /// Notes that the figures do not show.
     pub notes: Vec<String>,
 }
 
-/// Bans, counted.
+/// Totals of bans.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
-    /// How many began.
+    /// Bans that began.
     pub bans: u64,
-    /// Of how many addresses and networks.
+    /// Number of their addresses and networks.
     pub addresses: u64,
-    /// An operator lifted so many.
+    /// Number that an operator lifted.
     pub lifted: u64,
-    /// So many hit a place where somebody was accepted later.
+    /// Number that hit a place where a user was accepted later.
     pub good_later: u64,
-    /// So many ended and were never hit: nothing came from there any more.
+    /// Number that ended without a dropped packet.
     pub quiet: u64,
-    /// So many are in force.
+    /// Number in force.
     pub in_force: u64,
     /// Packets dropped for them.
     pub hits: u64,
 }
 
-/// The bans of a kind of evidence on one level.
+/// Bans of one kind of evidence on one level.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Kind {
     /// The kind of evidence.
     pub kind: String,
-    /// How sure it was.
+    /// Evidence tier.
     pub tier: Option<Tier>,
-    /// Its bans.
+    /// Their totals.
     #[serde(flatten)]
     pub tally: Tally,
 }
@@ -131,109 +129,109 @@ pub struct Kind {
 /// A rule of `[detect]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rule {
-    /// Its name.
+    /// Name.
     pub rule: &'static str,
     /// Whether it may ban.
     pub enabled: bool,
-    /// How many bans it led to.
+    /// Number of its bans.
     pub bans: u64,
-    /// When the last one began; none if it never fired.
+    /// Start of the last one, if any.
     pub last: Option<Timestamp>,
 }
 
 /// A ban that may have been wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Doubtful {
-    /// Whose.
+    /// Address or network.
     pub address: Network,
-    /// The port, if only that.
+    /// The port, if it covers only that.
     pub port: Option<u16>,
     /// The kind of evidence.
     pub kind: String,
-    /// How sure it was.
+    /// Evidence tier.
     pub tier: Option<Tier>,
     /// The evidence.
     pub reason: String,
-    /// When it began.
+    /// Start.
     pub from: Timestamp,
-    /// An operator lifted it.
+    /// Whether an operator lifted it.
     pub lifted: bool,
-    /// Users that were accepted there after it began, a few of them.
+    /// Some of the users that were accepted there after the start.
     pub users: Vec<String>,
-    /// One of them was accepted there before, too: otherwise a password may have been guessed.
+    /// Whether one of them was accepted there before, too: otherwise a password may have been
+    /// guessed.
     pub known_before: bool,
 }
 
-/// An address that was banned, once or again and again.
+/// A banned source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Offender {
-    /// Who.
+    /// Address or network.
     pub address: Network,
-    /// The port, if only that.
+    /// The port, if it covers only that.
     pub port: Option<u16>,
-    /// How often.
+    /// Number of bans.
     pub bans: u64,
     /// Packets dropped for it.
     pub hits: u64,
-    /// When the last ban began.
+    /// Start of the last ban.
     pub last: Timestamp,
-    /// For what kinds of evidence.
+    /// Kinds of evidence.
     pub kinds: Vec<String>,
-    /// The evidence of the last one.
+    /// Reason of the last ban.
     pub reason: String,
 }
 
-/// A user that strangers try passwords for.
+/// A user whose password unknown sources try.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SprayedUser {
-    /// The user.
+    /// User.
     pub user: String,
-    /// Proven if enough of the tries came from addresses that were the sender's own.
+    /// Proven if enough of the tries came from addresses that cannot be forged.
     pub tier: Tier,
-    /// Passwords that were rejected.
+    /// Number of rejected passwords.
     pub tries: u64,
-    /// Addresses that they came from.
+    /// Number of their addresses.
     pub addresses: u64,
-    /// When the first try was.
+    /// Time of the first try.
     pub first: Timestamp,
-    /// When the last one was.
+    /// Time of the last try.
     pub last: Timestamp,
-    /// Addresses where the user was accepted for the first time since then, a few of them.
+    /// Some of the addresses where the user was accepted for the first time since then.
     pub new_places: Vec<IpAddr>,
 }
 
-/// Who was known good.
+/// Known-good users and addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Good {
-    /// Users that were accepted.
+    /// Number of accepted users.
     pub users: u64,
-    /// Addresses that they were accepted at.
+    /// Number of their addresses.
     pub addresses: u64,
-    /// Addresses whose calls the server takes without credentials.
+    /// Addresses whose calls the server processes without credentials.
     pub served: Vec<IpAddr>,
-    /// Packets that all these lost, but for ports that were banned themselves; null where nobody
-    /// counted.
+    /// Packets that these addresses lost, without those of banned ports; null if not counted.
     pub lost: Option<u64>,
 }
 
-/// Something to change.
+/// A suggested change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Suggestion {
-    /// What kind of a change.
+    /// Kind of change.
     pub change: Change,
-    /// An address, a rule or a user.
+    /// Address, rule or user.
     pub about: String,
-    /// Why.
+    /// Reason.
     pub reason: String,
-    /// What to run, or to write into the configuration.
+    /// Command to run, or lines for the configuration.
     pub command: Option<String>,
 }
 
-/// What kind of a change is suggested.
+/// Kinds of suggested changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// Give a user another password.
+    /// Change the password of a user.
     Password,
     /// Trust an address.
     Trust,
@@ -242,7 +240,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Its name.
+    /// Name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Password => "password",

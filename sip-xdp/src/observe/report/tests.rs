@@ -1,4 +1,4 @@
-//! Tests of what is concluded from the facts.
+//! Tests of the evaluation.
 
 use super::*;
 use crate::config::Config;
@@ -109,7 +109,7 @@ fn a_password_that_was_guessed_is_told_and_a_phone_that_was_mended_is_not() {
     let accepted = vec![
         accepted("203.0.113.1", "101", 5060, 10, 20 * HOUR_MS),
         accepted("192.0.2.1", "101", 5060, 5 * HOUR_MS, 6 * HOUR_MS),
-        // New there, and nowhere else.
+        // Accepted only there.
         accepted("192.0.2.1", "109", 5060, 5 * HOUR_MS, 6 * HOUR_MS),
         accepted("192.0.2.2", "102", 5060, 10, 6 * HOUR_MS),
     ];

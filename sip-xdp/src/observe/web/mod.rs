@@ -43,7 +43,7 @@ const FRESH_REPORT: Duration = Duration::from_secs(20);
 /// The spans that are reported of, in days. The first is that of a query that says nothing else.
 const REPORT_DAYS: [u64; 4] = [7, 1, 30, 90];
 
-/// How long to wait for the daemon.
+/// Timeout of the daemon's response.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A report, and when it was made.
@@ -200,7 +200,7 @@ fn report_span(query: Option<&str>) -> Option<usize> {
     REPORT_DAYS.iter().position(|known| *known == days)
 }
 
-/// Whether a Host header is an address or `localhost`, with a port or without.
+/// Whether a Host header is an address or `localhost`, with or without port.
 fn is_no_name(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),

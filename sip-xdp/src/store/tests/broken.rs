@@ -1,11 +1,10 @@
-//! Files that are not what they should be.
+//! Tests with broken files.
 
 use std::fs;
 
 use super::*;
 
-/// The store in a directory that holds what `spoil` made of a good one. It must start, empty, and
-/// work.
+/// The store in a directory in which `spoil` has damaged a good one. It must start empty, and work.
 fn assert_set_aside(what: &str, spoil: impl FnOnce(&Path)) -> String {
     let (directory, path) = place();
     let store = make(&path);
@@ -45,7 +44,7 @@ fn an_empty_file_is_a_first_start() {
 }
 
 #[test]
-fn what_is_no_store_is_set_aside() {
+fn files_of_other_formats_are_set_aside() {
     for text in [
         "{\n",
         "{\"schema\":1,\"block\":[],\"trust\":[]}",
@@ -162,7 +161,7 @@ fn whatever_the_disk_did_to_it_there_is_a_store() {
         let entry = (List::Block, Entry::manual(network("203.0.113.1"), NEVER, "new"));
         store.record(Change::Entries(vec![entry.clone()]));
         if store.flush().is_err() {
-            // The damage showed only when it was written to: the second look finds it.
+            // The damage showed only on a write: the second attempt notices it.
             wait_until("a new file", || store.flush().is_ok());
         }
         if store.wants_entries() {
@@ -173,8 +172,8 @@ fn whatever_the_disk_did_to_it_there_is_a_store() {
     }
 }
 
-/// Somebody else's lock is no damage: the file stays, and what it holds is there as soon as it can
-/// be read. Locks of several kinds, held by a backup or a shell.
+/// A lock is no damage: the file stays, and its contents are available as soon as they can be read.
+/// Locks of several kinds, as a backup or a shell holds them.
 #[test]
 fn a_store_that_is_only_locked_is_not_set_aside() {
     let statements = [
@@ -204,7 +203,7 @@ fn a_store_that_is_only_locked_is_not_set_aside() {
             }
             other => panic!("{statement}: {other:?}"),
         };
-        // As the daemon does at once: these are all entries that it knows of.
+        // As the daemon does at once: its complete set of entries.
         let new = Entry::manual(network("192.0.2.8"), NEVER, "new");
         let known = if is_locked {
             vec![]

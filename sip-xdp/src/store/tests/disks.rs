@@ -1,4 +1,4 @@
-//! Disks that are missing, full, read-only, or that go and come back.
+//! Tests with disks that are missing, full, read-only, or intermittent.
 
 use std::fs;
 use std::io::Write as _;
@@ -60,7 +60,7 @@ fn a_file_that_was_removed_is_made_again() {
 fn a_file_that_breaks_while_it_is_used_is_set_aside() {
     let (directory, path) = place();
     let store = make(&path);
-    // More than the writer has in its cache.
+    // More than the writer's cache.
     let entry = |number: u32| {
         Entry::manual(Network::around(IpKey::v4(number), 128), NEVER, &"one of many".repeat(8))
     };
@@ -87,8 +87,7 @@ fn a_file_that_breaks_while_it_is_used_is_set_aside() {
     assert!(store.wants_entries());
 }
 
-/// Runs a test in a mount namespace of its own, with a small file system at the path that it is
-/// given.
+/// Runs a test in a mount namespace of its own, with a small file system at the given path.
 fn on_a_small_disk(size: &str, test: impl FnOnce(&Path) + Send) {
     if !geteuid().is_root() {
         println!("needs root to mount a file system: left out");
@@ -103,7 +102,7 @@ fn on_a_small_disk(size: &str, test: impl FnOnce(&Path) + Send) {
             .unwrap();
         test(directory.path());
     };
-    // The namespace belongs to this thread and to the store's own, and goes with them.
+    // The namespace belongs to this thread and the store's, and ends with them.
     thread::scope(|scope| scope.spawn(run).join().unwrap());
 }
 
@@ -136,7 +135,7 @@ fn on_a_full_disk_changes_wait_for_room() {
         let trouble = store.trouble().unwrap();
         println!("{trouble}");
         assert!(trouble.contains("full"), "{trouble}");
-        // A reboot while it is full: what was there is there.
+        // A reboot with a full disk: the stored state is there.
         drop(store);
         let (store, state) = reopen(&path);
         assert_eq!(state.entries.len(), 1);
@@ -164,7 +163,7 @@ fn a_first_start_on_a_full_disk() {
         assert!(matches!(found, Found::Nothing), "{found:?}");
         assert!(store.trouble().is_some());
         drop(store);
-        // Again, with whatever that left.
+        // Again, with the result of that.
         let Opened { store, found } = Store::open(&path);
         assert!(matches!(found, Found::Nothing), "{found:?}");
         assert!(store.trouble().is_some());
@@ -192,7 +191,7 @@ fn a_disk_that_is_read_only_is_read() {
         assert_read(&all[..1]);
         make_read_only(disk, false);
 
-        // A crash leaves what was written last in the log.
+        // A crash leaves the last writes in the log.
         let (store, _) = reopen(&path);
         store.record(Change::Put(all[1].0, all[1].1.clone()));
         let log = schema::with_suffix(&path, "-wal");

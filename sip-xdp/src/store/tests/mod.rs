@@ -1,4 +1,6 @@
-//! Tests of the store: what goes in comes back, and no disk and no file can stop it.
+//! Tests of the store: round trips, and operation despite bad disks and files.
+//!
+//! Above 400 lines: independent cases over one fixture.
 
 mod broken;
 mod disks;
@@ -15,7 +17,7 @@ use super::*;
 use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::Tier;
 
-/// A directory for one test, and where the store in it is.
+/// A directory for one test, with the path of its store.
 fn place() -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
@@ -39,7 +41,7 @@ fn ban(text: &str, expires: u64) -> Entry {
     }
 }
 
-/// What a store that is not new holds.
+/// The state of an existing store.
 fn reopen(path: &Path) -> (Store, State) {
     let Opened { store, found } = Store::open(path);
     let Found::State(state) = found else { panic!("{found:?}") };
@@ -54,7 +56,7 @@ fn make(path: &Path) -> Store {
     store
 }
 
-/// Entries as they come back, which are a few milliseconds off.
+/// Whether entries are equal but for the few milliseconds that storing changes.
 fn same(left: &[(List, Entry)], right: &[(List, Entry)]) -> bool {
     let sorted = |all: &[(List, Entry)]| {
         let mut all = all.to_vec();
@@ -112,7 +114,7 @@ fn all_that_goes_in_comes_back() {
     store.record(Change::Peer(peer.clone()));
     store.record(Change::Note { name: "evidence".to_owned(), value: b"\0\xff{}".to_vec() });
     store.flush().unwrap();
-    // Accepted again: the first time stays.
+    // A second acceptance keeps the time of the first.
     store.record(Change::Accepted(Accepted { first_ms: now, last_ms: now + 1, ..accepted("101") }));
     drop(store);
 
@@ -172,7 +174,7 @@ fn the_history_tells_bans_of_a_network_and_of_those_around_it() {
 }
 
 #[test]
-fn what_is_too_old_goes() {
+fn old_rows_are_removed() {
     let (_directory, path) = place();
     let store = make(&path);
     let now = clock::wall_ms();
@@ -209,7 +211,7 @@ fn what_is_too_old_goes() {
     let (store, state) = reopen(&path);
     let seen = (state.offences.len(), state.accepted.len(), state.peers.len());
     assert_eq!(seen, (2, 2, 0), "what is younger than 30 days");
-    // The writer tidies when it starts.
+    // The writer removes old rows when it starts.
     store.flush().unwrap();
     let rows = store.history(&network("192.0.2.1")).unwrap();
     assert_eq!(rows.len(), 2);
@@ -246,7 +248,7 @@ fn a_clock_that_starts_in_the_past_makes_no_ban_longer() {
     let day = 24 * 3_600_000_i64;
     store.record(Change::Put(List::Block, ban("192.0.2.1", in_seconds(60))));
     drop(store);
-    // As seen from yesterday.
+    // A view from yesterday.
     let connection = Connection::open(&path).unwrap();
     let later = "UPDATE entries SET added_ms = added_ms + ?1, expires_ms = expires_ms + ?1";
     assert_eq!(connection.execute(later, [day]).unwrap(), 1);
@@ -308,9 +310,13 @@ fn the_earlier_version_is_read_once() {
     let (directory, path) = place();
     let earlier = directory.path().join("lists.json");
     let text = r#"{"schema":1,"block":[
-        {"network":"192.0.2.0/24","auto":false,"unproven":false,"added":"2026-01-02T03:04:05Z","expires":null,"reason":"by hand"},
-        {"network":"192.0.2.9","auto":true,"unproven":true,"added":"2026-01-02T03:04:05Z","expires":"2026-01-02T03:09:05Z","reason":"over"}],
-        "trust":[{"network":"2001:db8::/32","auto":false,"unproven":false,"added":"2026-01-02T03:04:05Z","expires":null,"reason":"carrier"}]}"#;
+        {"network":"192.0.2.0/24","auto":false,"unproven":false,"added":"2026-01-02T03:04:05Z",
+         "expires":null,"reason":"by hand"},
+        {"network":"192.0.2.9","auto":true,"unproven":true,"added":"2026-01-02T03:04:05Z",
+         "expires":"2026-01-02T03:09:05Z","reason":"over"}],
+        "trust":[
+        {"network":"2001:db8::/32","auto":false,"unproven":false,"added":"2026-01-02T03:04:05Z",
+         "expires":null,"reason":"carrier"}]}"#;
     std::fs::write(&earlier, text).unwrap();
     for _ in 0..2 {
         let (_store, state) = reopen(&path);
@@ -322,7 +328,7 @@ fn the_earlier_version_is_read_once() {
         );
         assert!(!earlier.exists() && directory.path().join("lists.json.imported").exists());
     }
-    // Not again, even if it comes back.
+    // Not again, even if the file reappears.
     std::fs::write(&earlier, text.replace("192.0.2.0/24", "192.0.3.0/24")).unwrap();
     assert_eq!(reopen(&path).1.entries.len(), 2);
     assert!(earlier.exists());
@@ -336,8 +342,7 @@ fn the_earlier_version_is_read_once() {
     assert!(!earlier.exists());
 }
 
-/// Somebody has set the clock back since the ban was made: it is not over because of that, and
-/// lasts no longer.
+/// A wall clock set back after the ban: the ban neither ends nor lasts longer.
 #[test]
 fn an_entry_from_the_future_is_not_over() {
     let (_directory, path) = place();

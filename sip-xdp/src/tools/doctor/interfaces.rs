@@ -1,4 +1,6 @@
 //! Checks of the interfaces that are, or would be, filtered, and of the path of responses.
+//!
+//! Above 400 lines with its tests: independent checks.
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 use sip_xdp_common::abi::names;
@@ -107,12 +109,12 @@ fn is_up(interface: &Interface) -> Check {
     Check::warn("interface", format!("{name} is down"), format!("ip link set {name} up"))
 }
 
-/// Why the driver does not run the program, though it runs programs as such.
+/// The reason why a driver that supports XDP does not run the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hindrance {
-    /// The device keeps it from doing so.
+    /// The device prevents it.
     Device(Obstacle),
-    /// It took the program and showed it nothing, as the daemon has noticed.
+    /// The program saw no packets, as the daemon has observed.
     Blind,
 }
 
@@ -407,7 +409,7 @@ mod tests {
             assert!(check.status == Status::Warn && check.detail.contains(part), "{check:?}");
             assert!(!check.detail.contains("could run it"), "{check:?}");
         }
-        // Whoever insists on native mode has it; that it sees nothing is said by another check.
+        // Forced native mode stays; another check reports that it sees nothing.
         assert_eq!(
             driver("virtio_net", Some(Mode::Native), LONG, Some(never_calls)).status,
             Status::Ok

@@ -194,7 +194,7 @@ pub(super) fn merging(name: &str, mode: Option<Mode>, features: &Features) -> Op
     Some(Check::warn("offloads", detail, format!("ethtool -K {name} {}", off.join(" "))))
 }
 
-/// Whether the daemon has noticed that a native program saw nothing there.
+/// Whether the daemon has observed that a native program saw no packets.
 pub(super) fn is_blind(name: &str, daemon: Option<&DaemonStatus>) -> bool {
     blindness(name, daemon).is_some()
 }

@@ -50,7 +50,7 @@ use duplicates::Duplicates;
 use frame::{Ends, Prefilter};
 use kernel::{Kernel, OneCpu};
 use registrar::{Guess, Registrar};
-use timeline::{Telling, Timeline};
+use timeline::{ReplaySink, Timeline};
 use unwrap::{Unread, Unwrapped};
 
 pub use capture::{Capture, Input, Packet};
@@ -287,7 +287,7 @@ impl<'c> Replay<'c> {
     }
 
     /// The ban engine at `now`.
-    fn ban_engine(&mut self, now: u64) -> BanEngine<'_, Telling<'_>> {
+    fn ban_engine(&mut self, now: u64) -> BanEngine<'_, ReplaySink<'_>> {
         let at = self.moment(now);
         BanEngine {
             config: self.config,
@@ -299,7 +299,7 @@ impl<'c> Replay<'c> {
             notes: &mut self.notes,
             learning_until: 0,
             at,
-            event_sink: Telling { timeline: &mut self.timeline, at },
+            event_sink: ReplaySink { timeline: &mut self.timeline, at },
         }
     }
 

@@ -1,4 +1,6 @@
-//! What a replay came to, for people and as JSON.
+//! The report of a replay, for people and as JSON.
+//!
+//! More than 400 lines: the fields of the JSON report, each documented, with their construction.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -22,7 +24,7 @@ use crate::observe::report;
 use crate::store;
 use crate::sys::clock;
 
-/// How many of those are told that came close to a ban.
+/// Maximum number of sources reported as close to a ban.
 const CLOSEST: usize = 20;
 
 /// All of it.
@@ -30,47 +32,47 @@ const CLOSEST: usize = 20;
 pub struct Replayed {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// When it was replayed.
+    /// Time of the replay.
     pub time: Timestamp,
     /// The capture.
     pub capture: CaptureFacts,
-    /// Whose side of it is ours.
+    /// The local side.
     pub registrar: Ours,
-    /// Packets that arrived, by verdict and reason.
+    /// Incoming packets, by verdict and reason.
     pub packets: Verdicts,
-    /// What reached the start-line parser, by kind.
+    /// UDP payloads to SIP ports, by message kind.
     pub methods: Named,
-    /// Our own responses.
+    /// The server's responses.
     pub responses: ResponseStats,
-    /// Who would have been banned, in the order of time.
+    /// Bans, in order of time.
     pub banned: Vec<Ban>,
-    /// Who would have been over a limit, or was limited as suspect, but not banned.
+    /// Sources that were over a limit, or limited as suspects, without a ban.
     pub limited: Vec<Limited>,
-    /// Who was known good.
+    /// Known-good hosts.
     pub good: Vec<Good>,
-    /// Who was a peer.
+    /// Peers.
     pub peers: Vec<IpAddr>,
-    /// Who came closest to a ban of all that were not banned.
+    /// The sources closest to a ban without one.
     pub closest: Vec<Close>,
-    /// All sources that were none of the above, together.
+    /// All other sources, in total.
     pub others: Others,
-    /// What `watch` would have shown.
+    /// The events, as `watch` would show them.
     pub(crate) events: Vec<Event>,
-    /// What else should be known.
+    /// Further notes.
     pub notes: Vec<String>,
     /// What `sip-xdp report` would have been made of at the end.
     #[serde(skip)]
     pub facts: report::Facts,
-    /// What became of each source, for a comparison.
+    /// Outcomes by source, for a comparison.
     #[serde(skip)]
     pub(super) fates: BTreeMap<IpAddr, Fate>,
-    /// Packets that each port of a source lost to a limit or a ban.
+    /// Packets lost to limits and bans by source and port.
     #[serde(skip)]
     pub(super) lost: BTreeMap<(IpAddr, u16), u64>,
 }
 
 impl Replayed {
-    /// How many packets an address, or one port of it, lost to limits and bans.
+    /// Packets that an address, or one port of it, lost to limits and bans.
     pub fn lost(&self, address: IpAddr, port: Option<u16>) -> u64 {
         match port {
             Some(port) => self.lost.get(&(address, port)).copied().unwrap_or(0),
@@ -79,44 +81,45 @@ impl Replayed {
     }
 }
 
-/// What a capture is.
+/// The capture.
 #[derive(Debug, Clone, Serialize)]
 pub struct CaptureFacts {
     /// The file.
     pub file: String,
     /// `pcap` or `pcapng`.
     pub format: &'static str,
-    /// `gzip`, `zstd`, `xz`, `bzip2`, several of them from the outermost on, or none.
+    /// `gzip`, `zstd`, `xz`, `bzip2`, several of them from the outermost on; `None` if
+    /// uncompressed.
     pub compression: Option<String>,
-    /// How many capture files it is, one behind the other.
+    /// Number of concatenated capture files.
     pub files: u64,
     /// Packets by link type.
     pub links: BTreeMap<String, u64>,
-    /// Packets that came in a tunnel, as those of mirrors do, by its name.
+    /// Packets from tunnels, such as those of mirrors, by name of the tunnel.
     pub tunnels: BTreeMap<&'static str, u64>,
-    /// Packets that are not read, by what they are.
+    /// Unsupported packets, by kind.
     pub not_read: BTreeMap<String, u64>,
-    /// Copies of packets that the capture holds more than once, and that were left out.
+    /// Number of duplicates that were left out.
     pub duplicates: u64,
     /// Packets.
     pub packets: u64,
-    /// Their bytes on the wire.
+    /// Bytes on the wire.
     pub bytes: u64,
-    /// When the first was seen.
+    /// Time of the first packet.
     pub from: Option<Timestamp>,
-    /// When the last was.
+    /// Time of the last packet.
     pub to: Option<Timestamp>,
     /// Seconds in between.
     pub duration: u64,
-    /// Packets that arrived at SIP ports, and went through the kernel's program.
+    /// Packets to SIP ports, which went through the ingress program.
     pub arrived: u64,
-    /// Packets that left SIP ports. Those that may be sampled went through the other one.
+    /// Packets from SIP ports. Those that may be sampled went through the egress program.
     pub left: u64,
-    /// Packets of which the capture has only the beginning.
+    /// Truncated packets.
     pub cut: u64,
-    /// Packets that are earlier than the one before them; they count as if they were not.
+    /// Packets that are earlier than their predecessor; they are processed at its time.
     pub out_of_order: u64,
-    /// Packets that were not looked at, by the reason why.
+    /// Packets without a run of a program, by reason.
     pub skipped: Skipped,
     /// What was read of SIP over TCP.
     pub tcp: TcpFacts,
@@ -142,28 +145,28 @@ pub struct TcpFacts {
 pub struct Skipped {
     /// Of a link type that is not read.
     pub link_type: u64,
-    /// Cut off within their link header.
+    /// Truncated within the link header.
     pub malformed: u64,
-    /// No IP.
+    /// Not IP.
     pub not_ip: u64,
-    /// Neither to nor from the registrar.
+    /// Neither to nor from the local side.
     pub elsewhere: u64,
-    /// From the registrar, but not from a SIP port.
+    /// From the local side, but not from a SIP port.
     pub leaving: u64,
     /// From the registrar's SIP ports by TCP, but no whole segment.
     pub tcp_answers: u64,
-    /// Of an interface that the file does not describe, or in an old format.
+    /// Of an undescribed interface, or in an unsupported record.
     pub unread: u64,
 }
 
-/// Whose side of a capture is ours.
+/// The local side of a capture.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ours {
-    /// The registrar's addresses.
+    /// The local addresses.
     pub networks: Vec<Network>,
     /// Whether they were guessed.
     pub guessed: bool,
-    /// How they are known.
+    /// How they were determined.
     pub because: &'static str,
 }
 
@@ -176,26 +179,26 @@ pub struct Verdicts {
     pub drop: Named,
 }
 
-/// A ban that would have been.
+/// A ban.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ban {
-    /// When, in the time of the capture.
+    /// Time in the capture.
     pub time: Timestamp,
-    /// Whose.
+    /// Its subject.
     pub address: Network,
-    /// The port, if only that.
+    /// The port, if it covers only that.
     pub port: Option<u16>,
     /// The kind of evidence.
     pub kind: String,
-    /// How sure it is.
+    /// Evidence tier.
     pub tier: Option<Tier>,
     /// The evidence.
     pub reason: String,
-    /// For how many seconds.
+    /// Duration in seconds.
     pub length: u64,
-    /// Packets until then.
+    /// Packets before it.
     pub before: Fate,
-    /// Packets from then on, until the next ban of the same source.
+    /// Packets after it, until the next ban of the same source.
     pub after: Fate,
 }
 
@@ -206,25 +209,25 @@ pub struct Limited {
     pub time: Timestamp,
     /// Who.
     pub address: IpAddr,
-    /// Which limit, or `suspect`.
+    /// The limit, or `suspect`.
     pub kind: String,
-    /// Why, of a suspect.
+    /// The reason of a suspect.
     pub reason: Option<String>,
     /// Packets over a limit.
     pub limited: u64,
     /// All of its packets.
     #[serde(flatten)]
     pub fate: Fate,
-    /// It was known good at some time, or a peer.
+    /// Whether it was ever known good or a peer.
     pub known: bool,
 }
 
-/// A host that was known good.
+/// A known-good host.
 #[derive(Debug, Clone, Serialize)]
 pub struct Good {
-    /// Where.
+    /// Its address.
     pub address: IpAddr,
-    /// How many users.
+    /// Number of users.
     pub users: usize,
     /// Its packets.
     #[serde(flatten)]
@@ -238,15 +241,15 @@ pub struct Close {
     pub address: IpAddr,
     /// The kind of evidence.
     pub kind: String,
-    /// How much there was.
+    /// Amount of evidence.
     pub count: f64,
-    /// How much is enough.
+    /// Threshold.
     pub limit: u64,
     /// In words.
     pub reason: String,
 }
 
-/// Sources of which there is nothing to tell.
+/// The remaining sources.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Others {
     /// How many.
@@ -256,7 +259,7 @@ pub struct Others {
     pub fate: Fate,
 }
 
-/// The report of a replay that has come to its end.
+/// The report of a completed replay.
 pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result<Replayed> {
     let span = replay.span();
     let answers = replay.kernel.answers()?;
@@ -489,7 +492,7 @@ impl From<super::timeline::Banned> for Ban {
     }
 }
 
-/// What the figures do not say.
+/// Notes that the figures do not show.
 fn notes(replay: &Replay<'_>) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let config = replay.config;

@@ -38,7 +38,7 @@ pub struct SessionBan {
     pub is_proven: bool,
     /// Its length in seconds.
     pub length: u64,
-    /// When it began, in milliseconds since 1970.
+    /// Start, in milliseconds since 1970.
     pub at: i64,
     /// The evidence in words.
     pub reason: String,

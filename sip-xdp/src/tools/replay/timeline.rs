@@ -1,4 +1,4 @@
-//! What happens in a replay: who hears of decisions here, and what every source sent.
+//! The timeline of a replay: its event sink, and the packets of every source.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -19,10 +19,10 @@ use crate::net::network::Network;
 use crate::sip::transport::Transport;
 use crate::sys::clock::{self, Moment};
 
-/// How many decisions are told one by one.
+/// Maximum number of recorded events.
 const MAX_EVENTS: usize = 100_000;
 
-/// How many sources are counted one by one.
+/// Maximum number of sources with their own counts.
 const MAX_SOURCES: usize = 1 << 20;
 
 /// Packets by verdict.
@@ -50,7 +50,7 @@ impl std::ops::AddAssign for Fate {
     }
 }
 
-/// A ban that would have been.
+/// A ban.
 #[derive(Debug, Clone)]
 pub(super) struct Banned {
     pub(super) at: Timestamp,
@@ -59,34 +59,34 @@ pub(super) struct Banned {
     pub(super) kind: String,
     pub(super) tier: Option<Tier>,
     pub(super) reason: String,
-    /// For how many seconds.
+    /// Duration in seconds.
     pub(super) length: u64,
-    /// What it had sent before.
+    /// Packets before it.
     pub(super) before: Fate,
-    /// What it sent then, until it was banned again.
+    /// Packets after it, until the next ban.
     pub(super) after: Fate,
 }
 
-/// A source that was over a limit, or under suspicion.
+/// A source that was over a limit, or a suspect.
 #[derive(Debug, Clone)]
 pub(super) struct Noted {
     pub(super) at: Timestamp,
-    /// Which limit, or why.
+    /// The limit, or the reason.
     pub(super) what: String,
 }
 
-/// What a source sent.
+/// The packets of a source.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Tally {
     pub(super) all: Fate,
-    /// Over a limit.
+    /// Packets over a limit.
     pub(super) limited: u64,
-    /// Which ban is the last one of it, and which port that is about.
+    /// Index of its last ban, and the port that it covers.
     ban: Option<(u32, Option<u16>)>,
 }
 
 impl Tally {
-    /// Whether it was banned, or a port of it, or a network around it.
+    /// Whether it, one of its ports, or a network around it was banned.
     pub(super) fn was_banned(&self) -> bool {
         self.ban.is_some()
     }
@@ -96,34 +96,35 @@ impl Tally {
 #[derive(Debug, Default)]
 pub(super) struct Timeline {
     pub(super) events: Vec<Event>,
-    /// How many more there were.
+    /// Number of further events.
     pub(super) more_events: u64,
     pub(super) bans: Vec<Banned>,
     pub(super) limited: BTreeMap<IpKey, Noted>,
     pub(super) suspected: BTreeMap<IpKey, Noted>,
-    /// Users that were accepted, by address.
+    /// Accepted users by address.
     pub(super) good: HashMap<IpKey, BTreeSet<String>>,
-    /// How each user was accepted at a port, when for the first time and the last, and until when it
-    /// lasts, in milliseconds since 1970.
+    /// Acceptances of each user by port: transport, first and last time and end in milliseconds
+    /// since 1970.
     pub(super) accepted: HashMap<(IpKey, u16, String), (Transport, [u64; 3])>,
-    /// Sources whose calls were processed without credentials: since when, and when last.
+    /// Sources whose calls were processed without credentials: first and last time.
     pub(super) served: HashMap<IpKey, (u64, u64)>,
-    /// Users that strangers tried, by the first try on the filter's clock: the latest figures, and
-    /// when the first and the last try were, in milliseconds since 1970.
+    /// Users whose passwords unknown sources tried, by the time of the first try on the filter's
+    /// clock: the latest figures, and the times of the first and the last try in milliseconds since
+    /// 1970.
     pub(super) sprayed: BTreeMap<(String, u64), (Spray, [u64; 2])>,
     pub(super) peers: HashSet<IpKey>,
     pub(super) tallies: HashMap<IpKey, Tally>,
-    /// Sources that were too many to be counted one by one, together.
+    /// Sources beyond the maximum, in total.
     pub(super) others: Fate,
-    /// Packets that a port of a source lost to a limit or a ban.
+    /// Packets lost to limits and bans by source and port.
     pub(super) lost: HashMap<(IpKey, u16), u64>,
-    /// The last ban of each network, for sources that are met later.
+    /// Last ban by network, for sources that appear later.
     banned: HashMap<Network, u32>,
-    /// The length under which IPv6 sources are judged together.
+    /// Prefix length under which IPv6 sources are judged together.
     ipv6_prefix: u8,
 }
 
-/// The lengths of IPv6 networks that are banned beside that of the configuration: hosts and sites.
+/// Prefix lengths of banned IPv6 networks besides the configured one: hosts and sites.
 const LENGTHS: [u8; 2] = [128, 56];
 
 impl Timeline {
@@ -166,7 +167,7 @@ impl Timeline {
         }
     }
 
-    /// What all sources of a network have sent so far.
+    /// Packets that all sources of a network have sent so far.
     fn sent_by(&self, network: &Network) -> Fate {
         let mut sum = Fate::default();
         if network.is_host() {
@@ -200,22 +201,22 @@ impl Timeline {
     }
 }
 
-/// A story that is being told at a moment.
-pub(super) struct Telling<'a> {
+/// The event sink at one time.
+pub(super) struct ReplaySink<'a> {
     pub(super) timeline: &'a mut Timeline,
     pub(super) at: Moment,
 }
 
-impl Telling<'_> {
+impl ReplaySink<'_> {
     fn time(&self) -> Timestamp {
         clock::from_ms(self.at.wall_ms)
     }
 }
 
-impl EventSink for Telling<'_> {
+impl EventSink for ReplaySink<'_> {
     fn announce(&mut self, mut event: Event, _: Level, _: fmt::Arguments<'_>) {
         event.time = self.time();
-        // Reckoned by this machine's clock, which the capture's has nothing to do with.
+        // Computed by this machine's clock, which is unrelated to the capture's.
         event.expires = None;
         let what = event.kind.clone().or_else(|| event.reason.clone()).unwrap_or_default();
         let noted = Noted { at: event.time, what };
@@ -275,7 +276,7 @@ impl EventSink for Telling<'_> {
             before,
             after: Fate::default(),
         });
-        // Nobody stores them.
+        // There is no store.
         drop(lists.take_changes());
     }
 

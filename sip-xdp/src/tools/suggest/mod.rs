@@ -52,8 +52,7 @@ const NEARLY: u32 = 5;
 /// Partners are proposed whose calls were taken within this time, in milliseconds: a month.
 const SERVED_MS: u64 = 30 * 24 * 3_600_000;
 
-/// How deep directories are looked into, how many files are read, and how long each may be, in
-/// bytes.
+/// Limits of the search: directory depth, number of files, and bytes per file.
 const DEEPEST: usize = 6;
 const MOST_FILES: usize = 5_000;
 const LONGEST: u64 = 4 << 20;

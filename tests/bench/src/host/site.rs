@@ -168,7 +168,7 @@ impl<'g> Site<'g> {
         self.contender.as_ref().and_then(|contender| contender.own_counter())
     }
 
-    /// What is in its tables beside the sources that attack.
+    /// Contents of its tables besides the attacking sources.
     pub(super) fn populated(&self) -> String {
         self.contender.as_ref().map(|contender| contender.populated()).unwrap_or_default()
     }

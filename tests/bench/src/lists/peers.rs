@@ -53,7 +53,7 @@ fn nftables(size: u32) -> Result<f64> {
     let mut rules =
         String::from("table inet bench {\nset sources { type ipv4_addr; elements = {\n");
     for number in 0..size {
-        // Writing to a string cannot fail.
+        // Writing to a string is infallible.
         let _ = writeln!(rules, "{},", spread(number));
     }
     rules.push_str("}\n}\n}\n");
