@@ -19,7 +19,7 @@ const RECIPES: [&str; 3] =
 const COMMANDS: [&str; 2] = ["console", "sh"];
 
 /// How blocks are fenced that show something.
-const SHOWN: [&str; 4] = ["ini", "json", "text", "toml"];
+const SHOWN: [&str; 5] = ["ini", "json", "text", "toml", "xml"];
 
 fn checkout() -> Result<&'static Path> {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the tests lie inside the workspace")
