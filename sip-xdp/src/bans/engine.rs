@@ -409,9 +409,8 @@ impl<C: EventSink> BanEngine<'_, C> {
             }
             return;
         }
-        // Evidence that could be forged bans a host once a day. After that it only goes slower, until
-        // a day without an offence. The first step alone is what a tool's signature leads to, before
-        // any ban.
+        // Evidence that could be forged bans a host once a day; after that the ladder slows it until
+        // a day without an offence. A tool's signature leads to the first step before any ban.
         let is_metered = self.lists.ladder_step(&network, now).is_some_and(|step| step > 0);
         if finding.tier == Tier::Unproven
             && (is_metered || !self.repeats.may_ban_unproven(&network, now))

@@ -1,6 +1,6 @@
 //! Passwords a day that the best strategy gets answered, by attacker: the table of
-//! docs/how-it-decides.md, measured. Attackers react to what is dropped; two days of capture time go
-//! through the kernel's own programs, the detector and the bans. Needs root.
+//! docs/how-it-decides.md, measured. Attackers react to what is dropped; two days of capture time
+//! go through the kernel's own programs, the detector and the bans. Needs root.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
