@@ -275,10 +275,9 @@ impl MapTables<'_> {
     fn sample(&self, message: Message, sent: &Sent, flags: u8, meter_key: &MeterKey, now: u64) {
         let listed = &sent.listed;
         let kind = if message.is_request() {
-            // A peer that registers is a client.
+            // A peer that registers is a client, and an INVITE may try a password.
             let matters = match message {
-                Message::Register => true,
-                Message::Invite => !listed.is_peer(),
+                Message::Register | Message::Invite => true,
                 _ => !listed.is_good() && !listed.is_peer(),
             };
             // Everything of a source on the ladder is sampled.

@@ -434,7 +434,8 @@ impl Detector {
         let is_first = self.orphans.get(&digest(&(to, call)), now).is_none();
         self.orphans.insert(digest(&(to, call)), now, ());
         let excuse = digest(&(to, &user));
-        // INVITEs of peers are not sampled, and a carrier's are often challenged once.
+        // A carrier calls faster than is sampled, and its INVITEs are often challenged once. Those
+        // that are sampled show whether they carry a password.
         let is_call_of_peer = head.cseq.is_some_and(|(_, method)| method == b"INVITE")
             && self.peers.is_peer(&to, now);
         if is_first && is_call_of_peer {
