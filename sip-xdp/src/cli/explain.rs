@@ -76,7 +76,7 @@ impl Explain {
                 Err(error) if error.is::<NoDaemon>() => {
                     notes.push(
                         "no daemon: its evidence is not shown, and limits are those of the \
-                     configuration file"
+                         configuration file"
                             .into(),
                     );
                     None

@@ -116,8 +116,8 @@ impl Add {
                 output.print(&trusted, |trusted| {
                     let until = block::until(trusted.expires);
                     format!(
-                        "trusted {name}{until}; `sip-xdp trust list` shows its addresses when \
-                             DNS has answered"
+                        "trusted {name}{until}; `sip-xdp trust list` shows its addresses when DNS \
+                         has answered"
                     )
                 })
             }
@@ -137,8 +137,8 @@ impl Delete {
                     match gone.still.as_ref().and_then(|s| s.still_trusted_by_host.as_deref()) {
                         Some(host) => {
                             format!(
-                                "{removed}but {network} is trusted all the same, as an address \
-                                     of {host}"
+                                "{removed}but {network} is trusted all the same, as an address of \
+                                 {host}"
                             )
                         }
                         None => removed,

@@ -27,8 +27,8 @@ impl std::str::FromStr for Span {
     fn from_str(text: &str) -> Result<Self, String> {
         humantime::parse_duration(text).map(Self).map_err(|error| {
             format!(
-                "\"{text}\" is not a duration ({error}); write a number and a unit: 500ms, \
-                     60s, 10m, 24h, 7d"
+                "\"{text}\" is not a duration ({error}); write a number and a unit: 500ms, 60s, \
+                 10m, 24h, 7d"
             )
         })
     }

@@ -203,8 +203,7 @@ impl Daemon {
             {
                 bail!(
                     "{network} is trusted by the feed {}; take the feed out of the configuration, \
-                     or `sip-xdp block add {network} \
-                 --force` and sync it, and it leaves that out",
+                     or `sip-xdp block add {network} --force` and sync it, and it leaves that out",
                     feed_listing.reason
                 )
             }

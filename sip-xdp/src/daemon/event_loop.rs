@@ -136,7 +136,7 @@ async fn watch_over(
             _ = signals.hangup.recv() => match daemon.reload().await {
                 Ok(_) => log::info!("configuration reloaded"),
                 Err(error) => log::error!("the configuration was not reloaded, the running one \
-                    stays in force: {error:#}"),
+                                           stays in force: {error:#}"),
             },
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,

@@ -300,8 +300,8 @@ impl Daemon {
         let all = names.join(", ");
         (!names.is_empty()).then(|| {
             format!(
-                "{network} is still listed by the feed {all}; `sip-xdp trust add {network}` \
-                     lets it through"
+                "{network} is still listed by the feed {all}; `sip-xdp trust add {network}` lets \
+                 it through"
             )
         })
     }

@@ -362,8 +362,7 @@ impl Daemon {
         warnings.extend(self.store.trouble());
         if self.detector.registrar_is_failing(clock::now()) {
             warnings.push(
-                "the registrar rejects sources that it accepted within a day; rejections ban \
-                       nobody"
+                "the registrar rejects sources that it accepted within a day; rejections ban nobody"
                     .to_owned(),
             );
         }

@@ -50,8 +50,8 @@ impl Health<'_> {
     fn warn_of_filter(&self, list: &Occupancy, warnings: &mut Vec<String>) {
         if self.daemon.is_none() && self.trouble.is_none() {
             warnings.push(
-                "no daemon: limits and bans are enforced, but nobody new is banned; start \
-                       `sip-xdp run`"
+                "no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp \
+                 run`"
                     .into(),
             );
         }
@@ -65,8 +65,8 @@ impl Health<'_> {
         warnings.extend(others.filter_map(FilteredInterface::trouble));
         if self.is_storm {
             warnings.push(
-                "a storm: more new sources than can be real; strangers share one budget \
-                       until it is over"
+                "a storm: more new sources than can be real; strangers share one budget until it \
+                 is over"
                     .into(),
             );
         }

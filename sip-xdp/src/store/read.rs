@@ -98,10 +98,8 @@ impl Reader {
     /// The bans of a network and of those around it, latest first.
     pub fn history(&self, network: &Network) -> Result<Vec<HistoryRow>> {
         let columns = self.ban_columns();
-        let sql = format!(
-            "SELECT {columns} FROM history WHERE network = ? ORDER BY id DESC LIMIT \
-                           ?"
-        );
+        let sql =
+            format!("SELECT {columns} FROM history WHERE network = ? ORDER BY id DESC LIMIT ?");
         let mut all = Vec::new();
         if self.is_new {
             return Ok(all);

@@ -205,8 +205,8 @@ fn registrar_view(
     observations.check(
         received == passed,
         format!(
-            "Kamailio received {received} requests of the attacker, the {passed} that passed \
-                 the filter"
+            "Kamailio received {received} requests of the attacker, the {passed} that passed the \
+             filter"
         ),
     );
 }

@@ -126,7 +126,7 @@ impl Message<'_> {
         let expires = expires[usize::from(step.expires & 3)];
         format!(
             "{method} sip:{target}@pbx SIP/2.0\r\n{common}User-Agent: \
-                 {agent}\r\n{credentials}{expires}\r\n"
+             {agent}\r\n{credentials}{expires}\r\n"
         )
         .into_bytes()
     }

@@ -17,8 +17,8 @@ use crate::workshop::Workshop;
 pub(crate) const USER: &str = "newcomer";
 
 /// Creates the user, with sudo rights.
-pub(crate) const ADD_USER: &str = "useradd --create-home --shell /bin/bash newcomer && \
-    echo 'newcomer ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/newcomer";
+pub(crate) const ADD_USER: &str = "useradd --create-home --shell /bin/bash newcomer && echo \
+                                   'newcomer ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/newcomer";
 
 /// Fences of blocks for the build machine, and for the target.
 const CHECKOUT: &str = "console";

@@ -38,8 +38,8 @@ pub(crate) fn unit(machine: &Machine<'_>) -> Result<()> {
         .trim();
 
     machine.run(
-        "systemctl enable --now sip-xdp || { journalctl --unit sip-xdp --output cat \
-                 --lines 20; exit 1; }",
+        "systemctl enable --now sip-xdp || { journalctl --unit sip-xdp --output cat --lines 20; \
+         exit 1; }",
     )?;
     machine.run("sip-xdp status --check")?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid(machine)?))?;

@@ -86,8 +86,8 @@ impl Toolchain {
         let linker = source.linker(&source.compiler()?)?.found;
         let linker = linker.with_context(|| {
             format!(
-                "there is no bpf-linker for the kernel programs: run `{SETUP}` once, which \
-                     builds it"
+                "there is no bpf-linker for the kernel programs: run `{SETUP}` once, which builds \
+                 it"
             )
         })?;
         Ok(Self { source, linker })

@@ -289,8 +289,7 @@ mod tests {
             assert_eq!(
                 state(&"192.0.2.0/24".parse().unwrap(), sets),
                 expected,
-                "{claimed:?} \
-                {of_feed:?}"
+                "{claimed:?} {of_feed:?}"
             );
         }
     }

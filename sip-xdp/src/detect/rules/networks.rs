@@ -81,8 +81,7 @@ impl Detector {
             if let Some((count, by_count)) = real.filter(|_| !is_banned) {
                 let since = words(network.real.rejected.since(now));
                 let reason = format!(
-                    "{count} rejected passwords of several hosts in {since}, \
-                                      nonces echoed"
+                    "{count} rejected passwords of several hosts in {since}, nonces echoed"
                 );
                 let kind = if by_count { super::rejected::REJECTED } else { super::rejected::SLOW };
                 network.real.begin_anew();
@@ -98,8 +97,7 @@ impl Detector {
             } else if let Some((count, _)) = all.filter(|_| !is_banned) {
                 let since = words(network.all.rejected.since(now));
                 let reason = format!(
-                    "{count} rejected passwords of several hosts of the network \
-                                      in {since}"
+                    "{count} rejected passwords of several hosts of the network in {since}"
                 );
                 network.all.begin_anew();
                 let (step, strict, until) = (Step::Down, false, now + LIFETIME_NS);

@@ -369,8 +369,7 @@ impl Detector {
         if roams {
             self.meter_strange_ports(
                 source,
-                "a user that was convicted comes back from other \
-                ports",
+                "a user that was convicted comes back from other ports",
                 now,
                 actions,
             );

@@ -216,10 +216,8 @@ impl Detector {
             state.sprayed.note(now, *level, DAY_NS);
             // Forgeable evidence does not ban here; it slows down.
             if *level == Level::Seen && state.sprayed.len() >= TRIES {
-                let reason = format!(
-                    "a third password for the user {user:?}, whom many strangers \
-                                      try"
-                );
+                let reason =
+                    format!("a third password for the user {user:?}, whom many strangers try");
                 let (bits, step, strict, until) = (128, Step::Last, false, now + DAY_NS);
                 actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));
             }

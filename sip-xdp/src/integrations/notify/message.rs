@@ -138,8 +138,8 @@ mod tests {
         let text = object["text"].as_str().unwrap();
         assert!(
             text.ends_with(
-                ": ban 192.0.2.7 (rejected, proven): 10 passwords; not told before \
-                            this: 3 ban, 1 feed"
+                ": ban 192.0.2.7 (rejected, proven): 10 passwords; not told before this: 3 ban, 1 \
+                 feed"
             ),
             "{text}"
         );

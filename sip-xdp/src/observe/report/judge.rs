@@ -379,13 +379,11 @@ fn loosen(rules: &Detect, bans: &[Judged<'_>], kinds: &[Kind], all: &mut Vec<Sug
             continue;
         }
         let reason = format!(
-            "{doubted} of its {count} bans were lifted, or hit somebody who was \
-                              accepted later"
+            "{doubted} of its {count} bans were lifted, or hit somebody who was accepted later"
         );
         let command = rules.looser(name).map(|(count, per): (u32, Span)| {
             format!(
-                "[detect.{name}] count = {count}, per = \"{per}\"; try it: sip-xdp replay \
-                     --compare"
+                "[detect.{name}] count = {count}, per = \"{per}\"; try it: sip-xdp replay --compare"
             )
         });
         all.push(Suggestion {

@@ -416,7 +416,6 @@ fn a_file_of_the_version_before_is_read_and_brought_up_to_date() {
     assert_eq!(
         Store::read_only(&path).unwrap().bans().unwrap().len(),
         1,
-        "the other one is too \
-        old"
+        "the other one is too old"
     );
 }

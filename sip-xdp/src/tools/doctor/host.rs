@@ -137,8 +137,7 @@ fn judge_container(kind: Option<&str>, uid_map: &str, has_rights: bool) -> Check
             CHECK,
             format!(
                 "in a container ({kind}): its own interfaces are filtered, which see who attacks \
-                 only if nothing in \
-                     front of them translates addresses"
+                 only if nothing in front of them translates addresses"
             ),
             "filter on the host's interface, or use --network host",
         ),

@@ -150,9 +150,8 @@ pub(super) fn attaching(
             CHECK,
             format!(
                 "the host merges packets for this device (GRO_HW) and lets nobody switch it off: \
-                 {sure} the kernel \
-                     log a WARNING with a stack trace, \"failed to disable GRO_HW\", which is \
-                 harmless"
+                 {sure} the kernel log a WARNING with a stack trace, \"failed to disable GRO_HW\", \
+                 which is harmless"
             ),
             "on the host, have the device offer control (qemu: ctrl_guest_offloads=on), or take \
              its guest offloads away",
