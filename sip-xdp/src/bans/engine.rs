@@ -257,9 +257,8 @@ impl<C: EventSink> BanEngine<'_, C> {
                 }
                 Action::Note(kind, text) => {
                     if self.note_due(IpKey::v4(0), kind, now) {
-                        let said = Event::new(kind).reason(&*text);
                         self.announce(
-                            said,
+                            Event::new(kind).reason(&*text),
                             Level::Warn,
                             format_args!("{kind} reason={}", Quoted(&text)),
                         );
@@ -359,15 +358,11 @@ impl<C: EventSink> BanEngine<'_, C> {
         let pace = PACES[step as usize];
         if self.note_due(source, pace, now) {
             let dry_run = self.config.dry_run;
-            let event = Event::new("suspect");
-            let event = if bits == 128 { event.from(source) } else { event.about(network) };
             let reason = format!("{reason}; {pace}");
-            let place =
-                if bits == 128 { address_of(source).to_string() } else { network.to_string() };
             self.announce(
-                event.reason(&*reason).dry_run(dry_run),
+                Event::new("suspect").about(network).reason(&*reason).dry_run(dry_run),
                 Level::Info,
-                format_args!("suspect {place} dry_run={dry_run} reason={}", Quoted(&reason)),
+                format_args!("suspect {network} dry_run={dry_run} reason={}", Quoted(&reason)),
             );
         }
     }
@@ -409,15 +404,15 @@ impl<C: EventSink> BanEngine<'_, C> {
             }
             return;
         }
-        // Evidence that could be forged bans a host once a day; after that the ladder slows it until
-        // a day without an offence. A tool's signature leads to the first step before any ban.
+        // Evidence that could be forged bans a host once a day; then the ladder slows it, until a
+        // day without an offence. A tool's signature leads to the first step before any ban.
         let is_metered = self.lists.ladder_step(&network, now).is_some_and(|step| step > 0);
         if finding.tier == Tier::Unproven
             && (is_metered || !self.repeats.may_ban_unproven(&network, now))
         {
             let (until, reason) = (now.saturating_add(UNPROVEN_ONCE), finding.reason.clone());
-            let (source, bits, step, strict) = (finding.source, finding.bits, Step::Down, false);
-            self.meter(&Metering { source, bits, step, strict, until, reason }, now);
+            let host = Metering::of_host(finding.source, Step::Down, until, reason);
+            self.meter(&Metering { bits: finding.bits, ..host }, now);
             return;
         }
         let length = self.length_of_ban(&network, finding, now);

@@ -150,6 +150,13 @@ pub struct Metering {
     pub reason: String,
 }
 
+impl Metering {
+    /// Of a host, whose own nonces stay free.
+    pub fn of_host(source: IpKey, step: Step, until: u64, reason: String) -> Self {
+        Self { source, bits: 128, step, strict: false, until, reason }
+    }
+}
+
 /// A move on the ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {

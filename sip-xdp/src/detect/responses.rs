@@ -372,8 +372,8 @@ impl Detector {
         if by_count || by_level {
             state.hidden = Window::default();
             let reason = "passwords are rejected that echo no nonce of ours".to_owned();
-            let (bits, step, strict, until) = (128, Step::Down, false, now + DAY_NS);
-            actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));
+            let metering = Metering::of_host(source, Step::Down, now + DAY_NS, reason);
+            actions.push(Action::Meter(metering));
         }
     }
 

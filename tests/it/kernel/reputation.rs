@@ -248,8 +248,8 @@ fn only_needed_events_are_sent() {
     }
     kernel.leave(&answer("SIP/2.0 200 OK"));
     assert_eq!(told(&mut kernel), [Request, Request, Answer]);
-    // Of settled peers: INVITEs, which may carry passwords, responses, which a proxy may forward, and
-    // what they are refused.
+    // Of settled peers: INVITEs, which may carry passwords; responses, which a proxy may forward;
+    // and what they are refused.
     kernel.lists.know(source(them), START, |standing| standing.peer_until = START + HOUR).unwrap();
     kernel.run(&sip(them, &request("INVITE")));
     kernel.run(&sip(them, response));

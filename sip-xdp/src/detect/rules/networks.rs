@@ -100,8 +100,8 @@ impl Detector {
                     "{count} rejected passwords of several hosts of the network in {since}"
                 );
                 network.all.begin_anew();
-                let (step, strict, until) = (Step::Down, false, now + LIFETIME_NS);
-                actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));
+                let host = Metering::of_host(source, Step::Down, now + LIFETIME_NS, reason);
+                actions.push(Action::Meter(Metering { bits, ..host }));
             }
         }
     }

@@ -307,15 +307,8 @@ impl Detector {
 
     /// Ports of an address without standing share the ladder from now on, whatever their nonces.
     fn meter_strange_ports(&self, source: IpKey, why: &str, now: u64, actions: &mut Vec<Action>) {
-        let (bits, step, strict, until) = (128, Step::Down, true, now + LADDER_NS);
-        actions.push(Action::Meter(Metering {
-            source,
-            bits,
-            step,
-            strict,
-            until,
-            reason: why.to_owned(),
-        }));
+        let host = Metering::of_host(source, Step::Down, now + LADDER_NS, why.to_owned());
+        actions.push(Action::Meter(Metering { strict: true, ..host }));
     }
 
     /// A finding about a whole address with accepted users. Accepted ports that did not offend are

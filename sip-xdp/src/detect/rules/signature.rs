@@ -55,15 +55,8 @@ impl Detector {
         }
         if state.signature.is_none() {
             state.signature = Some(found.clone());
-            let (bits, step, strict, until) = (128, Step::First, false, now + SUSPICION_NS);
-            actions.push(Action::Meter(Metering {
-                source,
-                bits,
-                step,
-                strict,
-                until,
-                reason: found,
-            }));
+            let metering = Metering::of_host(source, Step::First, now + SUSPICION_NS, found);
+            actions.push(Action::Meter(metering));
         }
     }
 

@@ -218,8 +218,8 @@ impl Detector {
             if *level == Level::Seen && state.sprayed.len() >= TRIES {
                 let reason =
                     format!("a third password for the user {user:?}, whom many strangers try");
-                let (bits, step, strict, until) = (128, Step::Last, false, now + DAY_NS);
-                actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));
+                let metering = Metering::of_host(source, Step::Last, now + DAY_NS, reason);
+                actions.push(Action::Meter(metering));
             }
         }
     }
