@@ -132,15 +132,7 @@ impl Netlink {
     /// The host's addresses, gateways and interfaces with a default route.
     pub async fn surroundings(&self) -> Result<Surroundings> {
         let mut found = Surroundings::default();
-        let addresses: Vec<_> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .context("the addresses cannot be listed")?;
-        found.own.extend(addresses.iter().filter_map(own_address));
+        found.own.extend(self.addresses().await?.into_iter().map(|(_, address)| address));
         for request in [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
             RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),

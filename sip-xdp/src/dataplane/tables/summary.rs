@@ -48,7 +48,7 @@ impl<'a> Sets<'a> {
     }
 }
 
-/// The front.
+/// The writer of the summary.
 pub struct Summary {
     coarse: Mapped,
     fine: Mapped,

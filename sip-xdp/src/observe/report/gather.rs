@@ -24,11 +24,10 @@ pub fn gather(pins: &Pins, store: &Path, config: &Config, span: Duration) -> Res
     let (mut notes, mut trusted) = (Vec::new(), config.trust.networks.clone());
     let mut hits = HashMap::new();
     if pins.is_loaded() {
-        for row in counters::rows(pins, List::Block)? {
-            hits.insert((row.network, row.port), row.hits);
-        }
+        let blocked = counters::rows(pins, List::Block)?;
+        hits.extend(blocked.iter().map(|row| ((row.network, row.port), row.hits)));
         trusted.extend(counters::rows(pins, List::Trust)?.into_iter().map(|row| row.network));
-        if counters::rows(pins, List::Block)?.iter().any(|row| row.dry_run) {
+        if blocked.iter().any(|row| row.dry_run) {
             notes.push("bans of a dry run are not kept; replay a capture with --report".to_owned());
         }
     }
