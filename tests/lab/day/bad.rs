@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::good::user;
-use super::tape::{Answer, Party, Random, Tape, Verdict};
+use super::tape::{Answer, Party, Tape, Verdict};
 use super::{BOTS, HOUR, MINUTE, SECOND, START};
+use crate::draw::Draw;
 
 /// Who attacked.
 #[derive(Debug, Default)]
@@ -15,7 +16,7 @@ pub(super) struct Bad {
     pub(super) sprayed: Vec<String>,
 }
 
-pub(super) fn play(tape: &mut Tape, random: &mut Random) -> Bad {
+pub(super) fn play(tape: &mut Tape, random: &mut Draw) -> Bad {
     let mut bad = Bad::default();
     let mut attacker = |name: &'static str, last: u8, user: &str| {
         let party = Party::new((Ipv4Addr::new(198, 18, 7, last), 5062), user);
@@ -124,7 +125,7 @@ fn hopper(tape: &mut Tape, bad: &mut Bad) {
 }
 
 /// A hundred addresses for each of three users, three guesses each, over six hours.
-fn botnet(tape: &mut Tape, random: &mut Random, bad: &mut Bad) {
+fn botnet(tape: &mut Tape, random: &mut Draw, bad: &mut Bad) {
     bad.sprayed = [120, 121, 122].map(user).to_vec();
     for number in 0..BOTS {
         let address = Ipv4Addr::new(

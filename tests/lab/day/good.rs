@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::tape::{Answer, Party, Random, Tape, Verdict};
+use super::tape::{Answer, Party, Tape, Verdict};
 use super::{HOUR, MINUTE, OFFICES, PHONES, SECOND, START};
+use crate::draw::Draw;
 
 /// One phone in so many has a password that was changed: two percent.
 const STALE_ONE_IN: u32 = 50;
@@ -19,7 +20,7 @@ pub(super) struct Good {
     pub(super) served: Vec<IpAddr>,
 }
 
-pub(super) fn play(tape: &mut Tape, random: &mut Random) -> Good {
+pub(super) fn play(tape: &mut Tape, random: &mut Draw) -> Good {
     let mut good = Good::default();
     for number in 0..PHONES {
         if number % STALE_ONE_IN == 7 {
@@ -48,13 +49,13 @@ fn place(number: u32, boot: u32) -> SocketAddr {
 }
 
 /// A time of the working day.
-fn at_work(random: &mut Random) -> u64 {
+fn at_work(random: &mut Draw) -> u64 {
     START + 8 * HOUR + random.below(10 * HOUR)
 }
 
 /// A phone that works: it registers twice an hour, is asked whether it is there, watches others,
 /// makes calls, some to wrong numbers; and it may be restarted.
-fn phone(tape: &mut Tape, random: &mut Random, good: &mut Good, number: u32) {
+fn phone(tape: &mut Tape, random: &mut Draw, good: &mut Good, number: u32) {
     let mut boot = 0;
     let mut party = Party::new(place(number, boot), &user(number));
     // Two offices lose their power at noon, and come back in the same seconds.
@@ -124,7 +125,7 @@ fn watch(tape: &mut Tape, party: &mut Party, at: u64, number: u32) {
     }
 }
 
-fn call(tape: &mut Tape, random: &mut Random, party: &mut Party, at: u64) {
+fn call(tape: &mut Tape, random: &mut Draw, party: &mut Party, at: u64) {
     let number = format!("0301{:07}", random.below(9_999_999));
     match random.below(20) {
         0 => {
@@ -146,7 +147,7 @@ fn call(tape: &mut Tape, random: &mut Random, party: &mut Party, at: u64) {
 
 /// A phone whose password was changed, and that nobody has reset: half of them at ten o'clock, half
 /// of them weeks ago.
-fn stale(tape: &mut Tape, random: &mut Random, good: &mut Good, number: u32) {
+fn stale(tape: &mut Tape, random: &mut Draw, good: &mut Good, number: u32) {
     let mut party = Party::new(place(number, 0), &user(number));
     good.stale.insert(party.at);
     let mut at = START + 2 * MINUTE + random.below(MINUTE);
@@ -165,7 +166,7 @@ fn stale(tape: &mut Tape, random: &mut Random, good: &mut Good, number: u32) {
 }
 
 /// Somebody in a hotel, who mistypes the password twice.
-fn on_the_road(tape: &mut Tape, random: &mut Random, good: &mut Good, number: u32) {
+fn on_the_road(tape: &mut Tape, random: &mut Draw, good: &mut Good, number: u32) {
     let at =
         SocketAddr::from((Ipv4Addr::new(192, 0, 2, 10 + number as u8), 40_000 + number as u16));
     let mut party = Party::new(at, &user(100 + number)).with("Softphone/7.1");
@@ -184,7 +185,7 @@ fn on_the_road(tape: &mut Tape, random: &mut Random, good: &mut Good, number: u3
 
 /// One trunk that registers and delivers, one carrier that only delivers, from two addresses and
 /// with unassigned numbers, and one trunk that authenticates each call.
-fn carriers(tape: &mut Tape, random: &mut Random, good: &mut Good) {
+fn carriers(tape: &mut Tape, random: &mut Draw, good: &mut Good) {
     let carrier =
         |last: u8, user: &str| Party::new((Ipv4Addr::new(192, 0, 2, last), 5060), user).with("SBC");
     let (mut registers, mut delivers, mut second) =

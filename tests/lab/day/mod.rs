@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::pcap::Timed;
-use tape::{Random, Tape};
+use tape::Tape;
+
+use crate::draw::Draw;
 
 /// The registrar.
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -58,7 +60,7 @@ impl Day {
     pub fn new() -> Self {
         let mut tape =
             Tape::new(SocketAddr::from((SERVER, 5060)), SocketAddr::from((SERVER6, 5060)));
-        let mut random = Random::new(17);
+        let mut random = Draw::new(17);
         let good = good::play(&mut tape, &mut random);
         let bad = bad::play(&mut tape, &mut random);
         Self {

@@ -3,40 +3,11 @@
 use std::net::SocketAddr;
 
 use super::SECOND;
+use crate::draw::Draw;
 use crate::pcap::{Timed, datagram};
 
 /// From a packet to the next one of a transaction, in nanoseconds.
 const STEP: u64 = 4_000_000;
-
-/// Numbers that look random, and are the same each time (SplitMix64).
-#[derive(Debug, Clone)]
-pub struct Random(u64);
-
-impl Random {
-    /// From a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The next one.
-    pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// One below a bound.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.draw() % bound.max(1)
-    }
-
-    /// Whether something happens that does so once in so many times.
-    pub fn once_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-}
 
 /// Somebody who talks to the registrar.
 #[derive(Debug, Clone)]
@@ -104,13 +75,13 @@ pub struct Tape {
     servers: [SocketAddr; 2],
     /// Numbers what has to be different each time.
     count: u64,
-    random: Random,
+    random: Draw,
 }
 
 impl Tape {
     /// Of a registrar with an address of each family.
     pub fn new(v4: SocketAddr, v6: SocketAddr) -> Self {
-        Self { packets: Vec::new(), servers: [v4, v6], count: 0, random: Random::new(99) }
+        Self { packets: Vec::new(), servers: [v4, v6], count: 0, random: Draw::new(99) }
     }
 
     /// All packets in the order of time.
@@ -126,7 +97,7 @@ impl Tape {
     /// Something that is in nobody's power to guess.
     fn token(&mut self) -> String {
         self.count += 1;
-        format!("{:016x}{:04x}", self.random.draw(), self.count & 0xffff)
+        format!("{:016x}{:04x}", self.random.number(), self.count & 0xffff)
     }
 
     /// A request outside of a dialog.
@@ -232,8 +203,8 @@ impl Tape {
         format!(
             "Authorization: Digest username=\"{user}\", realm=\"pbx.example\", nonce=\"{nonce}\", \
              uri=\"sip:pbx.example\", response=\"{:016x}{:016x}\", algorithm=MD5\r\n",
-            self.random.draw(),
-            self.random.draw()
+            self.random.number(),
+            self.random.number()
         )
     }
 
