@@ -32,6 +32,9 @@ pub struct Reader {
     version: usize,
 }
 
+/// From this version on the transport of an accepted user is stored.
+const WITH_TRANSPORT: u32 = 2;
+
 /// From this version on there are hits of bans, sprayed users and served addresses.
 const WITH_HITS: usize = 3;
 
@@ -128,14 +131,19 @@ pub(super) fn state(connection: &Connection) -> rusqlite::Result<State> {
     let entries = "SELECT list, network, port, owner, tier, added_ms, expires_ms, reason
         FROM entries WHERE expires_ms IS NULL OR expires_ms > ?";
     let offences = "SELECT network, count, last_ms FROM offences WHERE last_ms > ?";
-    let accepted = "SELECT address, user, port, first_ms, last_ms, until_ms, transport
-        FROM accepted WHERE max(last_ms, until_ms) > ?";
+    // Without a migration, as a reader without a daemon finds it.
+    let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let transport = if version < WITH_TRANSPORT { "'udp'" } else { "transport" };
+    let accepted = format!(
+        "SELECT address, user, port, first_ms, last_ms, until_ms, {transport}
+        FROM accepted WHERE max(last_ms, until_ms) > ?"
+    );
     let peers = "SELECT address, until_ms FROM peers WHERE until_ms > ?";
     let notes = "SELECT name, value FROM notes ORDER BY name";
     Ok(State {
         entries: rows(connection, entries, [now], entry)?,
         offences: rows(connection, offences, [since], offence)?,
-        accepted: rows(connection, accepted, [since], accepted_row)?,
+        accepted: rows(connection, &accepted, [since], accepted_row)?,
         peers: rows(connection, peers, [now], peer)?,
         notes: rows(connection, notes, params![], |row| Ok(Some((row.get(0)?, row.get(1)?))))?,
     })

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::Tier;
+use crate::sip::transport::Transport;
 
 /// A directory for one test, with the path of its store.
 fn place() -> (TempDir, PathBuf) {
@@ -402,10 +403,14 @@ fn a_file_of_the_version_before_is_read_and_brought_up_to_date() {
     let sql = "INSERT INTO history (network, port, kind, tier, reason, from_ms, ended_ms, ended_by)
         VALUES ('192.0.2.1', 0, 'rejected', 'proven', 'ten', 5, 9, 'expired')";
     connection.execute(sql, []).unwrap();
+    let sql = "INSERT INTO accepted (address, user, port, first_ms, last_ms, until_ms)
+        VALUES ('192.0.2.7', '101', 5060, ?1, ?1, ?1)";
+    connection.execute(sql, [i64::try_from(clock::wall_ms()).unwrap()]).unwrap();
     drop(connection);
     let end = Some(End { at_ms: 9, by: "expired".to_owned(), hits: None });
     let reader = Store::read_only(&path).unwrap();
     assert_eq!(reader.bans_since(0).unwrap()[0].end, end);
+    assert_eq!(reader.state().unwrap().accepted[0].transport, Transport::Udp);
     assert!(
         reader.sprayed_since(0).unwrap().is_empty() && reader.served_since(0).unwrap().is_empty()
     );
