@@ -116,6 +116,12 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_rust_end_at_100_columns() {
+        let long = long_lines("rs");
+        assert!(long.is_empty(), "longer than {COLUMNS} columns:\n{}", long.join("\n"));
+    }
+
+    #[test]
     fn every_link_leads_somewhere() {
         let broken = broken_links(&root()).unwrap();
         assert!(broken.is_empty(), "links that lead nowhere:\n{}", broken.join("\n"));
