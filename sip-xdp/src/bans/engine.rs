@@ -334,21 +334,21 @@ impl<C: EventSink> BanEngine<'_, C> {
     /// Puts a source on the ladder, or a step further down.
     fn meter(&mut self, metering: &Metering, now: u64) {
         let Metering { source, bits, step, strict, until, ref reason } = *metering;
-        let network = Network::around(source, bits);
+        let place = Network::around(source, bits);
         // A host that must stay is never metered; a network with one in it goes by its other hosts.
-        if self.ban_exemption(&network, now).is_some() {
+        if self.ban_exemption(&place, now).is_some() {
             return;
         }
-        let before = self.lists.ladder_step(&network, now);
+        let before = self.lists.ladder_step(&place, now);
         let step = match (step, before) {
             (Step::First, before) => before.unwrap_or(0),
             (Step::Down, None) => 0,
             (Step::Down, Some(before)) => before.max((before + 1).min(LOWEST_BY_OFFENCES)),
             (Step::Last, _) => LOWEST,
         };
-        if let Err(error) = self.lists.meter(network, step, strict, until, now) {
+        if let Err(error) = self.lists.meter(place, step, strict, until, now) {
             if self.note_due(IpKey::v4(0), "ladder", now) {
-                log::error!("{network} is not limited further: {error}");
+                log::error!("{place} is not limited further: {error}");
             }
             return;
         }
@@ -360,9 +360,9 @@ impl<C: EventSink> BanEngine<'_, C> {
             let dry_run = self.config.dry_run;
             let reason = format!("{reason}; {pace}");
             self.announce(
-                Event::new("suspect").about(network).reason(&*reason).dry_run(dry_run),
+                Event::new("suspect").about(place).reason(&*reason).dry_run(dry_run),
                 Level::Info,
-                format_args!("suspect {network} dry_run={dry_run} reason={}", Quoted(&reason)),
+                format_args!("suspect {place} dry_run={dry_run} reason={}", Quoted(&reason)),
             );
         }
     }
