@@ -120,7 +120,7 @@ impl Checks<'_> {
             bail!("{arrived} of {FLOOD} arrived");
         }
         if !banned {
-            bail!("{arrived} of {FLOOD} arrived, but the source is not banned after {PATIENCE:?}");
+            bail!("{arrived} of {FLOOD} arrived, and no ban is listed after {PATIENCE:?}");
         }
         Ok(format!("{arrived} of {FLOOD} arrived, banned"))
     }
