@@ -92,7 +92,8 @@ impl Checks<'_> {
         let answer = self
             .machine
             .ask(&json!({
-                "do": "echo", "address": address.to_string(), "bytes": BYTES, "timeout": PATIENCE.as_secs(),
+                "do": "echo", "address": address.to_string(), "bytes": BYTES,
+                "timeout": PATIENCE.as_secs(),
             }))
             .context("from the machine")?;
         if answer["same"] != true {
