@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::event_stream::Latest;
@@ -50,7 +51,7 @@ pub enum Reply {
 }
 
 /// A running daemon.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)] // a daemon of an earlier version has fewer fields
 pub struct DaemonStatus {
     /// Process id.
@@ -95,7 +96,7 @@ pub struct DaemonStatus {
 }
 
 /// A followed host name.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct HostRow {
     /// The name.
     pub name: HostName,
@@ -116,7 +117,7 @@ pub struct HostRow {
 }
 
 /// State of notification.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct NotifyStatus {
     /// Messages sent.
     pub sent: u64,
@@ -129,7 +130,7 @@ pub struct NotifyStatus {
 }
 
 /// State of the publication to a CrowdSec local API.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct CrowdsecStatus {
     /// URL of the API.
     pub url: String,
@@ -148,7 +149,7 @@ pub struct CrowdsecStatus {
 }
 
 /// A place where HEP is taken, and its packets by what became of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct HepStatus {
     /// Where, as the configuration says.
     pub listen: String,
@@ -169,7 +170,7 @@ pub struct HepStatus {
 }
 
 /// A trial that is running, or ended unconfirmed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ConfirmStatus {
     /// Whether a confirmation is awaited.
     pub pending: bool,
@@ -180,7 +181,7 @@ pub struct ConfirmStatus {
 }
 
 /// An interface whose program sees, or saw, no packets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct BlindInterface {
     /// Configured name.
     pub interface: String,
@@ -193,7 +194,7 @@ pub struct BlindInterface {
 }
 
 /// The listener of metrics and web page.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct MetricsStatus {
     /// Address and port; `None` if it is off.
     pub listen: Option<String>,
@@ -202,7 +203,7 @@ pub struct MetricsStatus {
 }
 
 /// An added network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Listed {
     /// The network.
     pub network: Network,
@@ -214,7 +215,7 @@ pub struct Listed {
 }
 
 /// A newly trusted host name.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct HostTrusted {
     /// The name.
     pub host: HostName,
@@ -225,7 +226,7 @@ pub struct HostTrusted {
 }
 
 /// A removed entry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct RemovedEntry {
     /// The network.
     pub network: Network,
@@ -252,7 +253,7 @@ impl From<&Entry> for RemovedEntry {
 }
 
 /// Removed entries.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Removed {
     /// The entries.
     pub removed: Vec<RemovedEntry>,
@@ -262,7 +263,7 @@ pub struct Removed {
 }
 
 /// Remaining trust in a network whose entry was removed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct StillTrusted {
     /// Whether the configuration file trusts it.
     pub still_trusted_by_config: bool,
@@ -271,7 +272,7 @@ pub struct StillTrusted {
 }
 
 /// A host name that was removed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct HostRemoved {
     /// The name.
     pub host: HostName,
@@ -282,7 +283,7 @@ pub struct HostRemoved {
 }
 
 /// The result of an import.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Imported {
     /// Rows added.
     pub added: usize,
@@ -293,7 +294,7 @@ pub struct Imported {
 }
 
 /// A refused row.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Refused {
     /// The row.
     pub what: String,
@@ -324,7 +325,7 @@ pub struct Rounds {
 }
 
 /// A confirmed trial.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Confirmed {
     /// Always true.
     pub confirmed: bool,
@@ -335,14 +336,14 @@ pub struct Confirmed {
 }
 
 /// An applied configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Applied {
     /// The filtered interfaces.
     pub applied: String,
 }
 
 /// Detached interfaces.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Unloaded {
     /// The interfaces.
     pub unloaded: Vec<String>,

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
 
@@ -13,7 +14,7 @@ use crate::sys::clock;
 
 /// One event, of one type from the ban engine to every consumer. Fields that do not apply are null
 /// in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Event {
     /// Time of the decision.
     pub time: jiff::Timestamp,
@@ -47,7 +48,7 @@ pub struct Event {
 }
 
 /// The figures of a feed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct FeedFigures {
     /// Name of the feed.
     pub feed: String,

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp::api::answers::Known;
 use sip_xdp::api::control::{self, NoDaemon, Request};
@@ -34,8 +35,8 @@ pub(crate) struct Explain {
     ip: IpAddr,
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
+#[derive(Debug, JsonSchema, Serialize)]
+pub(super) struct Report {
     schema: u32,
     time: jiff::Timestamp,
     address: IpAddr,
@@ -52,7 +53,7 @@ struct Report {
     notes: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct SettingsShown {
     policy: sip_xdp::config::Policy,
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp::api::answers::{Imported, Refused};
 use sip_xdp::api::control::{self, Request};
@@ -33,12 +34,18 @@ pub(crate) struct Import {
 }
 
 /// Counts of the rows of one kind.
-#[derive(Debug, Default, Serialize)]
-struct Count {
+#[derive(Debug, Default, JsonSchema, Serialize)]
+pub(super) struct Count {
+    /// Rows added.
     added: usize,
+    /// Rows that were known already, or have expired.
     kept: usize,
+    /// Rows refused.
     refused: Vec<Refused>,
 }
+
+/// Counts by kind of row.
+pub(super) type Counts = BTreeMap<&'static str, Count>;
 
 impl State {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
@@ -63,7 +70,7 @@ impl Import {
                 export.schema
             );
         }
-        let mut counts: BTreeMap<&str, Count> = BTreeMap::new();
+        let mut counts = Counts::new();
         let parts = export.parts();
         let all = parts.len();
         for (number, part) in (1..).zip(parts) {

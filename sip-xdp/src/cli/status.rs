@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp::api::answers::DaemonStatus;
 use sip_xdp::api::control::{self, Request};
@@ -28,14 +29,14 @@ pub(crate) struct Status {
 }
 
 /// Memory in bytes.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Memory {
     /// The tables, in the kernel.
     tables: u64,
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
+#[derive(Debug, JsonSchema, Serialize)]
+pub(super) struct Report {
     schema: u32,
     time: jiff::Timestamp,
     enforcing: bool,

@@ -2,10 +2,12 @@
 //!
 //! More than 400 lines: one TOML table with its defaults, checks and tests.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use toml::{Table, Value};
 
@@ -21,7 +23,7 @@ const ALLOWED_PREFIX: u8 = 16;
 const ALLOWED_PREFIX6: u8 = 32;
 
 /// A feed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct FeedConfig {
     /// Name, in commands, logs and file names.
     pub name: String,
@@ -69,7 +71,7 @@ fn default_ttl() -> Span {
 }
 
 /// Format of a list.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedFormat {
     /// Detected among the formats of plain lists.
@@ -120,7 +122,7 @@ impl FeedFormat {
 }
 
 /// Action for a feed's entries.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedAction {
     /// Blocked.
@@ -144,7 +146,7 @@ impl FeedAction {
 }
 
 /// Guards against implausible lists.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Guards {
     /// Refuse a list that covers at most this share of the addresses covered before; 0 for never.
@@ -192,6 +194,21 @@ impl Factor {
 impl Serialize for Factor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_f64(f64::from(self.0) / 1_000.0)
+    }
+}
+
+impl JsonSchema for Factor {
+    fn schema_name() -> Cow<'static, str> {
+        "Factor".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A factor; 0 for no guard.",
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1000,
+        })
     }
 }
 

@@ -18,6 +18,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{DEFAULT_NETWORKS, DEFAULT_SOURCES};
 use toml::{Table, Value};
@@ -37,7 +38,7 @@ pub use values::{HostName, PortRange, Span};
 pub const MAX_NAMES: usize = 256;
 
 /// The effective configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
     /// Interfaces to filter on; empty for those with a default route.
@@ -84,7 +85,7 @@ pub struct Config {
 }
 
 /// Default policy.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// All sources that are not blocked may send.
@@ -95,7 +96,7 @@ pub enum Policy {
 }
 
 /// Scope of blocks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BlockScope {
     /// SIP ports only.
@@ -106,7 +107,7 @@ pub enum BlockScope {
 }
 
 /// Sources that are never dropped and never banned.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Trust {
     /// Networks.
@@ -116,7 +117,7 @@ pub struct Trust {
 }
 
 /// Sources that may send under the policy `closed`, with the limits and rules of all others.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Admit {
     /// Networks.
@@ -126,7 +127,7 @@ pub struct Admit {
 }
 
 /// A rate: packets per time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Rate {
     /// Number.
     pub count: u32,
@@ -135,7 +136,7 @@ pub struct Rate {
 }
 
 /// Rate limits.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LimitsConfig {
     /// Unknown sources.
@@ -147,7 +148,7 @@ pub struct LimitsConfig {
 }
 
 /// Storms: more distinct new sources than are plausible.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StormConfig {
     /// Rate of distinct new sources above which a storm begins.
@@ -157,7 +158,7 @@ pub struct StormConfig {
 }
 
 /// Limits of an unknown source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UnknownLimits {
     /// REGISTER requests.
@@ -171,7 +172,7 @@ pub struct UnknownLimits {
 }
 
 /// Limits of a known-good source or a peer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GoodLimits {
     /// Requests of any method per address. More accepted users raise the limit.
@@ -179,7 +180,7 @@ pub struct GoodLimits {
 }
 
 /// A rate with a burst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Burst {
     /// Number.
     pub count: u32,
@@ -190,7 +191,7 @@ pub struct Burst {
 }
 
 /// Ban durations.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Bans {
     /// The first level 1 ban.
@@ -210,7 +211,7 @@ pub struct Bans {
 
 /// Optional headers to inspect. Without them SIP behind such headers passes unseen, and the kernel
 /// program has no code for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Inspect {
     /// IPv6.
@@ -226,7 +227,7 @@ impl Default for Inspect {
 }
 
 /// Table sizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CapacityConfig {
     /// Networks in all lists together.

@@ -10,6 +10,7 @@ use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::ProgramInfo;
 use bytemuck::Zeroable;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{
     Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses,
@@ -42,7 +43,7 @@ pub const SCHEMA: u32 = 1;
 pub type Named = BTreeMap<&'static str, u64>;
 
 /// Packets or bytes, by verdict and reason.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct ByVerdict {
     /// Passed.
     pub pass: Named,
@@ -53,7 +54,7 @@ pub struct ByVerdict {
 }
 
 /// The counters of one interface.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct InterfaceStats {
     /// Its name.
     pub interface: String,
@@ -68,7 +69,7 @@ pub struct InterfaceStats {
 }
 
 /// Fill level of the block list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Occupancy {
     /// IPv4 networks.
     pub ipv4: usize,
@@ -79,7 +80,7 @@ pub struct Occupancy {
 }
 
 /// Numbers of sources with state in the kernel.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct SourceStats {
     /// Unknown sources with a meter.
     pub tracked: usize,
@@ -90,7 +91,7 @@ pub struct SourceStats {
 }
 
 /// The server's responses on filtered interfaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct ResponseStats {
     /// 2xx.
     pub accepted: u64,
@@ -101,7 +102,7 @@ pub struct ResponseStats {
 }
 
 /// The output of `stats`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Stats {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -124,7 +125,7 @@ pub struct Stats {
 }
 
 /// A row of `block list` and `trust list`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Row {
     /// The network.
     pub network: Network,
@@ -149,7 +150,7 @@ pub struct Row {
 }
 
 /// An interface with a record in the filter.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct FilteredInterface {
     /// Configured name.
     pub interface: String,
@@ -247,7 +248,7 @@ pub(crate) fn seen(pins: &Pins, slot: u32) -> Result<u64> {
 }
 
 /// Losses on the way to the daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Losses {
     /// Events.
     pub events: u64,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender, channel};
 use std::thread;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::List;
 use tokio::sync::{mpsc, watch};
@@ -86,7 +87,7 @@ struct Running {
 }
 
 /// The state of a feed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)] // a daemon of an earlier version has fewer fields
 pub struct FeedRow {
     /// Configured name.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{FLOWS, Owner};
 
@@ -54,7 +55,7 @@ impl Quotas {
 pub(crate) const GOOD_FLOWS: usize = FLOWS / 2;
 
 /// The fill level of a bounded table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Fill {
     /// Name of the bound.
     pub table: Cow<'static, str>,

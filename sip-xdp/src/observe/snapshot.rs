@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::abi::names;
@@ -40,7 +41,7 @@ pub struct FromDaemon {
 }
 
 /// Number of entries by list and owner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct ListCount {
     /// `block`, `trust` or `admit`.
     pub list: &'static str,
@@ -51,7 +52,7 @@ pub struct ListCount {
 }
 
 /// Bans in force.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Bans {
     /// Level 1 (proven) bans.
     pub proven: usize,
@@ -62,7 +63,7 @@ pub struct Bans {
 }
 
 /// Storm state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Storm {
     /// Whether there is a storm now.
     pub is_storm: bool,
@@ -71,7 +72,7 @@ pub struct Storm {
 }
 
 /// A blocked or limited source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Worst {
     /// The network.
     pub network: Network,
@@ -96,7 +97,7 @@ pub struct Worst {
 }
 
 /// The contents of a screen.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Overview {
     /// [`SCHEMA`].
     pub schema: u32,

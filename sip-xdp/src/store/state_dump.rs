@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::abi::names;
@@ -27,7 +28,7 @@ const PART: usize = 40_000;
 
 /// The owner of an exported entry. Those of the configuration, of host names and of tools are
 /// recreated by their owners.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DumpedOwner {
     /// An operator.
@@ -37,7 +38,7 @@ pub enum DumpedOwner {
 }
 
 /// An entry of the block or the trust list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct DumpedEntry {
     /// The network.
     pub network: Network,
@@ -56,7 +57,7 @@ pub struct DumpedEntry {
 }
 
 /// A host name that is trusted by command.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Host {
     /// The name.
     pub name: HostName,
@@ -69,7 +70,7 @@ pub struct Host {
 }
 
 /// A user that was accepted with credentials.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Accepted {
     /// Address.
     pub address: IpAddr,
@@ -89,7 +90,7 @@ pub struct Accepted {
 }
 
 /// The offences of a network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Offence {
     /// The network.
     pub network: Network,
@@ -100,7 +101,7 @@ pub struct Offence {
 }
 
 /// A past or current ban.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct PastBan {
     /// The network.
     pub network: Network,
@@ -144,7 +145,7 @@ impl From<HistoryRow> for PastBan {
 }
 
 /// All of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Export {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -165,7 +166,7 @@ pub struct Export {
 }
 
 /// A part of a state dump.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(tag = "of", content = "rows", rename_all = "snake_case")]
 pub enum Part {
     /// Trust entries.

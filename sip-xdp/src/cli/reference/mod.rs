@@ -6,6 +6,7 @@ mod configuration;
 mod json;
 mod log;
 mod page;
+mod schemas;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

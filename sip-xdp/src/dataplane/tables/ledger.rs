@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{
     LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, ROW_PENDING, TIER_NONE, TIER_PROVEN,
@@ -18,7 +19,7 @@ use crate::net::network::Network;
 use crate::sys::clock;
 
 /// Evidence tier of a ban; [`None`] for entries without evidence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// The source address could be forged.

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use aya::maps::{Array, MapData};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{InterfaceRecord, List, MAX_INTERFACES, NEVER, Owner};
 use sip_xdp_common::abi::names;
@@ -35,7 +36,7 @@ pub use verdict::{Decision, Facts, Outcome, decide};
 const LATELY: u32 = ticks(2_000_000_000);
 
 /// An entry that covers the address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Match {
     /// `block`, `trust` or `admit`.
     pub list: &'static str,
@@ -63,7 +64,7 @@ pub struct Match {
 }
 
 /// The fill level of one of its limits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Level {
     /// `register`, `requests`, `other`, `good`, or `suspect`.
     pub limit: &'static str,
@@ -74,7 +75,7 @@ pub struct Level {
 }
 
 /// The kernel's state of an address.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Kernel {
     /// Whether all interfaces are in a dry run.
     pub dry_run: bool,
@@ -102,7 +103,7 @@ pub struct Kernel {
 }
 
 /// A period over a limit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Limited {
     /// Start.
     pub since: Timestamp,

@@ -2,13 +2,14 @@
 //! address sends over UDP now.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Kernel, Match};
 use crate::config::Policy;
 
 /// The outcome for a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// Passed.
@@ -20,7 +21,7 @@ pub enum Outcome {
 }
 
 /// A decision with its reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Decision {
     /// Outcome.
     pub verdict: Outcome,

@@ -20,6 +20,7 @@ use crate::config::{Listen, MetricsConfig};
 use crate::sys::paths::Paths;
 
 pub(crate) use families::render;
+pub use history::HistoryPage;
 pub(crate) use history::History;
 
 /// The inputs of the server.

@@ -10,6 +10,7 @@ mod tests;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::Detect;
@@ -61,7 +62,7 @@ pub struct Ban {
 }
 
 /// The report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Report {
     /// Version of this object.
     pub schema: u32,
@@ -96,7 +97,7 @@ pub struct Report {
 }
 
 /// Totals of bans.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Tally {
     /// Bans that began.
     pub bans: u64,
@@ -115,7 +116,7 @@ pub struct Tally {
 }
 
 /// Bans of one kind of evidence on one level.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Kind {
     /// The kind of evidence.
     pub kind: String,
@@ -127,7 +128,7 @@ pub struct Kind {
 }
 
 /// A rule of `[detect]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Rule {
     /// Name.
     pub rule: &'static str,
@@ -140,7 +141,7 @@ pub struct Rule {
 }
 
 /// A ban that may have been wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Doubtful {
     /// Address or network.
     pub address: Network,
@@ -164,7 +165,7 @@ pub struct Doubtful {
 }
 
 /// A banned source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Offender {
     /// Address or network.
     pub address: Network,
@@ -183,7 +184,7 @@ pub struct Offender {
 }
 
 /// A user whose password unknown sources try.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct SprayedUser {
     /// User.
     pub user: String,
@@ -202,7 +203,7 @@ pub struct SprayedUser {
 }
 
 /// Known-good users and addresses.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Good {
     /// Number of accepted users.
     pub users: u64,
@@ -215,7 +216,7 @@ pub struct Good {
 }
 
 /// A suggested change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Suggestion {
     /// Kind of change.
     pub change: Change,
@@ -228,7 +229,7 @@ pub struct Suggestion {
 }
 
 /// Kinds of suggested changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
     /// Change the password of a user.

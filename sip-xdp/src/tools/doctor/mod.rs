@@ -14,6 +14,7 @@ mod nat;
 mod sip;
 mod sockets;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::packet::headers::Link;
@@ -30,7 +31,7 @@ use crate::dataplane::refusal;
 use crate::sys::paths::Paths;
 
 /// The status of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Passed.
@@ -42,7 +43,7 @@ pub enum Status {
 }
 
 /// The result of one check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Check {
     /// Name of the check.
     pub check: &'static str,
@@ -79,7 +80,7 @@ impl Check {
 }
 
 /// All results.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Diagnosis {
     /// Version of this object.
     pub schema: u32,

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::ip_key::IpKey;
@@ -28,7 +29,7 @@ use crate::sys::clock;
 const CLOSEST: usize = 20;
 
 /// All of it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Replayed {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -82,7 +83,7 @@ impl Replayed {
 }
 
 /// The capture.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct CaptureFacts {
     /// The file.
     pub file: String,
@@ -128,7 +129,7 @@ pub struct CaptureFacts {
 }
 
 /// SIP over TCP in a capture.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct TcpFacts {
     /// Connections to and from SIP ports.
     pub connections: u64,
@@ -141,7 +142,7 @@ pub struct TcpFacts {
 }
 
 /// Packets without a run of a program.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Skipped {
     /// Of a link type that is not read.
     pub link_type: u64,
@@ -160,7 +161,7 @@ pub struct Skipped {
 }
 
 /// The local side of a capture.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Ours {
     /// The local addresses.
     pub networks: Vec<Network>,
@@ -171,7 +172,7 @@ pub struct Ours {
 }
 
 /// Packets by verdict.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Verdicts {
     /// Passed.
     pub pass: Named,
@@ -180,7 +181,7 @@ pub struct Verdicts {
 }
 
 /// A ban.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Ban {
     /// Time in the capture.
     pub time: Timestamp,
@@ -203,7 +204,7 @@ pub struct Ban {
 }
 
 /// A source that was over a limit.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Limited {
     /// When for the first time.
     pub time: Timestamp,
@@ -223,7 +224,7 @@ pub struct Limited {
 }
 
 /// A known-good host.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Good {
     /// Its address.
     pub address: IpAddr,
@@ -235,7 +236,7 @@ pub struct Good {
 }
 
 /// A source that came close to a ban.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Close {
     /// Who.
     pub address: IpAddr,
@@ -250,7 +251,7 @@ pub struct Close {
 }
 
 /// The remaining sources.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Others {
     /// How many.
     pub sources: u64,
