@@ -28,6 +28,7 @@ mod tests;
 mod transactions;
 mod windows;
 
+pub use rules::KindName;
 pub(crate) use rules::kinds;
 
 use std::collections::{HashMap, VecDeque};

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
 
@@ -23,7 +24,8 @@ const MAX_USERS: usize = 16_384;
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
 
 /// `[detect.decoy]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
 #[serde(default)]
 pub struct Settings {
     /// Whether it can ban.

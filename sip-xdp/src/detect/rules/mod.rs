@@ -22,6 +22,7 @@ pub(super) mod volume;
 use std::fmt::Write as _;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sip_xdp_common::ip_key::IpKey;
@@ -33,6 +34,7 @@ use crate::config::Span;
 
 use rule::{BanKind, Counts, Memory, Rule, Settings as _, Told};
 
+pub use kinds::KindName;
 pub(crate) use kinds::kinds;
 pub(super) use rule::{Heard, Signal};
 
@@ -76,9 +78,10 @@ fn commented<R: Rule>() -> String {
         let _ = write!(line, " {word}");
     }
     let _ = write!(text, "{line}\n#[detect.{}]", R::NAME);
-    let defaults = toml::Table::try_from(R::Settings::default()).unwrap_or_default();
-    for (key, value) in defaults {
-        let _ = write!(text, "\n#{key} = {value}");
+    let defaults = toml::to_string(&R::Settings::default()).unwrap_or_default();
+    for line in defaults.lines() {
+        // A minute is written in seconds, as in the tables of limits.
+        let _ = write!(text, "\n#{}", line.replace("\"1m\"", "\"60s\""));
     }
     text
 }

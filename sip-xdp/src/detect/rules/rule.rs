@@ -118,6 +118,8 @@ macro_rules! threshold {
     ($(#[$words:meta])* count = $count:literal, seconds = $seconds:literal) => {
         $(#[$words])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        #[derive(schemars::JsonSchema)]
+        #[schemars(inline)]
         #[serde(default)]
         pub struct Settings {
             /// Whether it can ban.
@@ -230,7 +232,8 @@ pub(super) fn recalled<T: DeserializeOwned>(
 macro_rules! registry {
     ($($name:ident: $rule:ident, $description:literal;)+) => {
         /// `[detect]`: a table for each detection rule.
-        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        #[schemars(rename = "detect")]
         #[serde(default)]
         pub struct Detect {
             $(#[doc = $description] pub $name: $name::Settings,)+

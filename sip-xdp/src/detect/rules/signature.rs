@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Result, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
 
@@ -21,7 +22,8 @@ use crate::config::Span;
 use crate::sip::message::{Head, user_name};
 
 /// `[detect.signature]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
 #[serde(default)]
 pub struct Settings {
     /// Whether it can ban.
