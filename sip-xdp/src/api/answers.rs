@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::event_stream::Latest;
 use crate::config::{HostName, SourceRules};
 use crate::dataplane::attach::offloads::Offload;
-use crate::dataplane::tables::ledger::Entry;
+use crate::dataplane::tables::ledger::{Entry, OwnerName};
 use crate::detect::View;
 use crate::feeds::engine::FeedRow;
 use crate::lists::Fill;
@@ -233,6 +233,7 @@ pub struct RemovedEntry {
     /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
     /// Owner.
+    #[schemars(with = "OwnerName")]
     pub owner: String,
     /// Claimant: feed, tool or host name.
     pub claimant: Option<String>,
@@ -328,6 +329,7 @@ pub struct Rounds {
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Confirmed {
     /// Always true.
+    #[schemars(extend("const" = true))]
     pub confirmed: bool,
     /// Whether it had been detached, and is attached again.
     pub late: bool,

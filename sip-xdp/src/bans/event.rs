@@ -7,10 +7,42 @@ use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
 
 use crate::dataplane::counters;
-use crate::dataplane::tables::ledger::{Entry, Tier};
+use crate::dataplane::tables::ledger::{Entry, OwnerName, Tier};
 use crate::net::network::Network;
 use crate::sip::transport::Transport;
 use crate::sys::clock;
+use crate::sys::schema::one_of;
+
+one_of!(
+    /// The name of an event, in schemas.
+    EventName,
+    "The name of an event.",
+    NAMES
+);
+
+/// The names of events.
+pub(crate) const NAMES: [&str; 20] = [
+    "ban",
+    "block",
+    "conflict",
+    "exempt",
+    "feed",
+    "good",
+    "interface",
+    "limit",
+    "nearly_full",
+    "neighbours",
+    "peer",
+    "registrar_failing",
+    "served",
+    "sprayed",
+    "storm",
+    "suspect",
+    "trust",
+    "unban",
+    "unseen_responses",
+    "untrust",
+];
 
 /// One event, of one type from the ban engine to every consumer. Fields that do not apply are null
 /// in JSON.
@@ -19,6 +51,7 @@ pub struct Event {
     /// Time of the decision.
     pub time: jiff::Timestamp,
     /// Its name: `ban`, `unban`, `limit`, `storm`, `feed`, ...
+    #[schemars(with = "EventName")]
     pub event: Cow<'static, str>,
     /// Its kind, of a small set per event; for a ban the kind of evidence.
     pub kind: Option<String>,
@@ -36,6 +69,7 @@ pub struct Event {
     /// Whether the event is without effect because of a dry run.
     pub dry_run: bool,
     /// Owner of the list entry.
+    #[schemars(with = "Option<OwnerName>")]
     pub owner: Option<Cow<'static, str>>,
     /// Expiry of the entry; `None` for permanent.
     pub expires: Option<jiff::Timestamp>,

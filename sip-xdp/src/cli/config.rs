@@ -24,6 +24,7 @@ pub(crate) enum Config {
 #[derive(Debug, JsonSchema, Serialize)]
 pub(super) struct Checked {
     /// Always true.
+    #[schemars(extend("const" = true))]
     valid: bool,
     /// The configuration file.
     file: PathBuf,

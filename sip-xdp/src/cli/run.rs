@@ -87,6 +87,7 @@ impl Run {
 #[derive(Debug, JsonSchema, Serialize)]
 pub(super) struct Ready<'a> {
     /// Always `ready`.
+    #[schemars(extend("const" = "ready"))]
     event: &'static str,
     /// The filtered interfaces with their modes.
     summary: &'a str,

@@ -1,16 +1,17 @@
 //! `state export` and `state import`: for a standby host, or a rebuild.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use sip_xdp::api::answers::{Imported, Refused};
 use sip_xdp::api::control::{self, Request};
 use sip_xdp::dataplane::counters::SCHEMA;
-use sip_xdp::store::state_dump::Export;
+use sip_xdp::store::state_dump::{Export, Part};
 use sip_xdp::sys::paths::Paths;
 
 use super::Output;
@@ -44,8 +45,27 @@ pub(super) struct Count {
     refused: Vec<Refused>,
 }
 
-/// Counts by kind of row.
-pub(super) type Counts = BTreeMap<&'static str, Count>;
+/// Counts by kind of row; kinds without rows are left out.
+#[derive(Debug, Default, Serialize)]
+#[serde(transparent)]
+pub(super) struct Counts(BTreeMap<&'static str, Count>);
+
+impl JsonSchema for Counts {
+    fn schema_name() -> Cow<'static, str> {
+        "Counts".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let fields = Part::NAMES.map(|name| (name.to_owned(), generator.subschema_for::<Count>()));
+        let fields: serde_json::Map<_, _> =
+            fields.into_iter().map(|(name, count)| (name, count.to_value())).collect();
+        json_schema!({
+            "description": "Counts by kind of row.",
+            "type": "object",
+            "properties": fields,
+        })
+    }
+}
 
 impl State {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
@@ -70,11 +90,11 @@ impl Import {
                 export.schema
             );
         }
-        let mut counts = Counts::new();
+        let mut counts = Counts::default();
         let parts = export.parts();
         let all = parts.len();
         for (number, part) in (1..).zip(parts) {
-            let count = counts.entry(part.name()).or_default();
+            let count = counts.0.entry(part.name()).or_default();
             let answer: Imported =
                 control::call(&paths.socket(), &Request::Restore { part }).await?;
             count.added += answer.added;
@@ -83,7 +103,7 @@ impl Import {
             progress(number, all);
         }
         output.print(&counts, |counts| {
-            if counts.is_empty() {
+            if counts.0.is_empty() {
                 return "there was nothing in it".to_owned();
             }
             let line = |(name, count): (&&str, &Count)| {
@@ -93,7 +113,7 @@ impl Import {
                     refused(&count.refused)
                 )
             };
-            counts.iter().map(line).collect()
+            counts.0.iter().map(line).collect()
         })
     }
 }

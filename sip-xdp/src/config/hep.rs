@@ -27,7 +27,9 @@ pub struct HepConfig {
 }
 
 /// A transport with an address and a port: `udp:127.0.0.1:9060`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct HepListen {
     /// TCP, else UDP.

@@ -63,9 +63,10 @@ impl JsonSchema for Span {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A duration, as a number and a unit for each part: `1m 30s`.",
+            "description": "A number and a unit: 500ms, 60s, 10m, 24h, 7d; several add up.",
             "type": "string",
-            "pattern": "^[0-9]+(ns|us|ms|s|m|h|d|M|y)( [0-9]+(ns|us|ms|s|m|h|d|M|y))*$",
+            "pattern": "^[0-9]+(ns|us|ms|s|m|h|days?|d|w|M|y|months?|years?)\
+                ( ?[0-9]+(ns|us|ms|s|m|h|days?|d|w|months?|years?))*$",
         })
     }
 }

@@ -35,6 +35,7 @@ use crate::dataplane::tables::meters::Sources;
 use crate::dataplane::tables::networks::Table;
 use crate::net::network::Network;
 use crate::sys::clock;
+use crate::sys::schema::counters_of;
 
 /// Version of the JSON objects.
 pub const SCHEMA: u32 = 1;
@@ -42,14 +43,43 @@ pub const SCHEMA: u32 = 1;
 /// Counts by name.
 pub type Named = BTreeMap<&'static str, u64>;
 
+/// The names of all reasons with this verdict.
+fn reasons(verdict: Verdict) -> impl Iterator<Item = &'static str> {
+    Reason::ALL.into_iter().filter(move |reason| reason.verdict() == verdict).map(Reason::name)
+}
+
+counters_of!(
+    /// Counters of what passed, in schemas.
+    PassCounters,
+    "Passed, by reason.",
+    reasons(Verdict::Pass)
+);
+
+counters_of!(
+    /// Counters of what was dropped, in schemas.
+    DropCounters,
+    "Dropped, by reason.",
+    reasons(Verdict::Drop)
+);
+
+counters_of!(
+    /// Counters of messages, in schemas.
+    MessageCounters,
+    "UDP payloads to SIP ports, by method or kind.",
+    Message::ALL.map(Message::name)
+);
+
 /// Packets or bytes, by verdict and reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct ByVerdict {
     /// Passed.
+    #[schemars(with = "PassCounters")]
     pub pass: Named,
     /// Dropped.
+    #[schemars(with = "DropCounters")]
     pub drop: Named,
     /// Passed by a dry run, dropped when enforcing.
+    #[schemars(with = "DropCounters")]
     pub would_drop: Named,
 }
 
@@ -65,6 +95,7 @@ pub struct InterfaceStats {
     /// Bytes, link header included.
     pub bytes: ByVerdict,
     /// UDP payloads to SIP ports, by message kind.
+    #[schemars(with = "MessageCounters")]
     pub methods: Named,
 }
 
@@ -132,6 +163,7 @@ pub struct Row {
     /// The port of a flow; `None` for a whole network.
     pub port: Option<u16>,
     /// The owner's name.
+    #[schemars(regex(pattern = "^(manual|auto|config|host|tool|feed:.*)$"))]
     pub owner: String,
     /// The claimant: `feed:NAME`, `tool:NAME` or `dns:NAME`; `None` for other owners.
     pub claimant: Option<String>,

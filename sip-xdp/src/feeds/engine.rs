@@ -93,12 +93,14 @@ pub struct FeedRow {
     /// Configured name.
     pub name: String,
     /// The format of its list.
+    #[schemars(with = "FeedFormat")]
     pub format: String,
     /// The format was not configured: the list showed it.
     pub detected: bool,
     /// The list is empty, which was accepted.
     pub empty: bool,
     /// `block`, `admit` or `trust`.
+    #[schemars(with = "FeedAction")]
     pub action: String,
     /// Where it comes from, without keys.
     pub url: String,

@@ -18,7 +18,7 @@ use crate::dataplane::netlink::Interface;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::header;
-use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
+use crate::dataplane::tables::ledger::{Entry, Ledger, ListName, OwnerName, Tier};
 use crate::dataplane::tables::meters::Sources;
 use crate::dataplane::tables::networks::Table;
 use crate::net::network::Network;
@@ -44,8 +44,10 @@ pub struct FromDaemon {
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct ListCount {
     /// `block`, `trust` or `admit`.
+    #[schemars(with = "ListName")]
     pub list: &'static str,
     /// Owner; `feed` for all feeds together.
+    #[schemars(with = "OwnerName")]
     pub owner: &'static str,
     /// Number of entries.
     pub entries: usize,
@@ -79,6 +81,7 @@ pub struct Worst {
     /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
     /// `blocked` or `limited`.
+    #[schemars(extend("enum" = ["blocked", "limited"]))]
     pub state: &'static str,
     /// The owner, or the limit.
     pub owner: String,

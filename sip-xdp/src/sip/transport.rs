@@ -7,7 +7,17 @@ use serde::{Deserialize, Serialize};
 
 /// How a message is carried.
 #[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema, Serialize,
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    JsonSchema,
+    Serialize,
     Deserialize,
 )]
 #[serde(rename_all = "lowercase")]

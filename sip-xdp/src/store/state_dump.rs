@@ -16,6 +16,7 @@ use crate::config::HostName;
 use crate::dataplane::counters::{self, SCHEMA};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
+use crate::detect::KindName;
 use crate::dns::Hosts;
 use crate::net::network::Network;
 use crate::sip::transport::Transport;
@@ -108,6 +109,7 @@ pub struct PastBan {
     /// The port, if the ban covered only that.
     pub port: Option<u16>,
     /// The kind of evidence.
+    #[schemars(with = "KindName")]
     pub kind: String,
     /// Evidence tier.
     pub tier: Option<Tier>,
@@ -120,6 +122,7 @@ pub struct PastBan {
     /// When it ended, if it has.
     pub ended: Option<Timestamp>,
     /// What ended it: `expired`, `command` or `displaced`.
+    #[schemars(extend("enum" = ["expired", "command", "displaced", null]))]
     pub ended_by: Option<String>,
     /// Packets that were dropped for it until it ended; none if nobody counted.
     #[serde(default)]
@@ -184,6 +187,10 @@ pub enum Part {
 }
 
 impl Part {
+    /// The names of all sections.
+    pub const NAMES: [&'static str; 6] =
+        ["trust", "hosts", "accepted", "offences", "block", "history"];
+
     /// The name of its section.
     pub fn name(&self) -> &'static str {
         match self {

@@ -52,7 +52,7 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 }
 
 /// All outputs. Where two have one type, the second refers to the first.
-const OUTPUTS: [Output; 34] = [
+const OUTPUTS: [Output; 33] = [
     ("block-add", "sip-xdp block add --json", of::<Listed>),
     ("block-del", "sip-xdp block del --json", of::<Removed>),
     ("block-export", "sip-xdp block export --json", of::<Vec<Row>>),
@@ -78,7 +78,6 @@ const OUTPUTS: [Output; 34] = [
     ("top", "sip-xdp top --json", of::<Overview>),
     ("trust-add", "sip-xdp trust add --json", of::<Either<Listed, HostTrusted>>),
     ("trust-del", "sip-xdp trust del --json", of::<Either<Removed, HostRemoved>>),
-    ("trust-export", "sip-xdp trust export --json", of::<Vec<Row>>),
     ("trust-import", "sip-xdp trust import --json", of::<import::Imported>),
     ("trust-list", "sip-xdp trust list --json", of::<Vec<Row>>),
     ("trust-suggest", "sip-xdp trust suggest --json", of::<Suggestions>),
@@ -96,9 +95,14 @@ const LINES: [&str; 3] = ["notify", "run", "watch"];
 fn complete(value: &mut Value) {
     match value {
         Value::Object(fields) => {
+            fields.remove("default");
+            if let Some(Value::String(words)) = fields.get_mut("description") {
+                *words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+            }
             if fields.contains_key("properties") {
                 fields.entry("additionalProperties").or_insert(json!(false));
                 fields.entry("required").or_insert(json!([]));
+                present(fields);
             }
             match fields.get("format").and_then(Value::as_str) {
                 Some("date-time") => drop(fields.insert("pattern".to_owned(), json!("Z$"))),
@@ -108,13 +112,42 @@ fn complete(value: &mut Value) {
                     fields.insert("anyOf".to_owned(), json!([family("ipv4"), family("ipv6")]));
                 }
                 // The width of a number in Rust.
-                Some(_) => drop(fields.remove("format")),
-                None => {}
+                Some(width)
+                    if ["uint", "int", "double"].iter().any(|start| width.starts_with(start)) =>
+                {
+                    fields.remove("format");
+                }
+                _ => {}
             }
             fields.values_mut().for_each(complete);
         }
         Value::Array(items) => items.iter_mut().for_each(complete),
         _ => {}
+    }
+}
+
+/// Optional fields are left out rather than null.
+fn present(fields: &mut Map<String, Value>) {
+    let required = fields["required"].clone();
+    let names = required.as_array().into_iter().flatten().filter_map(Value::as_str);
+    let names: BTreeSet<&str> = names.collect();
+    let properties = fields["properties"].as_object_mut().into_iter().flatten();
+    for (_, field) in properties.filter(|(name, _)| !names.contains(name.as_str())) {
+        if let Some(Value::Array(types)) = field.get_mut("type") {
+            types.retain(|one| one != "null");
+            if let [only] = &types[..] {
+                field["type"] = only.clone();
+            }
+        }
+        if let Some(Value::Array(choices)) = field.get_mut("anyOf") {
+            choices.retain(|one| one["type"] != "null");
+            if let [Value::Object(only)] = &choices[..] {
+                let only = only.clone();
+                let field = field.as_object_mut().expect("a schema is an object");
+                field.remove("anyOf");
+                field.extend(only);
+            }
+        }
     }
 }
 
@@ -170,13 +203,15 @@ fn with_version(value: &mut Value) {
     let fields = value.as_object_mut().expect("a schema is an object");
     let properties = fields.entry("properties").or_insert(json!({}));
     let properties = properties.as_object_mut().expect("properties are an object");
-    if properties.contains_key("schema") {
+    let known = properties.contains_key("schema");
+    let version = json!({ "description": "Version of the format.", "const": SCHEMA });
+    let mut all = Map::from_iter([("schema".to_owned(), version.clone())]);
+    all.append(properties);
+    all.insert("schema".to_owned(), version);
+    *properties = all;
+    if known {
         return;
     }
-    let version = json!({ "description": "Version of the format.", "const": SCHEMA });
-    let mut all = Map::from_iter([("schema".to_owned(), version)]);
-    all.append(properties);
-    *properties = all;
     let required = fields.entry("required").or_insert(json!([]));
     required.as_array_mut().expect("names are an array").insert(0, json!("schema"));
 }

@@ -20,7 +20,9 @@ use crate::dataplane::pins::Pins;
 use crate::dataplane::virtio::Obstacle;
 
 /// The configured attach mode.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum ModeChoice {
     /// Native if the driver supports it, else generic with a warning.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::gate::Suppressed;
 use crate::bans::event::Event;
-use crate::dataplane::tables::ledger::Tier;
+use crate::dataplane::tables::ledger::{OwnerName, Tier};
 use crate::net::network::Network;
 use crate::text;
 
@@ -114,6 +114,7 @@ pub struct Notice<'a> {
     /// Whether the event is without effect because of a dry run.
     dry_run: bool,
     /// Owner of the list entry.
+    #[schemars(with = "Option<OwnerName>")]
     owner: Option<&'a str>,
     /// Expiry of the entry; `None` for permanent.
     expires: Option<Timestamp>,

@@ -24,7 +24,7 @@ use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::header;
 use crate::dataplane::tables::ladders::Ladders;
-use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
+use crate::dataplane::tables::ledger::{Entry, Ledger, ListName, OwnerName, Tier};
 use crate::dataplane::tables::meters::Sources;
 use crate::dataplane::tables::networks::{Table, TableEntry};
 use crate::net::network::{Network, source_of};
@@ -39,12 +39,14 @@ const LATELY: u32 = ticks(2_000_000_000);
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Match {
     /// `block`, `trust` or `admit`.
+    #[schemars(with = "ListName")]
     pub list: &'static str,
     /// The network.
     pub network: Network,
     /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
     /// Owner.
+    #[schemars(with = "OwnerName")]
     pub owner: &'static str,
     /// The claimant: `feed:NAME`, `tool:NAME` or `dns:NAME`; `None` for other owners, and for feed
     /// entries known only from the kernel's table.
@@ -67,6 +69,7 @@ pub struct Match {
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Level {
     /// `register`, `requests`, `other`, `good`, or `suspect`.
+    #[schemars(extend("enum" = ["register", "requests", "other", "good", "suspect"]))]
     pub limit: &'static str,
     /// Packets that it may send at once now.
     pub left: u32,

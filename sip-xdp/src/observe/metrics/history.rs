@@ -80,7 +80,8 @@ pub struct HistoryPage {
 /// A column of the history.
 #[derive(Debug, JsonSchema, Serialize)]
 struct Column {
-    /// `pass`, `drop` or `would_drop`.
+    /// Verdict.
+    #[schemars(extend("enum" = ["pass", "drop", "would_drop"]))]
     verdict: &'static str,
     /// The reason, as `stats` names it.
     reason: &'static str,

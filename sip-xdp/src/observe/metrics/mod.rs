@@ -20,8 +20,8 @@ use crate::config::{Listen, MetricsConfig};
 use crate::sys::paths::Paths;
 
 pub(crate) use families::render;
-pub use history::HistoryPage;
 pub(crate) use history::History;
+pub use history::HistoryPage;
 
 /// The inputs of the server.
 #[derive(Debug, Clone)]

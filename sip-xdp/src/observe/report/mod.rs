@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::config::Detect;
 use crate::dataplane::tables::ledger::Tier;
+use crate::detect::{KindName, RuleName};
 use crate::net::network::Network;
 use crate::store::{Accepted, HistoryRow, Served, Sprayed};
 
@@ -119,6 +120,7 @@ pub struct Tally {
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Kind {
     /// The kind of evidence.
+    #[schemars(with = "KindName")]
     pub kind: String,
     /// Evidence tier.
     pub tier: Option<Tier>,
@@ -131,6 +133,7 @@ pub struct Kind {
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Rule {
     /// Name.
+    #[schemars(with = "RuleName")]
     pub rule: &'static str,
     /// Whether it may ban.
     pub enabled: bool,
@@ -148,6 +151,7 @@ pub struct Doubtful {
     /// The port, if it covers only that.
     pub port: Option<u16>,
     /// The kind of evidence.
+    #[schemars(with = "KindName")]
     pub kind: String,
     /// Evidence tier.
     pub tier: Option<Tier>,
@@ -178,6 +182,7 @@ pub struct Offender {
     /// Start of the last ban.
     pub last: Timestamp,
     /// Kinds of evidence.
+    #[schemars(with = "Vec<KindName>")]
     pub kinds: Vec<String>,
     /// Reason of the last ban.
     pub reason: String,

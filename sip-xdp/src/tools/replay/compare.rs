@@ -42,6 +42,7 @@ pub struct Difference {
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Outcome {
     /// `banned`, `limited` or `passes`: the worst.
+    #[schemars(extend("enum" = ["passes", "limited", "banned"]))]
     pub verdict: &'static str,
     /// The evidence, or the limit.
     pub kind: Option<String>,

@@ -18,8 +18,11 @@ use super::capture::{Capture, Input};
 use super::timeline::Fate;
 use super::{Replay, address, share};
 use crate::bans::event::Event;
-use crate::dataplane::counters::{self, ByVerdict, Named, ResponseStats, SCHEMA};
+use crate::dataplane::counters::{
+    self, ByVerdict, DropCounters, MessageCounters, Named, PassCounters, ResponseStats, SCHEMA,
+};
 use crate::dataplane::tables::ledger::Tier;
+use crate::detect::{EvidenceName, KindName};
 use crate::net::network::Network;
 use crate::observe::report;
 use crate::store;
@@ -42,6 +45,7 @@ pub struct Replayed {
     /// Incoming packets, by verdict and reason.
     pub packets: Verdicts,
     /// UDP payloads to SIP ports, by message kind.
+    #[schemars(with = "MessageCounters")]
     pub methods: Named,
     /// The server's responses.
     pub responses: ResponseStats,
@@ -88,6 +92,7 @@ pub struct CaptureFacts {
     /// The file.
     pub file: String,
     /// `pcap` or `pcapng`.
+    #[schemars(extend("enum" = ["pcap", "pcapng"]))]
     pub format: &'static str,
     /// `gzip`, `zstd`, `xz`, `bzip2`, several of them from the outermost on; `None` if
     /// uncompressed.
@@ -175,8 +180,10 @@ pub struct Ours {
 #[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Verdicts {
     /// Passed.
+    #[schemars(with = "PassCounters")]
     pub pass: Named,
     /// Dropped.
+    #[schemars(with = "DropCounters")]
     pub drop: Named,
 }
 
@@ -190,6 +197,7 @@ pub struct Ban {
     /// The port, if it covers only that.
     pub port: Option<u16>,
     /// The kind of evidence.
+    #[schemars(with = "KindName")]
     pub kind: String,
     /// Evidence tier.
     pub tier: Option<Tier>,
@@ -203,6 +211,10 @@ pub struct Ban {
     pub after: Fate,
 }
 
+/// What `limited` says of a source: a limit, or that it is a suspect.
+const LIMITS: [&str; 7] =
+    ["register", "requests", "other", "storm", "fragments", "connections", "suspect"];
+
 /// A source that was over a limit.
 #[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Limited {
@@ -211,6 +223,7 @@ pub struct Limited {
     /// Who.
     pub address: IpAddr,
     /// The limit, or `suspect`.
+    #[schemars(extend("enum" = LIMITS))]
     pub kind: String,
     /// The reason of a suspect.
     pub reason: Option<String>,
@@ -241,6 +254,7 @@ pub struct Close {
     /// Who.
     pub address: IpAddr,
     /// The kind of evidence.
+    #[schemars(with = "EvidenceName")]
     pub kind: String,
     /// Amount of evidence.
     pub count: f64,
