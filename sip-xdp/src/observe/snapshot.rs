@@ -55,6 +55,7 @@ pub struct ListCount {
 
 /// Bans in force.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
+#[schemars(rename = "BanCounts")]
 pub struct Bans {
     /// Level 1 (proven) bans.
     pub proven: usize,

@@ -72,6 +72,7 @@ pub struct Host {
 
 /// A user that was accepted with credentials.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "AcceptedUser")]
 pub struct Accepted {
     /// Address.
     pub address: IpAddr,

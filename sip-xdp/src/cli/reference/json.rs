@@ -40,7 +40,7 @@ fn kind(value: &Value, here: &str, all: &Schemas) -> String {
         let found = if name.is_empty() { &all[file] } else { &all[file]["$defs"][name] };
         assert!(!found.is_null(), "{reference} leads nowhere");
         let anchor = anchor(file, name);
-        return format!("[{anchor}](#{anchor})");
+        return format!("[{anchor}](#{})", anchor.to_lowercase());
     }
     if !value["const"].is_null() {
         return format!("`{}`", value["const"]);

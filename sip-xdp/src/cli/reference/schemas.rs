@@ -97,7 +97,9 @@ fn complete(value: &mut Value) {
         Value::Object(fields) => {
             fields.remove("default");
             if let Some(Value::String(words)) = fields.get_mut("description") {
-                *words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+                // In JSON an `Option` is null, and nothing is a link into the code.
+                let plain = words.replace("`None`", "null").replace("[`", "`").replace("`]", "`");
+                *words = plain.split_whitespace().collect::<Vec<_>>().join(" ");
             }
             if fields.contains_key("properties") {
                 fields.entry("additionalProperties").or_insert(json!(false));

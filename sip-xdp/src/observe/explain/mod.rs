@@ -107,6 +107,7 @@ pub struct Kernel {
 
 /// A period over a limit.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[schemars(rename = "LimitedPeriod")]
 pub struct Limited {
     /// Start.
     pub since: Timestamp,

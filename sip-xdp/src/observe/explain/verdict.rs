@@ -11,6 +11,7 @@ use crate::config::Policy;
 /// The outcome for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "Verdict")]
 pub enum Outcome {
     /// Passed.
     Pass,

@@ -209,6 +209,7 @@ pub struct SprayedUser {
 
 /// Known-good users and addresses.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[schemars(rename = "GoodSources")]
 pub struct Good {
     /// Number of accepted users.
     pub users: u64,

@@ -89,6 +89,7 @@ pub struct Proposal {
 
 /// A mention that is not proposed.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[schemars(rename = "RefusedProposal")]
 pub struct Refused {
     /// As written in the file.
     pub who: String,
