@@ -7,6 +7,7 @@ mod kinds;
 mod rule;
 
 mod decoy;
+mod domain;
 pub(super) mod enumeration;
 mod invites;
 pub(super) mod networks;
@@ -50,6 +51,7 @@ registry! {
     invites: Invites, "Refused calls.";
     decoy: Decoy, "Tries of decoys.";
     sprayed: Sprayed, "Tries of an accepted user's password from unknown sources.";
+    domain: Domain, "Requests to hosts that nobody here uses.";
 }
 
 impl Detect {
