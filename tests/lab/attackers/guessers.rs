@@ -123,6 +123,7 @@ pub struct Guesser {
     shape: Shape,
     pace: Pace,
     account: Option<Account>,
+    answered_at: Option<SocketAddr>,
     /// When its own account is due.
     renewal: u64,
     guesses: u64,
@@ -145,6 +146,7 @@ impl Guesser {
             shape: Shape::Plain,
             pace,
             account: None,
+            answered_at: None,
             renewal: 0,
             guesses: 0,
             call: 0,
@@ -176,6 +178,12 @@ impl Guesser {
         Self { account: Some(account), ..self }
     }
 
+    /// With another address of its own, to which the registrar sends all answers.
+    #[must_use]
+    pub fn answered_at(self, place: SocketAddr) -> Self {
+        Self { answered_at: Some(place), ..self }
+    }
+
     /// Takes a nonce for a guess from `from`; none if nobody answers.
     fn take_nonce(
         &mut self,
@@ -197,15 +205,8 @@ impl Guesser {
             NonceSource::Hidden => (from, Shape::LongNames),
         };
         self.call = number;
-        let request = Try {
-            from,
-            method: self.method,
-            user: user.to_owned(),
-            call: number,
-            nonce: None,
-            is_right: false,
-            shape,
-        };
+        let (method, answered_at) = (self.method, self.answered_at);
+        let request = Try { shape, answered_at, ..Try::new(from, method, user, number) };
         let Reply::Challenge(nonce) = world.send(&request)? else {
             return Ok(None);
         };
@@ -238,17 +239,9 @@ fn lender(to: &SocketAddr, number: u64) -> SocketAddr {
 }
 
 /// Registers with the right password. Returns whether that succeeded.
-fn register(from: SocketAddr, user: &str, world: &mut World<'_>) -> Result<bool> {
+pub(super) fn register(from: SocketAddr, user: &str, world: &mut World<'_>) -> Result<bool> {
     let call = world.number();
-    let mut request = Try {
-        from,
-        method: "REGISTER",
-        user: user.to_owned(),
-        call,
-        nonce: None,
-        is_right: true,
-        shape: Shape::Plain,
-    };
+    let mut request = Try { is_right: true, ..Try::new(from, "REGISTER", user, call) };
     if let Reply::Challenge(nonce) = world.send(&request)? {
         request.nonce = Some(nonce);
         return Ok(world.send(&request)? == Reply::Accepted);
@@ -264,14 +257,12 @@ impl Agent for Guesser {
             self.guesses += 1;
             return Ok(Some(self.pace.backoff));
         };
+        let call = if self.nonces == NonceSource::Own { self.call } else { world.number() };
         let request = Try {
-            from,
-            method: self.method,
-            user,
-            call: if self.nonces == NonceSource::Own { self.call } else { world.number() },
             nonce: Some(nonce),
-            is_right: false,
             shape: self.shape,
+            answered_at: self.answered_at,
+            ..Try::new(from, self.method, user, call)
         };
         let reply = world.send(&request)?;
         self.guesses += 1;

@@ -5,14 +5,15 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use bytemuck::Zeroable as _;
-use sip_xdp_common::abi::layout::KernelEvent;
+use sip_xdp_common::abi::layout::{KernelEvent, List, NEVER};
 use sip_xdp_common::verdict::{Reason, Verdict};
 
 use super::kernel::{Kernel, OneCpu};
 use super::registrar::Registrar;
 use super::{Buffers, Packet, Replay};
 use crate::config::Config;
-use crate::dataplane::tables::ledger::Tier;
+use crate::dataplane::tables::ledger::{Entry, Tier};
+use crate::lists::Fill;
 use crate::net::network::{Network, address_of};
 
 /// The link type of Ethernet in capture files (tcpdump's `LINKTYPE_ETHERNET`).
@@ -78,6 +79,25 @@ impl<'c> Session<'c> {
     /// As [`Session::frame`].
     pub fn arrives(&mut self, at: u64, frame: &[u8]) -> Result<bool> {
         Ok(self.frame(at, frame)?.is_some_and(|reason| reason.verdict() == Verdict::Pass))
+    }
+
+    /// How full the tables of the lists are.
+    pub fn fill(&self) -> [Fill; 8] {
+        self.replay.lists.fill()
+    }
+
+    /// How many sources the detector watches.
+    pub fn watched(&self) -> usize {
+        self.replay.detector.watched()
+    }
+
+    /// Blocks a network, as an operator does by command.
+    ///
+    /// # Errors
+    ///
+    /// If the tables have no room.
+    pub fn block(&mut self, network: Network) -> Result<()> {
+        Ok(self.replay.lists.put(List::Block, Entry::manual(network, NEVER, "an operator"))?)
     }
 
     /// All bans so far, in the order of time.
