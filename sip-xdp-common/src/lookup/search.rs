@@ -328,8 +328,7 @@ pub fn count_hit<S: LookupTables>(tables: &S, source: &IpKey, counting: Counting
     let count = current(&table_header.counts[version][usize::from(!is_v4)]);
     let base = tables.verifier_widen(version * VERSION + if is_v4 { 0 } else { IPV6_LENGTHS });
     let at = base as u32;
-    let mut search =
-        Search { high, low, at, count, counting, pad: 0, found: Listing::default() };
+    let mut search = Search { high, low, at, count, counting, pad: 0, found: Listing::default() };
     tables.each_length(&mut search);
 }
 

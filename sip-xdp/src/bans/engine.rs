@@ -40,6 +40,9 @@ const IPV4_ESCALATION: (u8, usize) = (24, 5);
 /// Prefix length of an IPv6 network that is one customer's.
 const SITE_BITS: u8 = 64;
 
+/// The kind of bans for users whom many strangers try.
+const SPRAYED: &str = "sprayed";
+
 /// Events older than this were queued for an earlier daemon, in nanoseconds.
 const STALE: u64 = 5_000_000_000;
 
@@ -494,7 +497,10 @@ impl<C: EventSink> BanEngine<'_, C> {
         let before =
             self.offences.get(network).filter(|offence| now.saturating_sub(offence.at) < forget);
         let count = before.map_or(0, |offence| offence.count);
-        let length = longer(count, bans.max.0);
+        // A stranger that was banned before, and tries a user whom many strangers try, has no typo:
+        // otherwise each of a thousand bots gets four guesses on its second day.
+        let is_botnet = finding.kind == SPRAYED && count > 0;
+        let length = if is_botnet { bans.max.0 } else { longer(count, bans.max.0) };
         // Dry-run offences do not count later.
         if !self.config.dry_run && (self.offences.len() < MAX_OFFENCES || before.is_some()) {
             let count = count.saturating_add(1);

@@ -147,7 +147,9 @@ mod tests {
 
     #[test]
     fn a_nearly_full_table_warns_of_the_consequence() {
-        for table in ["networks", "feeds", "entries", "known", "suspects", "unproven", "ports", "good_ports"] {
+        for table in
+            ["networks", "feeds", "entries", "known", "suspects", "unproven", "ports", "good_ports"]
+        {
             let fill = |used| Fill { table: table.into(), used, limit: 1_000 };
             assert!(
                 !fill(799).is_nearly_full()

@@ -198,8 +198,7 @@ fn hits_count_what_is_dropped_and_nothing_else() {
             for _ in 0..7 {
                 assert_eq!(kernel.run(&by_tcp).reason, expected, "{host}");
             }
-            let hits =
-                |kernel: &Kernel| (kernel.lists.hits(&address), kernel.lists.hits(&around));
+            let hits = |kernel: &Kernel| (kernel.lists.hits(&address), kernel.lists.hits(&around));
             assert_eq!(hits(&kernel), (0, if is_around { 7 } else { 0 }), "{host}");
             for _ in 0..3 {
                 assert_eq!(kernel.run(&from(40_000)).reason, Reason::Blocked, "{host}");

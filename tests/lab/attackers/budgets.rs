@@ -192,8 +192,7 @@ pub fn own_nonces(effort: Effort) -> Row {
 /// One address that uses the nonces of others.
 pub fn borrowed_nonces(effort: Effort) -> Row {
     let borrowed = NonceSource::Borrowed;
-    let mut strategies =
-        by_pace(effort, "borrowed, REGISTER", |pace| plain(pace).nonces(borrowed));
+    let mut strategies = by_pace(effort, "borrowed, REGISTER", |pace| plain(pace).nonces(borrowed));
     strategies.extend(by_pace(effort, "borrowed, INVITE", |pace| {
         plain(pace).nonces(borrowed).method("INVITE")
     }));
@@ -332,8 +331,7 @@ pub fn ipv6_hopper(effort: Effort) -> Row {
     let mut strategies = Vec::new();
     for (spread, subnets, hosts) in spreads.iter().copied() {
         for (pace, how) in paces.clone() {
-            for (nonces, source) in
-                [("own", NonceSource::Own), ("borrowed", NonceSource::Borrowed)]
+            for (nonces, source) in [("own", NonceSource::Own), ("borrowed", NonceSource::Borrowed)]
             {
                 let places = Places::Hopper { network: 0x48, subnets, hosts };
                 let guesser = Guesser::new(places, Users::One(VICTIM), how).nonces(source);

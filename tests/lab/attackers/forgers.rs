@@ -8,8 +8,7 @@ use anyhow::Result;
 use super::{Agent, MINUTE, Reply, Try, World};
 
 /// Who sends nothing in its own name but challenges for its nonces.
-const LENDER: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 8, 7, 6)), 5060);
+const LENDER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 8, 7, 6)), 5060);
 
 /// What a poisoner forges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,12 +55,7 @@ pub struct Poisoner {
 
 impl Poisoner {
     /// In the name of these places, for so many users from a number on, each so many nanoseconds.
-    pub fn new(
-        victims: Vec<SocketAddr>,
-        users: (u32, u32),
-        trick: Trick,
-        every: u64,
-    ) -> Self {
+    pub fn new(victims: Vec<SocketAddr>, users: (u32, u32), trick: Trick, every: u64) -> Self {
         Self { victims, users, trick, every, sent: 0, nonce: None }
     }
 
@@ -89,9 +83,7 @@ impl Agent for Poisoner {
         let call = world.number();
         let plain = Try::new(victim, "REGISTER", user, call);
         let request = match self.trick {
-            Trick::Passwords | Trick::Rejections => {
-                Try { nonce: self.nonce(world)?, ..plain }
-            }
+            Trick::Passwords | Trick::Rejections => Try { nonce: self.nonce(world)?, ..plain },
             Trick::Decoys => {
                 let user = format!("nobody{}", self.sent % 50);
                 Try { nonce: self.nonce(world)?, user, ..plain }

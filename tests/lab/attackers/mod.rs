@@ -21,7 +21,7 @@ use sip_xdp::tools::replay::{Session, SessionBan};
 pub use fillers::Filler;
 pub use forgers::{Poisoner, Relay, Trick};
 use frames::{LARGEST, frames};
-pub use guessers::{Account, Guesser, NonceSource, Owner, Pace, Peer, Places, Users};
+pub use guessers::{Account, Guesser, NonceSource, Outcome, Owner, Pace, Peer, Places, Users};
 
 /// Nanoseconds.
 pub const MILLISECOND: u64 = 1_000_000;
@@ -167,6 +167,16 @@ impl<'c> World<'c> {
     /// Guesses that were answered on each day.
     pub fn guesses(&self) -> &[u64] {
         &self.guesses
+    }
+
+    /// Guesses that were answered, on all days.
+    pub fn all_guesses(&self) -> u64 {
+        self.guesses.iter().sum()
+    }
+
+    /// Messages so far.
+    pub fn messages(&self) -> u64 {
+        self.serial
     }
 
     /// All bans so far.

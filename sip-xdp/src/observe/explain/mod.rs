@@ -129,8 +129,7 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     let (good, peer) = reputation.ends(now);
     let ladders = Ladders::open(|name| pins.open(name), table_header.hashing.seed)?;
     let metered = covering.iter().filter(|entry| entry.kind == Kind::Metered);
-    let on_ladder: Vec<Ladder> =
-        metered.filter_map(|entry| ladders.get(&entry.network)).collect();
+    let on_ladder: Vec<Ladder> = metered.filter_map(|entry| ladders.get(&entry.network)).collect();
     let ladder = on_ladder.iter().max_by_key(|ladder| ladder.step).copied();
     let is_wary = table_header.is_wary(now) && reputation.scale() != FORMER;
 
@@ -167,8 +166,7 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
         good_until: end(good),
         peer_until: end(peer),
         suspect_until: ladder.and_then(|ladder| clock::to_wall(ladder.until)),
-        suspect_dropped: ladder
-            .map(|_| on_ladder.iter().map(|ladder| ladder.dropped).sum()),
+        suspect_dropped: ladder.map(|_| on_ladder.iter().map(|ladder| ladder.dropped).sum()),
         pace: ladder.map_or("", |ladder| PACES[ladder.step.min(LOWEST) as usize]),
         good_ports,
         storm: counters::is_storm(pins)?,
