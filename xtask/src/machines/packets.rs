@@ -92,7 +92,8 @@ impl Checks<'_> {
         let answer = self
             .machine
             .ask(&json!({
-                "do": "echo", "address": address.to_string(), "bytes": BYTES, "timeout": PATIENCE.as_secs(),
+                "do": "echo", "address": address.to_string(), "bytes": BYTES,
+                "timeout": PATIENCE.as_secs(),
             }))
             .context("from the machine")?;
         if answer["same"] != true {
@@ -120,7 +121,7 @@ impl Checks<'_> {
             bail!("{arrived} of {FLOOD} arrived");
         }
         if !banned {
-            bail!("{arrived} of {FLOOD} arrived, but the source is not banned after {PATIENCE:?}");
+            bail!("{arrived} of {FLOOD} arrived, and no ban is listed after {PATIENCE:?}");
         }
         Ok(format!("{arrived} of {FLOOD} arrived, banned"))
     }
