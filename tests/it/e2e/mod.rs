@@ -16,7 +16,6 @@ mod doctor;
 mod dry_run;
 mod egress;
 mod embed;
-pub(crate) mod evidence;
 mod explain;
 mod fail2ban;
 mod feeds;
