@@ -1,4 +1,4 @@
-//! Schemas that are generated from types: their definitions are in `types.json`, to which the schemas
+//! Schemas that are generated from types: their definitions are in `types.json`, to which schemas
 //! that are written by hand refer.
 
 use std::fs;
