@@ -204,7 +204,7 @@ pub struct Detector {
     /// Times at which evidence of sources becomes final.
     due: VecDeque<(u64, IpKey)>,
     /// What rules remember of all sources together.
-    memory: Memories,
+    memory: Box<Memories>,
     /// Start of learned decoys.
     decoys_from: u64,
     /// Calls with a response whose request was not seen, by source and user.
@@ -240,7 +240,7 @@ impl Detector {
             offending: Recent::new(MAX_OFFENDERS, FIRST_DAY_NS),
             metered: Recent::new(LADDERS, rules::MEMORY_NS),
             due: VecDeque::new(),
-            memory: Memories::default(),
+            memory: Box::default(),
             decoys_from: u64::MAX,
             orphans: Recent::new(MAX_ORPHANS, ORPHAN_NS),
             excused: Recent::new(MAX_ORPHANS, responses::EXCUSE_NS),

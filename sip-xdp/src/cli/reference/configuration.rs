@@ -9,9 +9,8 @@ use toml::{Table, Value};
 
 use super::page::{compare, wrap};
 
-/// The file that packages install: each default as a comment, with its explanation. What the tables
-/// of detection rules say is generated from the rules, so that it is written when `SIP_XDP_BLESS` is
-/// set.
+/// The file that packages install: each default as a comment, with its explanation. The tables of
+/// detection rules are generated from the rules, and written when `SIP_XDP_BLESS` is set.
 fn packaged() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/config.toml");
     let found = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{error}"));

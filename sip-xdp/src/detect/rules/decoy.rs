@@ -58,8 +58,8 @@ pub(in super::super) struct Decoy;
 
 impl Rule for Decoy {
     const NAME: &'static str = "decoy";
-    const COMMENT: &'static str = "Decoys: these users, and those that were never accepted and that \
-        \"count\" sources tried within \"per\".";
+    const COMMENT: &'static str = "Decoys: these users, and those that were never accepted and \
+        that \"count\" sources tried within \"per\".";
     const KINDS: &'static [BanKind] = &[BanKind {
         name: "decoy",
         evidence: "2 rejected passwords for a user that was never accepted and that `count` \

@@ -1,5 +1,5 @@
-//! `slow`: rejected passwords at a slow rate, in leaky buckets. [`super::rejected`] fills and weighs
-//! them, since a ban names both.
+//! `slow`: rejected passwords at a slow rate, in leaky buckets. [`super::rejected`] fills and
+//! weighs them, since a ban names both.
 
 use std::collections::BTreeMap;
 
@@ -24,8 +24,8 @@ pub(in super::super) struct Slow;
 
 impl Rule for Slow {
     const NAME: &'static str = "slow";
-    const COMMENT: &'static str = "Slow password guessing: a leaky bucket of \"count\" rejections, of \
-        which one leaks out per \"per\".";
+    const COMMENT: &'static str = "Slow password guessing: a leaky bucket of \"count\" rejections, \
+        of which one leaks out per \"per\".";
     const KINDS: &'static [BanKind] = &[BanKind {
         name: "slow",
         evidence: "a leaky bucket of `count` rejected passwords, of which one leaks out per `per`",

@@ -1,6 +1,8 @@
 //! Feed formats. Each is one file with name, description, detection, parser and tests, and one line
 //! in the registry. Lists are parsed line by line in bounded memory. Words are strict:
 //! whatever is not entirely an address, network or range is skipped and counted, never repaired.
+//!
+//! More than 400 lines: the registry with what it makes, and what all formats share.
 
 mod apiban;
 mod counts;
@@ -39,7 +41,10 @@ macro_rules! registry {
             /// Detected among the formats of lists.
             #[default]
             Auto,
-            $(#[doc = concat!("[`", stringify!($module), "::", stringify!($format), "`].")] $format,)+
+            $(
+                #[doc = concat!("[`", stringify!($module), "::", stringify!($format), "`].")]
+                $format,
+            )+
         }
 
         impl FeedFormat {
