@@ -490,11 +490,12 @@ impl<C: EventSink> BanEngine<'_, C> {
             return false;
         }
         let (source, reason) = (entry.network.first(), entry.reason.clone());
+        let call_id = self.detector.last_call_id(&source);
         match self.lists.put(List::Block, entry.clone()) {
             Ok(()) => {
                 self.event_sink.banned(kind, &entry, self.lists);
                 self.announce(
-                    Event { transport, ..Event::of("ban", &entry).kind(kind) },
+                    Event { transport, call_id, ..Event::of("ban", &entry).kind(kind) },
                     Level::Warn,
                     format_args!(
                         "ban {place} kind={kind} tier={} for={} dry_run={} reason={}",
