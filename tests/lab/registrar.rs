@@ -282,6 +282,7 @@ enable_tls=yes
 tcp_accept_no_cl=yes
 listen=tls:0.0.0.0:5061
 loadmodule "tls.so"
+modparam("tls", "tls_method", "TLSv1.2+")
 modparam("tls", "private_key", "@KEY@")
 modparam("tls", "certificate", "@CERTIFICATE@")
 loadmodule "xhttp.so"

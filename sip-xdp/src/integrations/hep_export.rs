@@ -376,7 +376,7 @@ impl Writer {
             LinkKind::Ip => Link::Ip,
         };
         let dropped = Dropped::read(&data, link)?;
-        let head = Head::read(dropped.payload)?;
+        let head = Head::read(dropped.payload).filter(|_| names_sip(dropped.payload))?;
         let outgoing = Outgoing {
             protocol: dropped.protocol,
             from: dropped.from,
@@ -386,6 +386,13 @@ impl Writer {
         };
         Some(outgoing.write())
     }
+}
+
+/// Whether the start line names SIP: the parser takes that of HTTP as well, and a capture server
+/// takes neither for the other.
+fn names_sip(message: &[u8]) -> bool {
+    let line = message.trim_ascii_start().split(|byte| *byte == b'\n').next().unwrap_or_default();
+    line.windows(4).any(|part| part.eq_ignore_ascii_case(b"SIP/"))
 }
 
 /// What a dropped frame carried.

@@ -17,18 +17,18 @@ pub const HEADER: usize = 6;
 
 /// The protocol numbers of TCP and UDP (`/etc/protocols`).
 ///
-/// Asterisk (`res/res_hep_pjsip.c`) writes TCP for all that is reliable, OpenSIPS and FreeSWITCH
-/// write it for WebSocket.
+/// TCP is also what Asterisk (`res/res_hep_pjsip.c`) writes for all that runs over it, and
+/// FreeSWITCH (`libs/sofia-sip/libsofia-sip-ua/tport/tport_logging.c`) for WebSocket.
 pub const TCP: u8 = 6;
 /// See [`TCP`].
 pub const UDP: u8 = 17;
 
-/// The number of XNS-IDP, which stands for what has no number: for TLS in FreeSWITCH
-/// (`libs/sofia-sip/libsofia-sip-ua/tport/tport_logging.c`), for TLS and WebSocket in Kamailio
-/// (`pipport2su` in `src/modules/siptrace/siptrace_hep.c`).
+/// The number of XNS-IDP, which stands for what has no number: for TLS in FreeSWITCH and OpenSIPS
+/// (`pipport2su` in `modules/tracer/tracer.c`), for TLS and WebSocket in Kamailio (`pipport2su` in
+/// `src/modules/siptrace/siptrace_hep.c`; its answers by WebSocket say TCP).
 const AS_TLS: u8 = 22;
 
-/// The number of ESP, which Kamailio's `sipcapture` takes for WebSocket.
+/// The number of ESP, which OpenSIPS writes for WebSocket, with TLS or without.
 const AS_WS: u8 = 50;
 
 /// The chunks of version 3 that are written, in the order of their numbers (specification, section

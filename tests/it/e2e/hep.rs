@@ -11,8 +11,11 @@ use sip_xdp::sip::hep;
 use sip_xdp_tests::digest::Challenge;
 use sip_xdp_tests::exchange::{HepServer, hep3, register};
 use sip_xdp_tests::message::Message;
-use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, PHONE};
-use sip_xdp_tests::{Filter, FilterOptions, Lab, Registrar, RegistrarOptions, wait_until};
+use sip_xdp_tests::registrar::USERS;
+use sip_xdp_tests::topology::{ATTACKER, PBX_LAN, PBX_WAN, PHONE};
+use sip_xdp_tests::{
+    Carrier, Encrypted, Filter, FilterOptions, Lab, Registrar, RegistrarOptions, wait_until,
+};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -338,4 +341,146 @@ fn a_capture_server_sees_what_is_dropped_and_why() -> Result<()> {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("udp:homer.example:9060"), "{said}");
     Ok(())
+}
+
+/// Guesses alice's password over one connection until it goes dead; how many were answered.
+fn guess(lab: &Lab, carrier: Carrier) -> Result<u32> {
+    lab.attacker.enter(|| {
+        let mut connection = Encrypted::open(carrier, SocketAddr::from((PBX_WAN, carrier.port())))?;
+        let mut challenge: Option<Challenge> = None;
+        for guess in 0..2_000_u32 {
+            let request = registration(
+                carrier,
+                "alice",
+                "guesses",
+                guess + 1,
+                |challenge| {
+                    challenge.credentials(
+                        "alice",
+                        &format!("{guess}"),
+                        "REGISTER",
+                        "sip:pbx.example",
+                    )
+                },
+                challenge.as_ref(),
+            );
+            let Ok(answer) = connection.ask(&request) else {
+                return Ok(guess);
+            };
+            challenge = Message::parse(&answer).and_then(|one| Challenge::of(&one));
+        }
+        Ok(2_000)
+    })
+}
+
+/// A REGISTER, with credentials if there was a challenge.
+fn registration(
+    carrier: Carrier,
+    user: &str,
+    call: &str,
+    sequence: u32,
+    credentials: impl Fn(&Challenge) -> String,
+    challenge: Option<&Challenge>,
+) -> Vec<u8> {
+    let via = carrier.name();
+    let transport = via.to_lowercase();
+    let credentials = challenge.map(credentials).unwrap_or_default();
+    format!(
+        "REGISTER sip:pbx.example SIP/2.0\r\n\
+         Via: SIP/2.0/{via} phone.invalid;branch=z9hG4bK-{call}-{sequence}\r\n\
+         From: <sip:{user}@pbx.example>;tag=1\r\nTo: <sip:{user}@pbx.example>\r\n\
+         Call-ID: {call}\r\nCSeq: {sequence} REGISTER\r\n\
+         Contact: <sip:{user}@phone.invalid;transport={transport}>;expires=600\r\n\
+         {credentials}Content-Length: 0\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+fn told_kamailio() -> RegistrarOptions<'static> {
+    RegistrarOptions {
+        hep: Some("127.0.0.1:9060"),
+        is_encrypted: true,
+        ..RegistrarOptions::default()
+    }
+}
+
+/// Guesses over what cannot be read on the wire, against a real Kamailio that tells of it: at most
+/// 30 are answered at full speed, and the connection is gone with the ban.
+fn guesses_are_few(carrier: Carrier) -> Result<()> {
+    let lab = Lab::new()?;
+    let filter = Filter::start_with(&lab.pbx, lab.directory(), options("[[hep]]\n"))?;
+    let registrar = Registrar::start_with(&lab.pbx, lab.directory(), &told_kamailio())?;
+    let answered = guess(&lab, carrier)?;
+    println!("{}: {answered} guesses were answered", carrier.name());
+    let ban = filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
+    println!("{ban:?}");
+    let known = filter.json(&["explain", &ATTACKER.to_string()])?;
+    let transport = carrier.name().to_lowercase();
+    assert_eq!(known["last"]["transport"], transport.as_str(), "{known:#} {}", registrar.log());
+    assert_eq!(filter.entries(&ATTACKER.to_string())?[0]["tier"], "proven");
+    assert!(answered <= 30, "{answered} guesses were answered");
+    assert!(!reaches(&lab, carrier.port())?, "afterwards");
+    Ok(())
+}
+
+#[test]
+fn kamailio_tells_of_guesses_over_tls() -> Result<()> {
+    guesses_are_few(Carrier::Tls)
+}
+
+#[test]
+fn kamailio_tells_of_guesses_over_websocket() -> Result<()> {
+    guesses_are_few(Carrier::Ws)
+}
+
+#[test]
+fn kamailio_tells_of_guesses_over_websocket_and_tls() -> Result<()> {
+    guesses_are_few(Carrier::Wss)
+}
+
+#[test]
+fn phones_on_tls_and_websocket_of_kamailio_are_known_good() -> Result<()> {
+    let lab = Lab::new()?;
+    let filter = Filter::start_with(&lab.pbx, lab.directory(), options("[[hep]]\n"))?;
+    let _registrar = Registrar::start_with(&lab.pbx, lab.directory(), &told_kamailio())?;
+    let warnings =
+        || Ok::<String, anyhow::Error>(filter.json(&["status"])?["warnings"].to_string());
+    let unread = "what comes by TLS or WebSocket cannot be read on the wire";
+    assert!(warnings()?.contains(unread), "nothing has come yet: {}", warnings()?);
+    let check = filter.cli(&["status", "--check"])?;
+    assert!(check.status.success() && String::from_utf8_lossy(&check.stderr).contains(unread));
+    let (user, password) = USERS[0];
+    for carrier in [Carrier::Tls, Carrier::Wss, Carrier::Ws] {
+        let last = lab.phone.enter(|| {
+            let mut connection =
+                Encrypted::open(carrier, SocketAddr::from((PBX_LAN, carrier.port())))?;
+            let mut challenge = None;
+            let mut status = None;
+            for sequence in 1..=2 {
+                let request = registration(
+                    carrier,
+                    user,
+                    carrier.name(),
+                    sequence,
+                    |challenge| {
+                        challenge.credentials(user, password, "REGISTER", "sip:pbx.example")
+                    },
+                    challenge.as_ref(),
+                );
+                let answer = connection.ask(&request)?;
+                let answer = Message::parse(&answer).context("no SIP")?;
+                (status, challenge) = (answer.status(), Challenge::of(&answer));
+            }
+            Ok(status)
+        })?;
+        assert_eq!(last, Some(200), "{carrier:?}");
+        let transport = carrier.name().to_lowercase();
+        wait_until(&format!("the phone on {transport} is known good"), SOON, || {
+            let known = filter.json(&["explain", &PHONE.to_string()])?;
+            let accepted = known["accepted"].as_array().cloned().unwrap_or_default();
+            Ok(accepted.iter().any(|one| one["user"] == user && one["transport"] == *transport))
+        })?;
+    }
+    assert!(!warnings()?.contains(unread), "{}", warnings()?);
+    filter.nobody_is_banned("phones with the right password")
 }

@@ -142,8 +142,8 @@ fn only_a_ban_by_evidence_of_level_1_ends_connections() -> Result<()> {
         let socket = std::net::UdpSocket::bind((ATTACKER, 5_070))?;
         for number in 0..1_000 {
             let request = format!(
-                "OPTIONS sip:{PBX_WAN} SIP/2.0\r\nVia: SIP/2.0/UDP {ATTACKER};branch=z9hG4bK{number}\
-                 \r\nFrom: <sip:a@b>;tag=1\r\nTo: <sip:a@b>\r\nCall-ID: {number}\r\n\
+                "OPTIONS sip:{PBX_WAN} SIP/2.0\r\n\
+                 Via: SIP/2.0/UDP {ATTACKER};branch=z9hG4bK{number}\r\nFrom: <sip:a@b>;tag=1\r\nTo: <sip:a@b>\r\nCall-ID: {number}\r\n\
                  CSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
             );
             socket.send_to(request.as_bytes(), (PBX_WAN, 5_060))?;
