@@ -3,6 +3,8 @@
 //!
 //! A task picks bans and, at a limited rate, drop samples; a thread without privileges sends them.
 //! What cannot be sent at once is lost, and counted: a capture is no archive, and nothing waits.
+//!
+//! More than 400 lines: a third is its tests.
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
