@@ -234,12 +234,7 @@ impl<C: EventSink> BanEngine<'_, C> {
                         self.note_good(source, port, now);
                     }
                 }
-                Action::Sprayed(spray) => {
-                    if spray.tier == Tier::Proven {
-                        self.lists.be_wary(spray.last.saturating_add(UNPROVEN_ONCE));
-                    }
-                    self.event_sink.sprayed(&spray);
-                }
+                Action::Sprayed(spray) => self.event_sink.sprayed(&spray),
                 Action::Served(source, until) => {
                     self.event_sink.served(source);
                     let is_new = self.lists.reputation(source).good_until <= now;
