@@ -83,6 +83,12 @@ pub struct DaemonStatus {
     pub crowdsec: Option<CrowdsecStatus>,
     /// Where SIP servers send copies of messages.
     pub hep: Vec<HepStatus>,
+    /// State of sending HEP; `None` without it.
+    #[serde(default)]
+    pub hep_export: Option<HepExportStatus>,
+    /// TCP connections of banned sources that were ended.
+    #[serde(default)]
+    pub sockets: SocketsStatus,
     /// State of a trial (`run --confirm`); `None` without one.
     pub confirm: Option<ConfirmStatus>,
     /// Configured interfaces that do not exist.
@@ -167,6 +173,34 @@ pub struct HepStatus {
     pub malformed: u64,
     /// Messages that came faster than they are read.
     pub lost: u64,
+}
+
+/// What is sent to a capture server by HEP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HepExportStatus {
+    /// The server.
+    pub server: String,
+    /// Bans that were sent.
+    pub bans: u64,
+    /// Dropped messages that were sent.
+    pub packets: u64,
+    /// Samples of dropped packets beyond the configured rate.
+    pub suppressed: u64,
+    /// Bans and samples that could not be sent, or came faster than they are.
+    pub lost: u64,
+    /// The error.
+    pub error: Option<String>,
+}
+
+/// The destruction of TCP sockets of banned sources.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketsStatus {
+    /// Sockets that were destroyed.
+    pub destroyed: u64,
+    /// Bans that came faster than sockets are looked for.
+    pub lost: u64,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
 }
 
 /// A trial that is running, or ended unconfirmed.

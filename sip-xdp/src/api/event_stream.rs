@@ -58,6 +58,12 @@ pub struct PacketSample {
 }
 
 impl PacketSample {
+    /// Its first bytes; `None` if what is to be hexadecimal is not.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        let digits = self.data.as_bytes().chunks(2);
+        digits.map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect()
+    }
+
     /// As an event without the bytes.
     pub fn as_event(&self) -> Event {
         Event {

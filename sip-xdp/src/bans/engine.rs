@@ -234,12 +234,7 @@ impl<C: EventSink> BanEngine<'_, C> {
                         self.note_good(source, port, now);
                     }
                 }
-                Action::Sprayed(spray) => {
-                    if spray.tier == Tier::Proven {
-                        self.lists.be_wary(spray.last.saturating_add(UNPROVEN_ONCE));
-                    }
-                    self.event_sink.sprayed(&spray);
-                }
+                Action::Sprayed(spray) => self.event_sink.sprayed(&spray),
                 Action::Served(source, until) => {
                     self.event_sink.served(source);
                     let is_new = self.lists.reputation(source).good_until <= now;
@@ -528,11 +523,12 @@ impl<C: EventSink> BanEngine<'_, C> {
             return false;
         }
         let (source, reason) = (entry.network.first(), entry.reason.clone());
+        let call_id = self.detector.last_call_id(&source);
         match self.lists.put(List::Block, entry.clone()) {
             Ok(()) => {
                 self.event_sink.banned(kind, &entry, self.lists);
                 self.announce(
-                    Event { transport, ..Event::of("ban", &entry).kind(kind) },
+                    Event { transport, call_id, ..Event::of("ban", &entry).kind(kind) },
                     Level::Warn,
                     format_args!(
                         "ban {place} kind={kind} tier={} for={} dry_run={} reason={}",

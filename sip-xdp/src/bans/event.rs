@@ -76,6 +76,9 @@ pub struct Event {
     /// The interface that is its subject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
+    /// The Call-ID of the latest request that it is about, for whoever relates it to calls.
+    #[serde(skip)]
+    pub call_id: Option<String>,
     /// The feed that is its subject.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub feed: Option<FeedFigures>,
@@ -111,6 +114,7 @@ impl Event {
             owner: None,
             expires: None,
             interface: None,
+            call_id: None,
             feed: None,
         }
     }

@@ -14,6 +14,7 @@ use sip_xdp::dataplane::pins::Pins;
 use sip_xdp::observe::health::Health;
 use sip_xdp::sys::paths::Paths;
 use sip_xdp::text;
+use sip_xdp::tools::doctor;
 
 use super::Output;
 use super::output::table;
@@ -52,9 +53,14 @@ pub(super) struct Report {
 
 impl Status {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<ExitCode> {
-        let report = collect(paths).await?;
+        let mut report = collect(paths).await?;
+        let unread = report.daemon.as_ref().and_then(doctor::unread);
+        report.warnings.extend(unread.clone());
         let healthy = report.enforcing;
         if self.check && !output.json {
+            if let (true, Some(unread)) = (healthy, unread) {
+                eprintln!("sip-xdp: warning: {}", text::line(&unread));
+            }
             if !healthy {
                 eprintln!("sip-xdp: not enforcing: {}", text::line(&report.warnings.join("; ")));
             }

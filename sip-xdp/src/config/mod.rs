@@ -26,7 +26,7 @@ use crate::dataplane::attach::xdp::ModeChoice;
 use crate::net::network::Network;
 
 pub use feeds::{Factor, FeedAction, FeedConfig, FeedFormat, Guards};
-pub use hep::{HepConfig, HepListen, MAX_HEP};
+pub use hep::{HepConfig, HepExportConfig, HepListen, HepServer, MAX_HEP};
 pub use integrations::{CrowdsecConfig, NotifyConfig, Occasion};
 pub use metrics::{Listen, MetricsConfig};
 pub use program::SourceRules;
@@ -82,6 +82,8 @@ pub struct Config {
     pub crowdsec: CrowdsecConfig,
     /// Where SIP servers send copies of messages that are encrypted on the wire.
     pub hep: Vec<HepConfig>,
+    /// The capture server that gets bans and copies of dropped messages.
+    pub hep_export: HepExportConfig,
     /// Feeds.
     pub feeds: Vec<FeedConfig>,
 }
@@ -263,6 +265,7 @@ impl Default for Config {
             notify: NotifyConfig::default(),
             crowdsec: CrowdsecConfig::default(),
             hep: Vec::new(),
+            hep_export: HepExportConfig::default(),
             feeds: Vec::new(),
         }
     }
@@ -404,6 +407,7 @@ impl Config {
         self.detect.check()?;
         feeds::check(&self.feeds)?;
         hep::check(&self.hep)?;
+        self.hep_export.check(&self.hep)?;
         self.notify.check()?;
         self.crowdsec.check()?;
         let Bans { first, factor, max, unproven, forget, ipv4_networks: _ } = self.bans;

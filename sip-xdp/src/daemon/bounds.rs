@@ -210,6 +210,7 @@ mod tests {
             ("HEP messages that wait", crate::integrations::hep::WAITING),
             ("bytes of a HEP message", crate::integrations::hep::MESSAGE),
             ("HEP connections of a table", crate::integrations::hep::CONNECTIONS),
+            ("bans and dropped messages that wait", crate::integrations::hep_export::WAITING),
         ] {
             let value = thousands(value);
             let is_stated = page.lines().any(|line| line.contains(name) && line.contains(&value));

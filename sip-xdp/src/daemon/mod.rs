@@ -17,6 +17,7 @@ mod import;
 mod interfaces;
 mod packets;
 mod restore;
+mod sockets;
 mod startup;
 mod tables;
 
@@ -150,9 +151,11 @@ struct Daemon {
     /// Metrics and web page.
     metrics: Metrics,
     /// Notifications and CrowdSec.
-    integrations: Integrations,
+    integrations: Box<Integrations>,
     /// What SIP servers tell.
     hep: hep::Hep,
+    /// Ends connections of banned sources.
+    sockets: sockets::SocketDestroyer,
     /// End of the learning period, in which volume does not ban.
     learning_until: u64,
     repeats: Repeats,
@@ -379,6 +382,7 @@ impl Daemon {
         warnings.extend(self.feeds_warnings());
         warnings.extend(self.integrations.warnings());
         warnings.extend(self.hep_warnings());
+        warnings.extend(self.sockets.warning());
         warnings.extend(self.confirmation.warning());
         warnings.extend(self.metrics.warnings());
         DaemonStatus {
@@ -396,6 +400,8 @@ impl Daemon {
             notify: self.integrations.notify_status(),
             crowdsec: self.integrations.crowdsec_status(),
             hep: self.hep.input.status(),
+            hep_export: self.integrations.hep_export_status(),
+            sockets: self.sockets.status(),
             confirm: self.confirmation.status(),
             missing: self.missing().into_iter().map(str::to_owned).collect(),
             blind: self.blind_status(),

@@ -90,6 +90,7 @@ impl SourceState {
         let user = claimed.filter(|user| !user.is_empty()).or(head.from.user).or(head.to.user);
         remember(&mut self.start_line, &[method, b" ", uri, b" SIP/2.0"]);
         remember(&mut self.user, &[user.unwrap_or_default()]);
+        remember(&mut self.call_id, &[head.call_id.unwrap_or_default()]);
     }
 }
 
@@ -155,6 +156,12 @@ impl Detector {
     /// The state of a source, if it is watched.
     fn watched_as(&self, source: &IpKey) -> Option<&SourceState> {
         self.sources.get(source).map(Box::as_ref)
+    }
+
+    /// The Call-ID of the last request of a source, as far as it is kept.
+    pub fn last_call_id(&self, source: &IpKey) -> Option<String> {
+        let state = self.watched_as(source).filter(|state| !state.call_id.is_empty())?;
+        Some(printable(&state.call_id))
     }
 
     /// End of a user's registration at a port of an address; 0 if there never was one.

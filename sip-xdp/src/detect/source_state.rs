@@ -57,9 +57,10 @@ pub(super) struct SourceState {
     pub(super) answered: u64,
     /// Time of its last finding, so that one offence is one ban.
     pub(super) banned: u64,
-    /// Start line and user of its last request, unsanitised and truncated.
+    /// Start line, user and Call-ID of its last request, unsanitised and truncated.
     pub(super) start_line: Vec<u8>,
     pub(super) user: Vec<u8>,
+    pub(super) call_id: Vec<u8>,
 }
 
 impl SourceState {
@@ -79,6 +80,7 @@ impl SourceState {
             banned: 0,
             start_line: Vec::new(),
             user: Vec::new(),
+            call_id: Vec::new(),
         }
     }
 

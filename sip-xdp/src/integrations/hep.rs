@@ -129,7 +129,7 @@ impl HepInput {
     fn start(&self, config: HepConfig) -> Place {
         let state = Arc::new(State::default());
         let (stop, stopped) = watch::channel(());
-        let gate = read_key(&config.key_file).map(|key| Gate {
+        let gate = read_key("hep.key_file", &config.key_file).map(|key| Gate {
             key,
             senders: config.senders.clone(),
             queue: self.queue.clone(),
@@ -210,16 +210,16 @@ impl State {
     }
 }
 
-/// The key in a file: its first line. None where no file is named.
-fn read_key(file: &Path) -> Result<Option<Vec<u8>>> {
+/// The key in a file that a setting names: its first line. None where no file is named.
+pub(super) fn read_key(setting: &str, file: &Path) -> Result<Option<Vec<u8>>> {
     if file.as_os_str().is_empty() {
         return Ok(None);
     }
     let text = std::fs::read(file)
-        .with_context(|| format!("hep.key_file = {:?} cannot be read", file.display()))?;
+        .with_context(|| format!("{setting} = {:?} cannot be read", file.display()))?;
     let key = text.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii();
     if key.is_empty() || key.len() > MAX_KEY {
-        bail!("hep.key_file = {:?} has no key of 1 to {MAX_KEY} bytes", file.display());
+        bail!("{setting} = {:?} has no key of 1 to {MAX_KEY} bytes", file.display());
     }
     Ok(Some(key.to_vec()))
 }
@@ -551,11 +551,11 @@ mod tests {
     fn keys_are_the_first_line_of_a_file() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("key");
-        assert_eq!(read_key(Path::new("")).unwrap(), None);
-        assert!(read_key(&file).is_err());
+        assert_eq!(read_key("hep.key_file", Path::new("")).unwrap(), None);
+        assert!(read_key("hep.key_file", &file).is_err());
         std::fs::write(&file, " secret \r\nmore\n").unwrap();
-        assert_eq!(read_key(&file).unwrap().as_deref(), Some(&b"secret"[..]));
+        assert_eq!(read_key("hep.key_file", &file).unwrap().as_deref(), Some(&b"secret"[..]));
         std::fs::write(&file, "\nsecret\n").unwrap();
-        assert!(read_key(&file).is_err());
+        assert!(read_key("hep.key_file", &file).is_err());
     }
 }

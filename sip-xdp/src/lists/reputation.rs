@@ -267,6 +267,11 @@ impl Lists {
         Ok(())
     }
 
+    /// The known-good ports of addresses in `network` that are not banned themselves.
+    pub fn good_flows_within(&self, network: &Network, now: u64) -> BTreeSet<(IpKey, u16)> {
+        self.flows.good_within(network.first(), network.last(), now).collect()
+    }
+
     /// Removes the port entries of an address, and returns them.
     pub fn remove_flows(&mut self, network: &Network) -> Result<Vec<Entry>, ListError> {
         let all = (List::Block, *network, 1, Owner::Manual)

@@ -25,6 +25,8 @@ pub(crate) fn render(overview: &Overview) -> String {
         state(&mut text, daemon);
         feeds(&mut text, daemon);
         hep(&mut text, daemon);
+        hep_export(&mut text, daemon);
+        sockets(&mut text, daemon);
     }
     text.finish()
 }
@@ -277,6 +279,30 @@ fn hep(text: &mut Text, daemon: &DaemonStatus) {
             text.sample(&[("listen", &place.listen), ("result", result)], count);
         }
     }
+}
+
+fn hep_export(text: &mut Text, daemon: &DaemonStatus) {
+    let Some(export) = &daemon.hep_export else {
+        return;
+    };
+    let help = "Bans and dropped messages for the capture server, by what became of them.";
+    text.family("sip_xdp_hep_export_total", Counter, help);
+    for (result, count) in [
+        ("ban", export.bans),
+        ("packet", export.packets),
+        ("suppressed", export.suppressed),
+        ("lost", export.lost),
+    ] {
+        text.sample(&[("result", result)], count);
+    }
+}
+
+fn sockets(text: &mut Text, daemon: &DaemonStatus) {
+    let sockets = &daemon.sockets;
+    let help = "TCP sockets of banned sources that were destroyed.";
+    text.single("sip_xdp_sockets_destroyed_total", Counter, help, sockets.destroyed);
+    let help = "Bans for which no sockets were looked for, since they came too fast.";
+    text.single("sip_xdp_sockets_lost_total", Counter, help, sockets.lost);
 }
 
 #[cfg(test)]

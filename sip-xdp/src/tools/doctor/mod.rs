@@ -21,7 +21,7 @@ use sip_xdp_common::packet::headers::Link;
 
 use crate::api::answers::DaemonStatus;
 use crate::api::control::{self, Request};
-use crate::config::Config;
+use crate::config::{Config, HepListen};
 use crate::dataplane::counters::{self, FilteredInterface, SCHEMA};
 use crate::dataplane::loader::{self, Trial};
 use crate::dataplane::netlink::{Interface, Netlink, Surroundings};
@@ -153,6 +153,15 @@ impl HostFacts {
             self.present.iter().filter(|one| self.around.default_interfaces.contains(&one.index));
         defaults.map(|interface| interface.name.clone()).collect()
     }
+}
+
+/// What a running daemon cannot read: SIP over TLS and WebSocket to a server of this host that does
+/// not tell. In the words of the check.
+pub fn unread(daemon: &DaemonStatus) -> Option<String> {
+    let places = daemon.hep.iter();
+    let listen = places.filter_map(|place| HepListen::try_from(place.listen.clone()).ok());
+    let taken = daemon.hep.iter().map(|place| place.taken).sum();
+    hep::unread(&sockets::listeners(), &listen.collect::<Vec<_>>(), taken)
 }
 
 /// Runs all checks. `asked` are the interfaces to check, if not those that are or would be
