@@ -38,7 +38,7 @@ const ESCALATION: [(u8, usize, u8); 3] = [(64, 2, 128), (56, 3, 64), (48, 4, 56)
 const IPV4_ESCALATION: (u8, usize) = (24, 5);
 
 /// Events older than this were queued for an earlier daemon, in nanoseconds.
-const STALE: u64 = 5_000_000_000;
+pub(crate) const STALE: u64 = 5_000_000_000;
 
 /// The longest ban of a misconfigured phone.
 const LONGEST_MILD: Duration = Duration::from_secs(3_600);

@@ -184,6 +184,7 @@ impl Daemon {
             metrics: Default::default(),
             integrations: Default::default(),
             hep: Default::default(),
+            streams: Default::default(),
             repeats: Default::default(),
             notes: Default::default(),
             nearly_full: Default::default(),
