@@ -45,12 +45,7 @@ pub(crate) fn read(ctx: &TcContext) -> i32 {
 
 /// Samples a TCP segment that the detector reads, or that opens a connection.
 #[inline(always)]
-fn follow<R: Reader>(
-    ctx: &TcContext,
-    scratch: *mut Scratch,
-    packet: &R,
-    leaving: &LeavingSegment,
-) {
+fn follow<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: &LeavingSegment) {
     let segment = &leaving.segment;
     let budget = if segment.is_handshake() {
         SampleBudget::Handshakes

@@ -201,7 +201,8 @@ fn sample_with<C: Origin, const MOST: usize>(
     let Some(state) = cpu_state() else {
         return false;
     };
-    let budget = bounded::<{ SampleBudget::COUNT - 1 }>(draft.ctx.verifier_widen(draft.scratch, budget));
+    let budget =
+        bounded::<{ SampleBudget::COUNT - 1 }>(draft.ctx.verifier_widen(draft.scratch, budget));
     let slice =
         bounded::<{ SLICES - 1 }>(draft.ctx.verifier_widen(draft.scratch, meter_key.sketch()));
     // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's

@@ -6,8 +6,8 @@ use core::mem::offset_of;
 
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::abi::layout::{
-    BY_ADDRESS, Counters, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, SampleBudget,
-    Scratch,
+    BY_ADDRESS, Counters, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED,
+    SampleBudget, Scratch,
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{FlowKey, RESERVE};
@@ -525,8 +525,7 @@ impl MapTables<'_> {
             return Charged::Within;
         }
         if record.note_limited(now) {
-            let draft =
-                self.draft_event(EventKind::Limited, bucket, Message::Unparsed, sent, now);
+            let draft = self.draft_event(EventKind::Limited, bucket, Message::Unparsed, sent, now);
             report(&draft, &Numbers::of(record, now));
         }
         Charged::Limited

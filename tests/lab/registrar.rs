@@ -52,6 +52,8 @@ pub struct RegistrarOptions<'a> {
     pub nonce_expire: u32,
     /// Where it sends HEP, if it does; then it takes TCP as well.
     pub hep: Option<&'a str>,
+    /// Whether it takes TCP.
+    pub tcp: bool,
 }
 
 /// The registrar's behaviour.
@@ -89,6 +91,7 @@ impl Default for RegistrarOptions<'_> {
             phones: false,
             nonce_expire: 300,
             hep: None,
+            tcp: false,
         }
     }
 }
@@ -236,10 +239,9 @@ fn configuration(options: &RegistrarOptions<'_>, control: &Path) -> String {
     }
     let request_line =
         if options.log_requests { r#"xlog("L_ALERT", "lab-request $si $rm\n");"# } else { "" };
-    let (listen, trace) = match options.hep {
-        Some(to) => ("listen=tcp:0.0.0.0:5060", TRACE.replace("@HEP@", to)),
-        None => ("", String::new()),
-    };
+    let trace = options.hep.map_or(String::new(), |to| TRACE.replace("@HEP@", to));
+    let takes_tcp = options.tcp || options.hep.is_some();
+    let listen = if takes_tcp { "listen=tcp:0.0.0.0:5060" } else { "" };
     TEMPLATE
         .replace("@LISTEN_TCP@", listen)
         .replace("@TRACE@", &trace)

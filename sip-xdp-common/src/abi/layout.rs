@@ -510,10 +510,9 @@ impl KernelEvent {
         let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|n| self.ip[at + n]));
         match self.ip[0] >> 4 {
             4 => Some((IpKey::v4(word(12) as u32), IpKey::v4(word(16) as u32))),
-            6 => Some((
-                IpKey::from_words(word(8), word(16)),
-                IpKey::from_words(word(24), word(32)),
-            )),
+            6 => {
+                Some((IpKey::from_words(word(8), word(16)), IpKey::from_words(word(24), word(32))))
+            }
             _ => None,
         }
     }

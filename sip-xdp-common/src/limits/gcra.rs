@@ -443,8 +443,7 @@ mod tests {
         for per in [HOUR, 12 * HOUR, 24 * HOUR, 39 * HOUR] {
             for count in [1, 4, 1_000] {
                 let pace = Pace::new(count, per);
-                let limits =
-                    Limits { register: pace, requests: pace, ..LIMITS };
+                let limits = Limits { register: pace, requests: pace, ..LIMITS };
                 for silent in 40..320 {
                     let mut meter = Meter::new(1, ticks(START));
                     for message in [Message::Register, Message::Keepalive] {

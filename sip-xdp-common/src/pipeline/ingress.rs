@@ -63,12 +63,7 @@ pub trait Tables: ProgramSettings {
 
     /// Charges a TCP segment to its source's meter, if it is one that is metered, and samples what
     /// the detector reads. In `sent` the payload begins with the TCP header.
-    fn charge_segment(
-        &self,
-        segment: &Segment,
-        sent: &Sent,
-        place: Self::MeterSlot,
-    ) -> Charged;
+    fn charge_segment(&self, segment: &Segment, sent: &Sent, place: Self::MeterSlot) -> Charged;
 }
 
 /// A TCP segment, as far as it is metered and sampled.

@@ -156,7 +156,7 @@ struct Daemon {
     /// What SIP servers tell.
     hep: hep::Hep,
     /// SIP over TCP, as it is read on the wire.
-    streams: Streams,
+    streams: Box<Streams>,
     /// End of the learning period, in which volume does not ban.
     learning_until: u64,
     repeats: Repeats,

@@ -17,12 +17,12 @@ impl Daemon {
         let Some(segment) = sampled::segment(event) else {
             return;
         };
-        let mut streams = std::mem::take(&mut self.streams);
+        let mut streams = std::mem::take(&mut *self.streams);
         streams.take(&segment, &mut |message| {
             if let Some(observation) = Observation::of_tcp(&segment, message) {
                 self.ban_engine().observe_message(&observation);
             }
         });
-        self.streams = streams;
+        *self.streams = streams;
     }
 }

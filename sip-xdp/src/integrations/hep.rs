@@ -537,7 +537,7 @@ mod tests {
     fn our_side_is_known_by_its_address_or_else_by_its_port() {
         let told = |teller: &str, from: &str, to: &str| Received {
             teller: teller.parse().unwrap(),
-            listen: "udp:127.0.0.1:9060".parse().unwrap(),
+            listen: HepConfig::default().listen,
             transport: Transport::Tls,
             from: from.parse().unwrap(),
             to: to.parse().unwrap(),

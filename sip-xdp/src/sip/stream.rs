@@ -247,7 +247,11 @@ impl Streams {
     }
 
     /// Whether messages of a connection between these ends (the other side's, and ours) were read.
-    pub fn has_read(&self, (peer, peer_port): (IpKey, u16), (local, local_port): (IpKey, u16)) -> bool {
+    pub fn has_read(
+        &self,
+        (peer, peer_port): (IpKey, u16),
+        (local, local_port): (IpKey, u16),
+    ) -> bool {
         let key = Key { peer, peer_port, local, local_port };
         self.connections.get(&key).is_some_and(|connection| connection.is_read)
     }

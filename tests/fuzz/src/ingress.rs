@@ -194,7 +194,10 @@ fn check_segment(
     }
     assert!((20..=60).contains(&segment.header) && sent.payload + 16 <= packet.len());
     let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
-    assert_eq!((word(sent.payload), word(sent.payload + 2)), (sent.source_port, sent.destination_port));
+    assert_eq!(
+        (word(sent.payload), word(sent.payload + 2)),
+        (sent.source_port, sent.destination_port)
+    );
     assert_eq!(packet[sent.payload + 13], segment.flags);
     assert!(!segment.has_payload || sent.payload + segment.header < sent.end);
 }

@@ -42,6 +42,7 @@ mod restarts;
 mod schemas;
 mod storms;
 mod survival;
+mod tcp;
 mod top;
 mod tricks;
 mod variants;

@@ -29,7 +29,7 @@ fn data(source: &str, sequence: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 fn answer(flags: u8, payload: &[u8]) -> Vec<u8> {
-    by_tcp(US).frame(&segment((5060, 40_000), flags, 77, 9, 3, payload))
+    by_tcp("192.0.2.1").frame(&segment((5060, 40_000), flags, 77, 9, 3, payload))
 }
 
 fn of(kernel: &mut Kernel, kind: EventKind) -> Vec<KernelEvent> {
@@ -156,8 +156,10 @@ fn what_arrives_is_sampled_with_its_numbers() {
             assert_eq!(events.len(), 1, "{source}");
             let event = &events[0];
             let (from, to) = event.addresses().unwrap();
-            assert_eq!((address_of(from).to_string(), address_of(to).to_string()),
-                (source.to_owned(), us.to_owned()));
+            assert_eq!(
+                (address_of(from).to_string(), address_of(to).to_string()),
+                (source.to_owned(), us.to_owned())
+            );
             assert_eq!(event.source, from);
             assert_eq!((event.port, event.local_port), (40_000, 5060));
             let found = event.segment().unwrap();
@@ -211,7 +213,14 @@ fn what_leaves_is_sampled_and_so_is_our_half_of_a_handshake() {
         assert_eq!((event.port, event.local_port), (40_000, 5060));
     }
     // Of other ports, and to whom is trusted, nothing.
-    kernel.leave(&by_tcp(US).frame(&segment((443, 40_000), ACK, 1, 1, 0, b"SIP/2.0 200 OK")));
+    kernel.leave(&by_tcp("192.0.2.1").frame(&segment(
+        (443, 40_000),
+        ACK,
+        1,
+        1,
+        0,
+        b"SIP/2.0 200 OK",
+    )));
     assert_eq!(kernel.events().len(), 0);
     kernel.leave(&answer(ACK, b"x"));
     let to = address_of(kernel.events()[0].source).to_string();
@@ -254,27 +263,33 @@ fn long_segments_come_in_pieces() {
     assert!(CHUNKS * SEGMENT >= 4_096 + 60);
 }
 
-/// Forged segments of strangers use up the samples of strangers, and not those of who has connected.
+/// Forged segments of strangers use up the samples of strangers, and not those of who has connected,
+/// even where both have one slice of them in common.
 #[test]
 fn forged_segments_do_not_hide_connected_ones() {
     let mut kernel = Kernel::new(&settings());
-    kernel.run(&syn(HOST));
+    // The samples of a slice on each CPU that the test may be moved to.
+    let most = 1_000 * std::thread::available_parallelism().unwrap().get();
     let mut seen = 0;
-    for n in 0..100_000_u32 {
-        let source = Ipv4Addr::from(0x0b00_0000 + n * 7).to_string();
-        kernel.action(&data(&source, 1, b"x"));
+    for n in 0..=most {
+        kernel.action(&data(HOST, 1, b"x"));
         if n % 500 == 0 {
             seen += of(&mut kernel, EventKind::Segment).len();
         }
     }
     seen += of(&mut kernel, EventKind::Segment).len();
-    println!("{seen} of 100,000 forged segments were sampled");
-    assert!(seen < 80_000, "{seen}");
     kernel.catch_up();
+    let left = most.saturating_sub(seen);
+    for _ in 0..=left {
+        kernel.run(&data(HOST, 1, b"x"));
+    }
+    seen += of(&mut kernel, EventKind::Segment).len();
+    assert!(seen <= most, "{seen} of at most {most}");
+    kernel.run(&syn(HOST));
     kernel.run(&data(HOST, 2, b"REGISTER"));
     assert_eq!(of(&mut kernel, EventKind::Segment).len(), 1);
     let [_, segments, sampled, unsampled, _] = counted(&kernel);
-    assert_eq!((segments, sampled + unsampled), (100_001, 100_001));
+    assert_eq!(segments, sampled + unsampled);
     assert_eq!(sampled, seen as u64 + 1);
 }
 
