@@ -157,6 +157,8 @@ struct Daemon {
     hep: hep::Hep,
     /// SIP over TCP, as it is read on the wire.
     streams: Box<Streams>,
+    /// A stranger's segment was among the events: the next ones do not wait.
+    is_urgent: bool,
     /// End of the learning period, in which volume does not ban.
     learning_until: u64,
     repeats: Repeats,

@@ -1,6 +1,6 @@
 //! SIP over TCP: segments that the kernel samples become messages, and these go to the detector.
 
-use sip_xdp_common::abi::layout::KernelEvent;
+use sip_xdp_common::abi::layout::{FROM_GOOD, KernelEvent};
 
 use super::Daemon;
 use crate::bans::engine::STALE;
@@ -17,6 +17,7 @@ impl Daemon {
         let Some(segment) = sampled::segment(event) else {
             return;
         };
+        self.is_urgent |= event.flags & FROM_GOOD == 0;
         let mut streams = std::mem::take(&mut *self.streams);
         streams.take(&segment, &mut |message| {
             if let Some(observation) = Observation::of_tcp(&segment, message) {

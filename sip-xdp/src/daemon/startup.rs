@@ -185,6 +185,7 @@ impl Daemon {
             integrations: Default::default(),
             hep: Default::default(),
             streams: Default::default(),
+            is_urgent: false,
             repeats: Default::default(),
             notes: Default::default(),
             nearly_full: Default::default(),
