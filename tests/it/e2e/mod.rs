@@ -42,7 +42,6 @@ mod restarts;
 mod schemas;
 mod storms;
 mod survival;
-mod tcp;
 mod top;
 mod tricks;
 mod variants;
