@@ -11,6 +11,9 @@ use toml::{Table, Value};
 
 use super::Span;
 
+// As the table of a detection rule: a format stands in the file of the format.
+pub use crate::feeds::FeedFormat;
+
 /// Maximum number of feeds.
 const MAX_FEEDS: usize = 64;
 
@@ -66,57 +69,6 @@ fn default_min_count() -> u32 {
 
 fn default_ttl() -> Span {
     Span::seconds(7 * 24 * 3_600)
-}
-
-/// Format of a list.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FeedFormat {
-    /// Detected among the formats of plain lists.
-    #[default]
-    Auto,
-    /// Addresses, networks and ranges, one per line.
-    List,
-    /// An address and its number of reports per line.
-    Counts,
-    /// The APIBAN API, which needs a key.
-    Apiban,
-    /// Spamhaus DROP: one JSON object per line, or the older text format.
-    Spamhaus,
-    /// The decisions of a CrowdSec local API, which needs a key.
-    Crowdsec,
-    /// DShield's block list: start, end and prefix, separated by tabs.
-    Dshield,
-}
-
-impl FeedFormat {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Auto,
-        Self::List,
-        Self::Counts,
-        Self::Apiban,
-        Self::Spamhaus,
-        Self::Crowdsec,
-        Self::Dshield,
-    ];
-
-    /// The name in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::List => "list",
-            Self::Counts => "counts",
-            Self::Apiban => "apiban",
-            Self::Spamhaus => "spamhaus",
-            Self::Crowdsec => "crowdsec",
-            Self::Dshield => "dshield",
-        }
-    }
-
-    fn needs_key(self) -> bool {
-        matches!(self, Self::Apiban | Self::Crowdsec)
-    }
 }
 
 /// Action for a feed's entries.
@@ -287,14 +239,14 @@ impl FeedConfig {
         if self.min_count == 0 {
             bail!("min_count of the feed {name} must not be 0; 1 takes all entries");
         }
-        if self.min_count > 1 && !matches!(self.format, FeedFormat::Auto | FeedFormat::Counts) {
+        if self.min_count > 1 && !self.format.has_counts() {
             bail!(
                 "min_count of the feed {name} needs the format counts; {} has no counts",
                 self.format.name()
             );
         }
         if let Some(set) = &self.set {
-            if self.format != FeedFormat::Apiban {
+            if !self.format.has_sets() {
                 bail!("set of the feed {name} is for the format apiban");
             }
             if set.is_empty()

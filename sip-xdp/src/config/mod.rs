@@ -8,7 +8,6 @@ mod hep;
 mod integrations;
 mod metrics;
 mod program;
-mod rules;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -30,8 +29,10 @@ pub use hep::{HepConfig, HepListen, MAX_HEP};
 pub use integrations::{CrowdsecConfig, NotifyConfig, Occasion};
 pub use metrics::{Listen, MetricsConfig};
 pub use program::SourceRules;
-pub use rules::{Decoy, Detect, Leak, Rule, Signature};
 pub use values::{HostName, PortRange, Span};
+
+// The one import from a room above: a rule's settings stand in the file of the rule.
+pub use crate::detect::rules::Detect;
 
 /// Maximum number of host names followed through DNS, in all lists together.
 pub const MAX_NAMES: usize = 256;
@@ -458,7 +459,7 @@ impl Config {
 /// [`Pace`](sip_xdp_common::limits::gcra::Pace).
 const MAX_PER_SECOND: u64 = 10_000;
 
-fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
+pub(crate) fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
     if !(1..=1_000_000).contains(&count) {
         bail!("{name}.count = {count} is out of range; use 1 to 1000000");
     }

@@ -1,8 +1,10 @@
 //! Value types of the configuration: durations ("10m"), ports and port ranges (5060, "5060-5090").
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A duration, written as a number and a unit: "500ms", "60s", "10m", "24h", "7d".
@@ -51,6 +53,21 @@ impl Serialize for Span {
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "span".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A number and a unit: 500ms, 60s, 10m, 24h, 7d; several add up.",
+            "type": "string",
+            "pattern": "^[0-9]+(ns|us|ms|s|m|h|days?|d|w|M|y|months?|years?)\
+                ( ?[0-9]+(ns|us|ms|s|m|h|days?|d|w|months?|years?))*$",
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::page::{cell, compare, wrap};
-use super::schemas;
+use super::{generated, schemas};
 
 const HEAD: &str = "Every command prints JSON with `--json`. Objects carry `\"schema\": 1`; arrays \
     and the lines of `watch` do not. Fields are added, never renamed or removed. Times are RFC \
@@ -15,6 +15,9 @@ const HEAD: &str = "Every command prints JSON with `--json`. Objects carry `\"sc
 const FILES: &str = "These tables are made from the JSON Schemas (draft 2020-12) in \
     `sip-xdp/schemas`, which packages install in `/usr/share/sip-xdp/schemas`. The schemas set \
     `additionalProperties: false`: validate with those of the version that runs.";
+
+/// Schemas of types that several others refer to.
+const SHARED: [&str; 2] = ["common", "types"];
 
 /// Schemas by name.
 type Schemas = BTreeMap<String, Value>;
@@ -27,7 +30,7 @@ fn target<'a>(reference: &'a str, here: &'a str) -> (&'a str, &'a str) {
 
 fn anchor(file: &str, name: &str) -> String {
     match (file, name) {
-        ("common", name) => name.to_owned(),
+        ("common" | "types", name) => name.to_owned(),
         (file, "") => file.to_owned(),
         (file, name) => format!("{file}-{name}"),
     }
@@ -121,9 +124,10 @@ fn section(heading: &str, value: &Value, here: &str, all: &Schemas) -> String {
 
 #[test]
 fn the_chapter_of_json_is_current() {
+    generated::compare();
     let all = schemas();
     let mut text = format!("{}\n\n{}\n", wrap(HEAD), wrap(FILES));
-    for (file, schema) in all.iter().filter(|(file, _)| *file != "common") {
+    for (file, schema) in all.iter().filter(|(file, _)| !SHARED.contains(&file.as_str())) {
         let _ = write!(text, "\n## {file}\n\n{}.\n", schema["title"].as_str().unwrap_or_default());
         let whole = section("", schema, file, &all);
         text.push_str(&format!("\n{}", whole.trim_start_matches('\n')));
@@ -132,8 +136,11 @@ fn the_chapter_of_json_is_current() {
         }
     }
     text.push_str("\n## Types that several outputs share\n");
-    for (name, inner) in all["common"]["$defs"].as_object().into_iter().flatten() {
-        text.push_str(&section(&format!("### {name}"), inner, "common", &all));
+    let shared = SHARED.iter().filter_map(|file| Some((*file, all[*file]["$defs"].as_object()?)));
+    let shared =
+        shared.flat_map(|(file, types)| types.iter().map(move |(name, one)| (name, (one, file))));
+    for (name, (inner, file)) in shared.collect::<BTreeMap<_, _>>() {
+        text.push_str(&section(&format!("### {name}"), inner, file, &all));
     }
     // One empty line between paragraphs.
     while text.contains("\n\n\n") {

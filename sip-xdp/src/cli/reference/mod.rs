@@ -3,6 +3,7 @@
 
 mod commands;
 mod configuration;
+mod generated;
 mod json;
 mod log;
 mod page;
@@ -25,7 +26,7 @@ fn chapter(name: &str) -> String {
 
 /// Schemas of what is no command's output: what others refer to, messages, and what the web page
 /// reads.
-const NO_COMMAND: [&str; 4] = ["common", "notify", "web-history", "web-overview"];
+const NO_COMMAND: [&str; 5] = ["common", "notify", "types", "web-history", "web-overview"];
 
 /// Prints a script for a shell, whatever is asked for.
 const NO_JSON: &str = "completions";

@@ -4,7 +4,7 @@ use super::text::{Kind, Text};
 use crate::api::answers::DaemonStatus;
 use crate::dataplane::counters::{InterfaceStats, Stats};
 use crate::dataplane::tables::ledger::Tier;
-use crate::detect::KINDS;
+use crate::detect::kinds;
 use crate::lists::Fill;
 use crate::observe::snapshot::Overview;
 
@@ -173,12 +173,15 @@ fn events(text: &mut Text, overview: &Overview) {
         "Bans since the daemon started, by kind of evidence.",
     );
     // All kinds, before there is a ban of one, so that the first one is seen as an increase.
-    for kind in KINDS {
+    let kinds = kinds();
+    for (kind, _) in &kinds {
         let count = latest.bans_by_kind.get(kind.name).copied().unwrap_or(0);
         text.sample(&[("kind", kind.name)], count);
     }
-    for (kind, count) in
-        latest.bans_by_kind.iter().filter(|(name, _)| KINDS.iter().all(|kind| kind.name != *name))
+    for (kind, count) in latest
+        .bans_by_kind
+        .iter()
+        .filter(|(name, _)| kinds.iter().all(|(kind, _)| kind.name != *name))
     {
         text.sample(&[("kind", kind)], count);
     }
