@@ -176,7 +176,7 @@ pub struct HepStatus {
 }
 
 /// What is sent to a capture server by HEP.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct HepExportStatus {
     /// The server.
     pub server: String,
@@ -193,7 +193,7 @@ pub struct HepExportStatus {
 }
 
 /// The destruction of TCP sockets of banned sources.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct SocketsStatus {
     /// Sockets that were destroyed.
     pub destroyed: u64,

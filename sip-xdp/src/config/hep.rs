@@ -82,7 +82,7 @@ impl fmt::Display for HepListen {
 }
 
 /// A capture server, such as Homer, that gets bans and copies of dropped messages.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HepExportConfig {
     /// Its transport, host and port; empty for none.
