@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
+use crate::encrypted::Certificate;
 use crate::namespace::Namespace;
 use crate::process::{Line, Process, succeed};
 use crate::topology::PBX_WAN;
@@ -52,6 +53,10 @@ pub struct RegistrarOptions<'a> {
     pub nonce_expire: u32,
     /// Where it sends HEP, if it does; then it takes TCP as well.
     pub hep: Option<&'a str>,
+    /// Whether it takes TLS on port 5061, and WebSocket on both ports; only with HEP.
+    pub is_encrypted: bool,
+    /// Whether it takes TCP.
+    pub tcp: bool,
 }
 
 /// The registrar's behaviour.
@@ -89,6 +94,8 @@ impl Default for RegistrarOptions<'_> {
             phones: false,
             nonce_expire: 300,
             hep: None,
+            is_encrypted: false,
+            tcp: false,
         }
     }
 }
@@ -125,7 +132,8 @@ impl Registrar {
     ) -> Result<Self> {
         let file = directory.join("kamailio.cfg");
         let control = directory.join("kamailio.sock");
-        fs::write(&file, configuration(options, &control))
+        let certificate = options.is_encrypted.then(|| Certificate::make(directory)).transpose()?;
+        fs::write(&file, configuration(options, &control, certificate.as_ref()))
             .with_context(|| format!("cannot write {}", file.display()))?;
         let runtime = directory.join("kamailio");
         fs::create_dir_all(&runtime)
@@ -227,7 +235,11 @@ fn request(line: &Line) -> Option<Request> {
 }
 
 /// Unknown users get 404, known ones a challenge: stock behaviour, on which enumeration relies.
-fn configuration(options: &RegistrarOptions<'_>, control: &Path) -> String {
+fn configuration(
+    options: &RegistrarOptions<'_>,
+    control: &Path,
+    certificate: Option<&Certificate>,
+) -> String {
     let mut passwords = String::new();
     for (user, password) in options.users {
         // Writing to a string is infallible.
@@ -236,13 +248,17 @@ fn configuration(options: &RegistrarOptions<'_>, control: &Path) -> String {
     }
     let request_line =
         if options.log_requests { r#"xlog("L_ALERT", "lab-request $si $rm\n");"# } else { "" };
-    let (listen, trace) = match options.hep {
-        Some(to) => ("listen=tcp:0.0.0.0:5060", TRACE.replace("@HEP@", to)),
-        None => ("", String::new()),
-    };
+    let encrypted = certificate.map(|Certificate { key, certificate }| {
+        ENCRYPTED
+            .replace("@KEY@", &key.display().to_string())
+            .replace("@CERTIFICATE@", &certificate.display().to_string())
+    });
+    let trace = options.hep.map_or(String::new(), |to| TRACE.replace("@HEP@", to));
+    let takes_tcp = options.tcp || options.hep.is_some();
+    let listen = if takes_tcp { "listen=tcp:0.0.0.0:5060" } else { "" };
     TEMPLATE
         .replace("@LISTEN_TCP@", listen)
-        .replace("@TRACE@", &trace)
+        .replace("@TRACE@", &(trace + &encrypted.unwrap_or_default()))
         .replace("@PASSWORDS@", passwords.trim_end())
         .replace("@LOG_REQUEST@", request_line)
         .replace("@FAILURE@", FAILURE)
@@ -261,6 +277,25 @@ modparam("siptrace", "hep_version", 3)
 modparam("siptrace", "trace_to_database", 0)
 modparam("siptrace", "trace_on", 1)
 modparam("siptrace", "trace_mode", 1)"#;
+
+/// What makes it take TLS and WebSocket. The first line must stand before what listens.
+const ENCRYPTED: &str = r#"
+enable_tls=yes
+tcp_accept_no_cl=yes
+listen=tls:0.0.0.0:5061
+loadmodule "tls.so"
+modparam("tls", "tls_method", "TLSv1.2+")
+modparam("tls", "private_key", "@KEY@")
+modparam("tls", "certificate", "@CERTIFICATE@")
+loadmodule "xhttp.so"
+loadmodule "websocket.so"
+event_route[xhttp:request] {
+    if ($rm =~ "GET" && $hdr(Upgrade) =~ "websocket") {
+        ws_handle_handshake();
+        exit;
+    }
+    xhttp_reply("404", "Not Found", "", "");
+}"#;
 
 const TEMPLATE: &str = include_str!("kamailio.cfg");
 

@@ -25,7 +25,7 @@ const DEMO_TOOLS: [(&str, &str); 4] = [
 ];
 
 /// What the end-to-end tests use beside all of these.
-const TEST_TOOLS: [(&str, &str); 13] = [
+const TEST_TOOLS: [(&str, &str); 14] = [
     ("chromium", "chromium"),
     ("crowdsec", "crowdsec"),
     ("cscli", "crowdsec"),
@@ -34,6 +34,7 @@ const TEST_TOOLS: [(&str, &str); 13] = [
     ("fail2ban-server", "fail2ban"),
     ("faketime", "faketime"),
     ("nft", "nftables"),
+    ("openssl", "openssl"),
     ("sipsak", "sipsak"),
     ("svmap", "sipvicious"),
     ("svwar", "sipvicious"),
@@ -66,6 +67,9 @@ const MACHINE_TOOLS: [(&str, &str); 8] = [
 /// What libFuzzer is compiled with.
 const FUZZ_TOOLS: [(&str, &str); 1] = [("c++", "g++")];
 
+/// What lets Kamailio take TLS and WebSocket.
+const TEST_LIBRARIES: [&str; 2] = ["kamailio-tls-modules", "kamailio-websocket-modules"];
+
 /// What lets fail2ban be woken by new lines of a log, instead of polling.
 const BENCH_LIBRARIES: [&str; 1] = ["python3-pyinotify"];
 
@@ -96,7 +100,9 @@ pub(crate) fn install_demo_tools() -> Result<()> {
 
 /// Makes the test tools available.
 pub(crate) fn install_test_tools() -> Result<()> {
-    install_tools("test tools", &[&LAB_TOOLS[..], &DEMO_TOOLS, &TEST_TOOLS].concat())
+    install_tools("test tools", &[&LAB_TOOLS[..], &DEMO_TOOLS, &TEST_TOOLS].concat())?;
+    // Elsewhere they come with Kamailio.
+    if has_apt() { install(&TEST_LIBRARIES.map(str::to_owned)) } else { Ok(()) }
 }
 
 /// Makes available what the benchmark measures against.

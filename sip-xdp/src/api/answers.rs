@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::event_stream::Latest;
 use crate::config::{HostName, SourceRules};
 use crate::dataplane::attach::offloads::Offload;
-use crate::dataplane::tables::ledger::Entry;
+use crate::dataplane::tables::ledger::{Entry, OwnerName};
 use crate::detect::View;
 use crate::feeds::engine::FeedRow;
 use crate::lists::Fill;
@@ -50,7 +51,7 @@ pub enum Reply {
 }
 
 /// A running daemon.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)] // a daemon of an earlier version has fewer fields
 pub struct DaemonStatus {
     /// Process id.
@@ -82,6 +83,12 @@ pub struct DaemonStatus {
     pub crowdsec: Option<CrowdsecStatus>,
     /// Where SIP servers send copies of messages.
     pub hep: Vec<HepStatus>,
+    /// State of sending HEP; `None` without it.
+    #[serde(default)]
+    pub hep_export: Option<HepExportStatus>,
+    /// TCP connections of banned sources that were ended.
+    #[serde(default)]
+    pub sockets: SocketsStatus,
     /// State of a trial (`run --confirm`); `None` without one.
     pub confirm: Option<ConfirmStatus>,
     /// Configured interfaces that do not exist.
@@ -95,7 +102,7 @@ pub struct DaemonStatus {
 }
 
 /// A followed host name.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct HostRow {
     /// The name.
     pub name: HostName,
@@ -116,7 +123,7 @@ pub struct HostRow {
 }
 
 /// State of notification.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct NotifyStatus {
     /// Messages sent.
     pub sent: u64,
@@ -129,7 +136,7 @@ pub struct NotifyStatus {
 }
 
 /// State of the publication to a CrowdSec local API.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct CrowdsecStatus {
     /// URL of the API.
     pub url: String,
@@ -148,7 +155,7 @@ pub struct CrowdsecStatus {
 }
 
 /// A place where HEP is taken, and its packets by what became of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct HepStatus {
     /// Where, as the configuration says.
     pub listen: String,
@@ -168,8 +175,36 @@ pub struct HepStatus {
     pub lost: u64,
 }
 
+/// What is sent to a capture server by HEP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct HepExportStatus {
+    /// The server.
+    pub server: String,
+    /// Bans that were sent.
+    pub bans: u64,
+    /// Dropped messages that were sent.
+    pub packets: u64,
+    /// Samples of dropped packets beyond the configured rate.
+    pub suppressed: u64,
+    /// Bans and samples that could not be sent, or came faster than they are.
+    pub lost: u64,
+    /// The error.
+    pub error: Option<String>,
+}
+
+/// The destruction of TCP sockets of banned sources.
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct SocketsStatus {
+    /// Sockets that were destroyed.
+    pub destroyed: u64,
+    /// Bans that came faster than sockets are looked for.
+    pub lost: u64,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+}
+
 /// A trial that is running, or ended unconfirmed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ConfirmStatus {
     /// Whether a confirmation is awaited.
     pub pending: bool,
@@ -180,7 +215,7 @@ pub struct ConfirmStatus {
 }
 
 /// An interface whose program sees, or saw, no packets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct BlindInterface {
     /// Configured name.
     pub interface: String,
@@ -193,7 +228,7 @@ pub struct BlindInterface {
 }
 
 /// The listener of metrics and web page.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct MetricsStatus {
     /// Address and port; `None` if it is off.
     pub listen: Option<String>,
@@ -202,7 +237,7 @@ pub struct MetricsStatus {
 }
 
 /// An added network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Listed {
     /// The network.
     pub network: Network,
@@ -214,7 +249,7 @@ pub struct Listed {
 }
 
 /// A newly trusted host name.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct HostTrusted {
     /// The name.
     pub host: HostName,
@@ -225,13 +260,14 @@ pub struct HostTrusted {
 }
 
 /// A removed entry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct RemovedEntry {
     /// The network.
     pub network: Network,
     /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
     /// Owner.
+    #[schemars(with = "OwnerName")]
     pub owner: String,
     /// Claimant: feed, tool or host name.
     pub claimant: Option<String>,
@@ -252,7 +288,7 @@ impl From<&Entry> for RemovedEntry {
 }
 
 /// Removed entries.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Removed {
     /// The entries.
     pub removed: Vec<RemovedEntry>,
@@ -262,7 +298,7 @@ pub struct Removed {
 }
 
 /// Remaining trust in a network whose entry was removed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct StillTrusted {
     /// Whether the configuration file trusts it.
     pub still_trusted_by_config: bool,
@@ -271,7 +307,7 @@ pub struct StillTrusted {
 }
 
 /// A host name that was removed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct HostRemoved {
     /// The name.
     pub host: HostName,
@@ -282,7 +318,7 @@ pub struct HostRemoved {
 }
 
 /// The result of an import.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Imported {
     /// Rows added.
     pub added: usize,
@@ -293,7 +329,7 @@ pub struct Imported {
 }
 
 /// A refused row.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Refused {
     /// The row.
     pub what: String,
@@ -324,9 +360,10 @@ pub struct Rounds {
 }
 
 /// A confirmed trial.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Confirmed {
     /// Always true.
+    #[schemars(extend("const" = true))]
     pub confirmed: bool,
     /// Whether it had been detached, and is attached again.
     pub late: bool,
@@ -335,14 +372,14 @@ pub struct Confirmed {
 }
 
 /// An applied configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Applied {
     /// The filtered interfaces.
     pub applied: String,
 }
 
 /// Detached interfaces.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Unloaded {
     /// The interfaces.
     pub unloaded: Vec<String>,

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -28,7 +29,7 @@ use crate::api::recent_events::Recent;
 const BACKLOG: usize = 1_024;
 
 /// A drop sample: a packet that was dropped, or would be if the filter enforced.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct PacketSample {
     /// Time of reading.
     pub time: Timestamp,
@@ -57,6 +58,12 @@ pub struct PacketSample {
 }
 
 impl PacketSample {
+    /// Its first bytes; `None` if what is to be hexadecimal is not.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        let digits = self.data.as_bytes().chunks(2);
+        digits.map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect()
+    }
+
     /// As an event without the bytes.
     pub fn as_event(&self) -> Event {
         Event {
@@ -73,7 +80,7 @@ impl PacketSample {
 }
 
 /// The link type of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkKind {
     /// Frames with an Ethernet header.
@@ -83,7 +90,7 @@ pub enum LinkKind {
 }
 
 /// Events lost because a watcher read too slowly.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Lost {
     /// Time of detection.
     pub time: Timestamp,
@@ -94,7 +101,7 @@ pub struct Lost {
 }
 
 /// A line of the stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Line {
     /// A dropped packet.

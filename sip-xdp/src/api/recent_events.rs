@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::bans::event::Event;
@@ -29,7 +30,7 @@ pub(super) struct Recent {
 }
 
 /// A copy of the recent events, in the form of `watch`, latest first.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Serialize, Deserialize)]
 pub struct Latest {
     /// Start of counting.
     pub since: Option<Timestamp>,

@@ -2,22 +2,56 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
 
 use crate::dataplane::counters;
-use crate::dataplane::tables::ledger::{Entry, Tier};
+use crate::dataplane::tables::ledger::{Entry, OwnerName, Tier};
 use crate::net::network::Network;
 use crate::sip::transport::Transport;
 use crate::sys::clock;
+use crate::sys::schema::one_of;
+
+one_of!(
+    /// The name of an event, in schemas.
+    EventName,
+    "The name of an event.",
+    NAMES
+);
+
+/// The names of events.
+pub(crate) const NAMES: [&str; 20] = [
+    "ban",
+    "block",
+    "conflict",
+    "exempt",
+    "feed",
+    "good",
+    "interface",
+    "limit",
+    "nearly_full",
+    "neighbours",
+    "peer",
+    "registrar_failing",
+    "served",
+    "sprayed",
+    "storm",
+    "suspect",
+    "trust",
+    "unban",
+    "unseen_responses",
+    "untrust",
+];
 
 /// One event, of one type from the ban engine to every consumer. Fields that do not apply are null
 /// in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Event {
     /// Time of the decision.
     pub time: jiff::Timestamp,
     /// Its name: `ban`, `unban`, `limit`, `storm`, `feed`, ...
+    #[schemars(with = "EventName")]
     pub event: Cow<'static, str>,
     /// Its kind, of a small set per event; for a ban the kind of evidence.
     pub kind: Option<String>,
@@ -35,19 +69,23 @@ pub struct Event {
     /// Whether the event is without effect because of a dry run.
     pub dry_run: bool,
     /// Owner of the list entry.
+    #[schemars(with = "Option<OwnerName>")]
     pub owner: Option<Cow<'static, str>>,
     /// Expiry of the entry; `None` for permanent.
     pub expires: Option<jiff::Timestamp>,
     /// The interface that is its subject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
+    /// The Call-ID of the latest request that it is about, for whoever relates it to calls.
+    #[serde(skip)]
+    pub call_id: Option<String>,
     /// The feed that is its subject.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub feed: Option<FeedFigures>,
 }
 
 /// The figures of a feed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct FeedFigures {
     /// Name of the feed.
     pub feed: String,
@@ -76,6 +114,7 @@ impl Event {
             owner: None,
             expires: None,
             interface: None,
+            call_id: None,
             feed: None,
         }
     }

@@ -1,8 +1,11 @@
 //! `config`: the configuration file.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Subcommand;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use sip_xdp::daemon::Overrides;
 use sip_xdp::sys::paths::Paths;
 
@@ -15,6 +18,18 @@ pub(crate) enum Config {
     Check,
     /// Print the effective configuration: the file over the defaults
     Show,
+}
+
+/// A configuration without errors; what is wrong with another is said on standard error.
+#[derive(Debug, JsonSchema, Serialize)]
+pub(super) struct Checked {
+    /// Always true.
+    #[schemars(extend("const" = true))]
+    valid: bool,
+    /// The configuration file.
+    file: PathBuf,
+    /// Whether it exists; without a file every key has its default.
+    exists: bool,
 }
 
 impl Config {
@@ -32,8 +47,8 @@ impl Config {
         let config = overrides.read(paths)?;
         if is_check {
             let exists = paths.config.exists();
-            let answer = json!({ "valid": true, "file": paths.config, "exists": exists });
-            return output.print(&answer, |_| {
+            let checked = Checked { valid: true, file: paths.config.clone(), exists };
+            return output.print(&checked, |_| {
                 if exists {
                     format!("{} is valid", paths.config.display())
                 } else {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp::api::answers::Known;
 use sip_xdp::api::control::{self, NoDaemon, Request};
@@ -34,8 +35,8 @@ pub(crate) struct Explain {
     ip: IpAddr,
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
+#[derive(Debug, JsonSchema, Serialize)]
+pub(super) struct Report {
     schema: u32,
     time: jiff::Timestamp,
     address: IpAddr,
@@ -52,7 +53,7 @@ struct Report {
     notes: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct SettingsShown {
     policy: sip_xdp::config::Policy,
 }
@@ -160,6 +161,9 @@ fn text(report: &Report, output: Output) -> String {
     line("limits", kernel.limits.iter().map(level).collect::<Vec<_>>().join(", "));
     if let Some(limited) = &kernel.limited {
         line("limited", format!("{} packets since {}", limited.packets, time(limited.since)));
+    }
+    if let (Some(until), Some(dropped)) = (kernel.suspect_until, kernel.suspect_dropped) {
+        line("suspect", format!("until {}, {dropped} packets dropped so far", time(until)));
     }
     if let Some(last) = &known.last {
         let user = last.user.as_ref().map(|user| format!(", user {user:?}")).unwrap_or_default();

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{Cli, Output};
 
@@ -21,6 +23,13 @@ pub(crate) struct Completions {
 #[derive(Debug, Args)]
 pub(crate) struct Man {
     /// The directory, which is created if missing
+    directory: PathBuf,
+}
+
+/// Written man pages.
+#[derive(Debug, JsonSchema, Serialize)]
+pub(super) struct Written {
+    /// Their directory.
     directory: PathBuf,
 }
 
@@ -42,8 +51,9 @@ impl Man {
             .with_context(|| format!("{} cannot be made", directory.display()))?;
         clap_mangen::generate_to(Cli::command(), &directory)
             .with_context(|| format!("no man pages can be written to {}", directory.display()))?;
-        let written = serde_json::json!({ "directory": directory });
-        output.print(&written, |_| format!("man pages are in {}", directory.display()))
+        output.print(&Written { directory }, |Written { directory }| {
+            format!("man pages are in {}", directory.display())
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp::api::answers::{self, Refused};
 use sip_xdp::api::control::{self, ListName, Request};
@@ -63,10 +64,13 @@ pub(crate) enum Format {
 }
 
 /// The result of an import.
-#[derive(Debug, Default, Serialize)]
-struct Imported {
+#[derive(Debug, Default, JsonSchema, Serialize)]
+pub(super) struct Imported {
+    /// Distinct networks in the file.
     lines: usize,
+    /// Networks added.
     added: usize,
+    /// Networks refused.
     refused: Vec<Refused>,
 }
 

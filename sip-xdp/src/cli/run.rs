@@ -4,7 +4,8 @@ use std::io::Write;
 
 use anyhow::Result;
 use clap::Args;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use sip_xdp::config::Span;
 use sip_xdp::daemon::{self, Overrides};
 use sip_xdp::dataplane::attach::xdp::ModeChoice;
@@ -71,7 +72,7 @@ impl Run {
         };
         daemon::run(paths, overrides, |summary| {
             let line = if output.json {
-                json!({ "event": "ready", "summary": summary }).to_string()
+                serde_json::to_string(&Ready { event: "ready", summary }).unwrap_or_default()
             } else {
                 format!("ready: {summary}")
             };
@@ -80,6 +81,16 @@ impl Run {
         })
         .await
     }
+}
+
+/// The line that says that the filter enforces.
+#[derive(Debug, JsonSchema, Serialize)]
+pub(super) struct Ready<'a> {
+    /// Always `ready`.
+    #[schemars(extend("const" = "ready"))]
+    event: &'static str,
+    /// The filtered interfaces with their modes.
+    summary: &'a str,
 }
 
 /// Log lines for journald, which adds the time, with the priority prefixes of sd-daemon(3). On a

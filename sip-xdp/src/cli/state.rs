@@ -1,15 +1,17 @@
 //! `state export` and `state import`: for a standby host, or a rebuild.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use sip_xdp::api::answers::{Imported, Refused};
 use sip_xdp::api::control::{self, Request};
 use sip_xdp::dataplane::counters::SCHEMA;
-use sip_xdp::store::state_dump::Export;
+use sip_xdp::store::state_dump::{Export, Part};
 use sip_xdp::sys::paths::Paths;
 
 use super::Output;
@@ -33,11 +35,36 @@ pub(crate) struct Import {
 }
 
 /// Counts of the rows of one kind.
-#[derive(Debug, Default, Serialize)]
-struct Count {
+#[derive(Debug, Default, JsonSchema, Serialize)]
+pub(super) struct Count {
+    /// Rows added.
     added: usize,
+    /// Rows that were known already, or have expired.
     kept: usize,
+    /// Rows refused.
     refused: Vec<Refused>,
+}
+
+/// Counts by kind of row; kinds without rows are left out.
+#[derive(Debug, Default, Serialize)]
+#[serde(transparent)]
+pub(super) struct Counts(BTreeMap<&'static str, Count>);
+
+impl JsonSchema for Counts {
+    fn schema_name() -> Cow<'static, str> {
+        "Counts".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let fields = Part::NAMES.map(|name| (name.to_owned(), generator.subschema_for::<Count>()));
+        let fields: serde_json::Map<_, _> =
+            fields.into_iter().map(|(name, count)| (name, count.to_value())).collect();
+        json_schema!({
+            "description": "Counts by kind of row.",
+            "type": "object",
+            "properties": fields,
+        })
+    }
 }
 
 impl State {
@@ -63,11 +90,11 @@ impl Import {
                 export.schema
             );
         }
-        let mut counts: BTreeMap<&str, Count> = BTreeMap::new();
+        let mut counts = Counts::default();
         let parts = export.parts();
         let all = parts.len();
         for (number, part) in (1..).zip(parts) {
-            let count = counts.entry(part.name()).or_default();
+            let count = counts.0.entry(part.name()).or_default();
             let answer: Imported =
                 control::call(&paths.socket(), &Request::Restore { part }).await?;
             count.added += answer.added;
@@ -76,7 +103,7 @@ impl Import {
             progress(number, all);
         }
         output.print(&counts, |counts| {
-            if counts.is_empty() {
+            if counts.0.is_empty() {
                 return "there was nothing in it".to_owned();
             }
             let line = |(name, count): (&&str, &Count)| {
@@ -86,7 +113,7 @@ impl Import {
                     refused(&count.refused)
                 )
             };
-            counts.iter().map(line).collect()
+            counts.0.iter().map(line).collect()
         })
     }
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp::api::answers::DaemonStatus;
 use sip_xdp::api::control::{self, Request};
@@ -13,6 +14,7 @@ use sip_xdp::dataplane::pins::Pins;
 use sip_xdp::observe::health::Health;
 use sip_xdp::sys::paths::Paths;
 use sip_xdp::text;
+use sip_xdp::tools::doctor;
 
 use super::Output;
 use super::output::table;
@@ -28,14 +30,14 @@ pub(crate) struct Status {
 }
 
 /// Memory in bytes.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 struct Memory {
     /// The tables, in the kernel.
     tables: u64,
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
+#[derive(Debug, JsonSchema, Serialize)]
+pub(super) struct Report {
     schema: u32,
     time: jiff::Timestamp,
     enforcing: bool,
@@ -51,9 +53,14 @@ struct Report {
 
 impl Status {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<ExitCode> {
-        let report = collect(paths).await?;
+        let mut report = collect(paths).await?;
+        let unread = report.daemon.as_ref().and_then(doctor::unread);
+        report.warnings.extend(unread.clone());
         let healthy = report.enforcing;
         if self.check && !output.json {
+            if let (true, Some(unread)) = (healthy, unread) {
+                eprintln!("sip-xdp: warning: {}", text::line(&unread));
+            }
             if !healthy {
                 eprintln!("sip-xdp: not enforcing: {}", text::line(&report.warnings.join("; ")));
             }

@@ -2,14 +2,19 @@
 //!
 //! More than 400 lines: one TOML table with its defaults, checks and tests.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use toml::{Table, Value};
 
 use super::Span;
+
+// As the table of a detection rule: a format stands in the file of the format.
+pub use crate::feeds::FeedFormat;
 
 /// Maximum number of feeds.
 const MAX_FEEDS: usize = 64;
@@ -21,7 +26,7 @@ const ALLOWED_PREFIX: u8 = 16;
 const ALLOWED_PREFIX6: u8 = 32;
 
 /// A feed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct FeedConfig {
     /// Name, in commands, logs and file names.
     pub name: String,
@@ -68,59 +73,8 @@ fn default_ttl() -> Span {
     Span::seconds(7 * 24 * 3_600)
 }
 
-/// Format of a list.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FeedFormat {
-    /// Detected among the formats of plain lists.
-    #[default]
-    Auto,
-    /// Addresses, networks and ranges, one per line.
-    List,
-    /// An address and its number of reports per line.
-    Counts,
-    /// The APIBAN API, which needs a key.
-    Apiban,
-    /// Spamhaus DROP: one JSON object per line, or the older text format.
-    Spamhaus,
-    /// The decisions of a CrowdSec local API, which needs a key.
-    Crowdsec,
-    /// DShield's block list: start, end and prefix, separated by tabs.
-    Dshield,
-}
-
-impl FeedFormat {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Auto,
-        Self::List,
-        Self::Counts,
-        Self::Apiban,
-        Self::Spamhaus,
-        Self::Crowdsec,
-        Self::Dshield,
-    ];
-
-    /// The name in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::List => "list",
-            Self::Counts => "counts",
-            Self::Apiban => "apiban",
-            Self::Spamhaus => "spamhaus",
-            Self::Crowdsec => "crowdsec",
-            Self::Dshield => "dshield",
-        }
-    }
-
-    fn needs_key(self) -> bool {
-        matches!(self, Self::Apiban | Self::Crowdsec)
-    }
-}
-
 /// Action for a feed's entries.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedAction {
     /// Blocked.
@@ -144,7 +98,7 @@ impl FeedAction {
 }
 
 /// Guards against implausible lists.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Guards {
     /// Refuse a list that covers at most this share of the addresses covered before; 0 for never.
@@ -155,8 +109,10 @@ pub struct Guards {
     /// Minimum number of entries, before or after, for these two guards.
     pub from: u32,
     /// Shortest IPv4 prefix; wider networks are left out.
+    #[schemars(range(max = 32))]
     pub min_prefix: u8,
     /// Shortest IPv6 prefix; wider networks are left out.
+    #[schemars(range(max = 128))]
     pub min_prefix6: u8,
     /// Maximum number of entries; larger lists are refused.
     pub max_entries: u32,
@@ -192,6 +148,21 @@ impl Factor {
 impl Serialize for Factor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_f64(f64::from(self.0) / 1_000.0)
+    }
+}
+
+impl JsonSchema for Factor {
+    fn schema_name() -> Cow<'static, str> {
+        "Factor".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A factor; 0 for no guard.",
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1000,
+        })
     }
 }
 
@@ -287,14 +258,14 @@ impl FeedConfig {
         if self.min_count == 0 {
             bail!("min_count of the feed {name} must not be 0; 1 takes all entries");
         }
-        if self.min_count > 1 && !matches!(self.format, FeedFormat::Auto | FeedFormat::Counts) {
+        if self.min_count > 1 && !self.format.has_counts() {
             bail!(
                 "min_count of the feed {name} needs the format counts; {} has no counts",
                 self.format.name()
             );
         }
         if let Some(set) = &self.set {
-            if self.format != FeedFormat::Apiban {
+            if !self.format.has_sets() {
                 bail!("set of the feed {name} is for the format apiban");
             }
             if set.is_empty()

@@ -8,7 +8,6 @@ mod hep;
 mod integrations;
 mod metrics;
 mod program;
-mod rules;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -18,6 +17,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{DEFAULT_NETWORKS, DEFAULT_SOURCES};
 use toml::{Table, Value};
@@ -26,18 +26,20 @@ use crate::dataplane::attach::xdp::ModeChoice;
 use crate::net::network::Network;
 
 pub use feeds::{Factor, FeedAction, FeedConfig, FeedFormat, Guards};
-pub use hep::{HepConfig, HepListen, MAX_HEP};
+pub use hep::{HepConfig, HepExportConfig, HepListen, HepServer, MAX_HEP};
 pub use integrations::{CrowdsecConfig, NotifyConfig, Occasion};
 pub use metrics::{Listen, MetricsConfig};
 pub use program::SourceRules;
-pub use rules::{Decoy, Detect, Leak, Rule, Signature};
 pub use values::{HostName, PortRange, Span};
+
+// The one import from a room above: a rule's settings stand in the file of the rule.
+pub use crate::detect::rules::Detect;
 
 /// Maximum number of host names followed through DNS, in all lists together.
 pub const MAX_NAMES: usize = 256;
 
 /// The effective configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
     /// Interfaces to filter on; empty for those with a default route.
@@ -56,6 +58,7 @@ pub struct Config {
     /// Scope of blocks.
     pub block_scope: BlockScope,
     /// Prefix length under which IPv6 sources are judged together.
+    #[schemars(range(max = 128))]
     pub ipv6_prefix: u8,
     /// Sources that are never dropped and never banned.
     pub trust: Trust,
@@ -79,12 +82,14 @@ pub struct Config {
     pub crowdsec: CrowdsecConfig,
     /// Where SIP servers send copies of messages that are encrypted on the wire.
     pub hep: Vec<HepConfig>,
+    /// The capture server that gets bans and copies of dropped messages.
+    pub hep_export: HepExportConfig,
     /// Feeds.
     pub feeds: Vec<FeedConfig>,
 }
 
 /// Default policy.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// All sources that are not blocked may send.
@@ -95,7 +100,7 @@ pub enum Policy {
 }
 
 /// Scope of blocks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BlockScope {
     /// SIP ports only.
@@ -106,7 +111,7 @@ pub enum BlockScope {
 }
 
 /// Sources that are never dropped and never banned.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Trust {
     /// Networks.
@@ -116,7 +121,7 @@ pub struct Trust {
 }
 
 /// Sources that may send under the policy `closed`, with the limits and rules of all others.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Admit {
     /// Networks.
@@ -126,7 +131,7 @@ pub struct Admit {
 }
 
 /// A rate: packets per time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Rate {
     /// Number.
     pub count: u32,
@@ -135,7 +140,7 @@ pub struct Rate {
 }
 
 /// Rate limits.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LimitsConfig {
     /// Unknown sources.
@@ -147,7 +152,7 @@ pub struct LimitsConfig {
 }
 
 /// Storms: more distinct new sources than are plausible.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StormConfig {
     /// Rate of distinct new sources above which a storm begins.
@@ -157,7 +162,7 @@ pub struct StormConfig {
 }
 
 /// Limits of an unknown source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UnknownLimits {
     /// REGISTER requests.
@@ -168,10 +173,12 @@ pub struct UnknownLimits {
     pub other: Rate,
     /// Fragmented messages, and messages longer than a sample (1,472 bytes), together.
     pub fragments: Rate,
+    /// TCP connections. Known-good and admitted sources and peers have the limit of good ones.
+    pub connections: Rate,
 }
 
 /// Limits of a known-good source or a peer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GoodLimits {
     /// Requests of any method per address. More accepted users raise the limit.
@@ -179,7 +186,7 @@ pub struct GoodLimits {
 }
 
 /// A rate with a burst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Burst {
     /// Number.
     pub count: u32,
@@ -190,7 +197,7 @@ pub struct Burst {
 }
 
 /// Ban durations.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Bans {
     /// The first level 1 ban.
@@ -210,7 +217,7 @@ pub struct Bans {
 
 /// Optional headers to inspect. Without them SIP behind such headers passes unseen, and the kernel
 /// program has no code for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Inspect {
     /// IPv6.
@@ -226,7 +233,7 @@ impl Default for Inspect {
 }
 
 /// Table sizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CapacityConfig {
     /// Networks in all lists together.
@@ -260,6 +267,7 @@ impl Default for Config {
             notify: NotifyConfig::default(),
             crowdsec: CrowdsecConfig::default(),
             hep: Vec::new(),
+            hep_export: HepExportConfig::default(),
             feeds: Vec::new(),
         }
     }
@@ -272,6 +280,7 @@ impl Default for UnknownLimits {
             requests: Rate { count: 50, per: Span::seconds(10) },
             other: Rate { count: 300, per: Span::seconds(10) },
             fragments: Rate { count: 10, per: Span::seconds(10) },
+            connections: Rate { count: 60, per: Span::seconds(10) },
         }
     }
 }
@@ -376,6 +385,7 @@ impl Config {
             ("requests", limits.requests),
             ("other", limits.other),
             ("fragments", limits.fragments),
+            ("connections", limits.connections),
         ] {
             check_rate(&format!("limits.unknown.{name}"), rate.count, rate.per)?;
             if u64::from(rate.count) * 1_000_000_000 > MAX_PER_SECOND * rate.per.nanos() {
@@ -401,6 +411,7 @@ impl Config {
         self.detect.check()?;
         feeds::check(&self.feeds)?;
         hep::check(&self.hep)?;
+        self.hep_export.check(&self.hep)?;
         self.notify.check()?;
         self.crowdsec.check()?;
         let Bans { first, factor, max, unproven, forget, ipv4_networks: _ } = self.bans;
@@ -454,7 +465,7 @@ impl Config {
 /// [`Pace`](sip_xdp_common::limits::gcra::Pace).
 const MAX_PER_SECOND: u64 = 10_000;
 
-fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
+pub(crate) fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
     if !(1..=1_000_000).contains(&count) {
         bail!("{name}.count = {count} is out of range; use 1 to 1000000");
     }

@@ -1,8 +1,10 @@
 //! Value types of the configuration: durations ("10m"), ports and port ranges (5060, "5060-5090").
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A duration, written as a number and a unit: "500ms", "60s", "10m", "24h", "7d".
@@ -54,6 +56,21 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Span".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A number and a unit: 500ms, 60s, 10m, 24h, 7d; several add up.",
+            "type": "string",
+            "pattern": "^[0-9]+(ns|us|ms|s|m|h|days?|d|w|M|y|months?|years?)\
+                ( ?[0-9]+(ns|us|ms|s|m|h|days?|d|w|months?|years?))*$",
+        })
+    }
+}
+
 /// An inclusive range of ports, or a single one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortRange {
@@ -80,6 +97,22 @@ impl Serialize for PortRange {
         } else {
             serializer.collect_str(self)
         }
+    }
+}
+
+impl JsonSchema for PortRange {
+    fn schema_name() -> Cow<'static, str> {
+        "PortRange".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A port, or a range of ports as first-last.",
+            "anyOf": [
+                { "type": "integer", "minimum": 1, "maximum": u16::MAX },
+                { "type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,5}$" },
+            ],
+        })
     }
 }
 
@@ -112,7 +145,7 @@ impl<'de> Deserialize<'de> for PortRange {
     }
 }
 /// A host name or SIP domain, valid for DNS.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema, Serialize)]
 pub struct HostName(String);
 
 impl HostName {

@@ -210,12 +210,15 @@ mod tests {
             ("HEP messages that wait", crate::integrations::hep::WAITING),
             ("bytes of a HEP message", crate::integrations::hep::MESSAGE),
             ("HEP connections of a table", crate::integrations::hep::CONNECTIONS),
+            ("bans and dropped messages that wait", crate::integrations::hep_export::WAITING),
         ] {
             let value = thousands(value);
             let is_stated = page.lines().any(|line| line.contains(name) && line.contains(&value));
             assert!(is_stated || name == "networks" && page.contains(&value), "{name}: {value}");
         }
-        for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
+        for table in
+            ["networks", "feeds", "entries", "known", "suspects", "unproven", "ports", "good_ports"]
+        {
             assert!(page.contains(&format!("(`{table}`)")), "{table}");
         }
     }

@@ -99,6 +99,7 @@ impl Daemon {
         let (expires, reason, owner) = (entry.expires, entry.reason.clone(), entry.owner.name());
         let event = Event::of("block", &entry).kind("command");
         self.lists.put(List::Block, entry)?;
+        self.end_connections([network]);
         self.announce(
             event,
             Level::Info,

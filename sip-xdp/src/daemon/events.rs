@@ -6,11 +6,13 @@ use log::Level;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::ip_key::IpKey;
 
+use super::sockets::SocketDestroyer;
 use super::{Daemon, restore, save};
 use crate::api::event_stream::Hub;
 use crate::bans::engine::{self, BanEngine, EventSink};
 use crate::bans::event::Event;
 use crate::bans::offences::OffenceRecord;
+use crate::config::PortRange;
 use crate::dataplane::tables::ledger::Entry;
 use crate::detect::{Acceptance, Spray};
 use crate::lists::Lists;
@@ -22,6 +24,9 @@ use crate::sys::clock::{self, Moment};
 pub(super) struct DaemonSink<'a> {
     hub: &'a Hub,
     store: &'a Store,
+    /// Ends connections of banned sources; none while nothing is filtered.
+    sockets: Option<&'a SocketDestroyer>,
+    ports: &'a [PortRange],
 }
 
 impl EventSink for DaemonSink<'_> {
@@ -47,6 +52,9 @@ impl EventSink for DaemonSink<'_> {
     }
 
     fn banned(&mut self, kind: &str, entry: &Entry, lists: &mut Lists) {
+        if let Some(sockets) = self.sockets {
+            sockets.end([entry], lists, self.ports, clock::now());
+        }
         self.store.record_ban(kind, entry);
         save(self.store, lists);
     }
@@ -66,7 +74,12 @@ impl EventSink for DaemonSink<'_> {
 
 impl Daemon {
     pub(super) fn daemon_sink(&self) -> DaemonSink<'_> {
-        DaemonSink { hub: &self.hub, store: &self.store }
+        DaemonSink {
+            hub: &self.hub,
+            store: &self.store,
+            sockets: (!self.confirmation.is_missed()).then_some(&self.sockets),
+            ports: &self.config.ports,
+        }
     }
 
     /// The ban engine at the current time.
@@ -81,7 +94,12 @@ impl Daemon {
             notes: &mut self.notes,
             learning_until: self.learning_until,
             at: Moment::present(),
-            event_sink: DaemonSink { hub: &self.hub, store: &self.store },
+            event_sink: DaemonSink {
+                hub: &self.hub,
+                store: &self.store,
+                sockets: (!self.confirmation.is_missed()).then_some(&self.sockets),
+                ports: &self.config.ports,
+            },
         }
     }
 

@@ -76,8 +76,9 @@ impl Daemon {
         let wanted = entries.len();
         let failed = self.lists.put_all(of, entries).err();
         tally.added = failed.as_ref().map_or(wanted, |stopped| stopped.entered);
-        if of == List::Trust {
-            self.judge_by_address()?;
+        match of {
+            List::Trust => self.judge_by_address()?,
+            _ => self.end_connections(networks.iter().copied()),
         }
         self.save();
         let (added, refused) = (tally.added, tally.refused.len());
@@ -103,7 +104,11 @@ impl Daemon {
                 self.restore_entries(List::Trust, rows, &mut tally);
                 self.judge_by_address()?;
             }
-            Part::Block(rows) => self.restore_entries(List::Block, rows, &mut tally),
+            Part::Block(rows) => {
+                let networks: Vec<Network> = rows.iter().map(|row| row.network).collect();
+                self.restore_entries(List::Block, rows, &mut tally);
+                self.end_connections(networks);
+            }
             Part::Hosts(rows) => {
                 rows.into_iter().for_each(|row| self.restore_host(row, &mut tally));
                 self.prepare_hosts();

@@ -17,6 +17,8 @@ mod import;
 mod interfaces;
 mod packets;
 mod restore;
+mod segments;
+mod sockets;
 mod startup;
 mod tables;
 
@@ -50,6 +52,7 @@ use crate::lists::Lists;
 use crate::lists::never_ban::NeverBan;
 use crate::net::network::Network;
 use crate::observe::metrics::Metrics;
+use crate::sip::stream::Streams;
 use crate::store::{Change, Store};
 use crate::sys::clock::{self, WallWatch};
 use crate::sys::paths::Paths;
@@ -150,9 +153,15 @@ struct Daemon {
     /// Metrics and web page.
     metrics: Metrics,
     /// Notifications and CrowdSec.
-    integrations: Integrations,
+    integrations: Box<Integrations>,
     /// What SIP servers tell.
     hep: hep::Hep,
+    /// Ends connections of banned sources.
+    sockets: sockets::SocketDestroyer,
+    /// SIP over TCP, as it is read on the wire.
+    streams: Box<Streams>,
+    /// A stranger's segment was among the events: the next ones do not wait.
+    is_urgent: bool,
     /// End of the learning period, in which volume does not ban.
     learning_until: u64,
     repeats: Repeats,
@@ -217,10 +226,10 @@ impl Daemon {
                 continue;
             };
             drop(item);
-            if event.kind == EventKind::Dropped as u8 {
-                self.show_packet(&event);
-            } else {
-                self.ban_engine().observe(&event);
+            match EventKind::from_number(event.kind) {
+                Some(EventKind::Dropped) => self.show_packet(&event),
+                Some(EventKind::Segment | EventKind::SegmentLeaving) => self.follow(&event),
+                _ => self.ban_engine().observe(&event),
             }
         }
         false
@@ -255,6 +264,7 @@ impl Daemon {
         }
         if ticks.is_multiple_of(MINUTE_TICKS) {
             self.detector.tidy(now);
+            self.streams.tidy(now);
             self.ban_engine().forgive();
             self.remember_evidence();
         }
@@ -379,6 +389,7 @@ impl Daemon {
         warnings.extend(self.feeds_warnings());
         warnings.extend(self.integrations.warnings());
         warnings.extend(self.hep_warnings());
+        warnings.extend(self.sockets.warning());
         warnings.extend(self.confirmation.warning());
         warnings.extend(self.metrics.warnings());
         DaemonStatus {
@@ -396,6 +407,8 @@ impl Daemon {
             notify: self.integrations.notify_status(),
             crowdsec: self.integrations.crowdsec_status(),
             hep: self.hep.input.status(),
+            hep_export: self.integrations.hep_export_status(),
+            sockets: self.sockets.status(),
             confirm: self.confirmation.status(),
             missing: self.missing().into_iter().map(str::to_owned).collect(),
             blind: self.blind_status(),

@@ -17,6 +17,7 @@ use tokio::net::UnixListener;
 
 use super::confirm::Confirmation;
 use super::interfaces::Resolved;
+use super::sockets::SocketDestroyer;
 use super::{Daemon, Overrides};
 use crate::api::answers::Applied;
 use crate::api::control;
@@ -184,6 +185,9 @@ impl Daemon {
             metrics: Default::default(),
             integrations: Default::default(),
             hep: Default::default(),
+            sockets: SocketDestroyer::start(),
+            streams: Default::default(),
+            is_urgent: false,
             repeats: Default::default(),
             notes: Default::default(),
             nearly_full: Default::default(),

@@ -10,6 +10,7 @@ use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::ProgramInfo;
 use bytemuck::Zeroable;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{
     Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses,
@@ -34,6 +35,7 @@ use crate::dataplane::tables::meters::Sources;
 use crate::dataplane::tables::networks::Table;
 use crate::net::network::Network;
 use crate::sys::clock;
+use crate::sys::schema::counters_of;
 
 /// Version of the JSON objects.
 pub const SCHEMA: u32 = 1;
@@ -41,19 +43,48 @@ pub const SCHEMA: u32 = 1;
 /// Counts by name.
 pub type Named = BTreeMap<&'static str, u64>;
 
+/// The names of all reasons with this verdict.
+fn reasons(verdict: Verdict) -> impl Iterator<Item = &'static str> {
+    Reason::ALL.into_iter().filter(move |reason| reason.verdict() == verdict).map(Reason::name)
+}
+
+counters_of!(
+    /// Counters of what passed, in schemas.
+    PassCounters,
+    "Passed, by reason.",
+    reasons(Verdict::Pass)
+);
+
+counters_of!(
+    /// Counters of what was dropped, in schemas.
+    DropCounters,
+    "Dropped, by reason.",
+    reasons(Verdict::Drop)
+);
+
+counters_of!(
+    /// Counters of messages, in schemas.
+    MessageCounters,
+    "UDP payloads to SIP ports, by method or kind.",
+    Message::ALL.map(Message::name)
+);
+
 /// Packets or bytes, by verdict and reason.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct ByVerdict {
     /// Passed.
+    #[schemars(with = "PassCounters")]
     pub pass: Named,
     /// Dropped.
+    #[schemars(with = "DropCounters")]
     pub drop: Named,
     /// Passed by a dry run, dropped when enforcing.
+    #[schemars(with = "DropCounters")]
     pub would_drop: Named,
 }
 
 /// The counters of one interface.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct InterfaceStats {
     /// Its name.
     pub interface: String,
@@ -64,11 +95,12 @@ pub struct InterfaceStats {
     /// Bytes, link header included.
     pub bytes: ByVerdict,
     /// UDP payloads to SIP ports, by message kind.
+    #[schemars(with = "MessageCounters")]
     pub methods: Named,
 }
 
 /// Fill level of the block list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Occupancy {
     /// IPv4 networks.
     pub ipv4: usize,
@@ -79,7 +111,7 @@ pub struct Occupancy {
 }
 
 /// Numbers of sources with state in the kernel.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct SourceStats {
     /// Unknown sources with a meter.
     pub tracked: usize,
@@ -90,7 +122,7 @@ pub struct SourceStats {
 }
 
 /// The server's responses on filtered interfaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct ResponseStats {
     /// 2xx.
     pub accepted: u64,
@@ -101,7 +133,7 @@ pub struct ResponseStats {
 }
 
 /// The output of `stats`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Stats {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -124,13 +156,14 @@ pub struct Stats {
 }
 
 /// A row of `block list` and `trust list`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Row {
     /// The network.
     pub network: Network,
     /// The port of a flow; `None` for a whole network.
     pub port: Option<u16>,
     /// The owner's name.
+    #[schemars(regex(pattern = "^(manual|auto|config|host|tool|feed:.*)$"))]
     pub owner: String,
     /// The claimant: `feed:NAME`, `tool:NAME` or `dns:NAME`; `None` for other owners.
     pub claimant: Option<String>,
@@ -149,7 +182,7 @@ pub struct Row {
 }
 
 /// An interface with a record in the filter.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct FilteredInterface {
     /// Configured name.
     pub interface: String,
@@ -247,7 +280,7 @@ pub(crate) fn seen(pins: &Pins, slot: u32) -> Result<u64> {
 }
 
 /// Losses on the way to the daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Losses {
     /// Events.
     pub events: u64,

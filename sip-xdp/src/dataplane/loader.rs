@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapInfo, MapType};
 use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{
     CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, ENFORCE, ENFORCE_UNTIL,
@@ -206,7 +207,7 @@ fn load_programs(mut object: Ebpf) -> Result<Ebpf> {
 }
 
 /// Verifier figures of a program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Figures {
     /// Instructions processed, of at most a million; `None` where the kernel does not report it
     /// (before 5.16).
@@ -216,7 +217,7 @@ pub struct Figures {
 }
 
 /// The result of a trial load of both programs, with private tables that are freed afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Trial {
     /// The ingress program.
     pub ingress: Figures,

@@ -23,4 +23,5 @@ pub mod rcu;
 pub mod refusal;
 pub(crate) mod sight;
 pub mod tables;
+pub(crate) mod tcp_sockets;
 pub(crate) mod virtio;

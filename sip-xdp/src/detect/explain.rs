@@ -1,12 +1,12 @@
 //! The detector's part of `explain`. Read-only.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
 
-use super::Detector;
-use super::claim::Level;
 use super::source_state::SourceState;
 use super::windows::words;
+use super::{Detector, EvidenceName};
 use crate::sip::message::{Head, StartLine};
 use crate::sip::transport::Transport;
 
@@ -17,9 +17,10 @@ const REMEMBERED: usize = 128;
 const TOLD: usize = 10;
 
 /// The evidence of one kind against a source.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Evidence {
     /// A rule of `[detect]`.
+    #[schemars(with = "EvidenceName")]
     pub kind: String,
     /// Amount of evidence.
     pub count: f64,
@@ -32,7 +33,7 @@ pub struct Evidence {
 }
 
 /// The last request of a source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct LastRequest {
     /// Its age in seconds.
     pub age: u64,
@@ -46,7 +47,7 @@ pub struct LastRequest {
 }
 
 /// A user accepted with credentials.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Accepted {
     /// User.
     pub user: String,
@@ -60,7 +61,7 @@ pub struct Accepted {
 }
 
 /// The detector's knowledge of a source.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct View {
     /// Whether its address is proven.
     pub proven: bool,
@@ -89,6 +90,7 @@ impl SourceState {
         let user = claimed.filter(|user| !user.is_empty()).or(head.from.user).or(head.to.user);
         remember(&mut self.start_line, &[method, b" ", uri, b" SIP/2.0"]);
         remember(&mut self.user, &[user.unwrap_or_default()]);
+        remember(&mut self.call_id, &[head.call_id.unwrap_or_default()]);
     }
 }
 
@@ -156,6 +158,12 @@ impl Detector {
         self.sources.get(source).map(Box::as_ref)
     }
 
+    /// The Call-ID of the last request of a source, as far as it is kept.
+    pub fn last_call_id(&self, source: &IpKey) -> Option<String> {
+        let state = self.watched_as(source).filter(|state| !state.call_id.is_empty())?;
+        Some(printable(&state.call_id))
+    }
+
     /// End of a user's registration at a port of an address; 0 if there never was one.
     pub fn registered_until(&self, source: &IpKey, user: &str, port: u16) -> u64 {
         let mut accepted = self.known.accepted_at(source);
@@ -166,75 +174,7 @@ impl Detector {
 
     /// The evidence against a source.
     fn evidence_of(&self, state: &SourceState, now: u64) -> Vec<Evidence> {
-        let rules = &self.rules;
-        let mut all = Vec::new();
-        let mut add = |kind: &str,
-                       enabled: bool,
-                       count: f64,
-                       limit: u64,
-                       per: u64,
-                       text: &dyn Fn() -> String| {
-            if count > 0.0 {
-                let (limit, per) =
-                    (enabled.then_some(limit), enabled.then_some(per / 1_000_000_000));
-                all.push(Evidence { kind: kind.to_owned(), count, limit, per, text: text() });
-            }
-        };
-        let rejected = rules.rejected;
-        let within = rejected.per.nanos();
-        let lately = || state.rejected.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
-        let count = lately().count();
-        let text = || {
-            let users = named(lately().map(|(_, rejection)| rejection.user.as_str()));
-            let echoed =
-                lately().filter(|(_, rejection)| rejection.level == Level::Routable).count();
-            format!("{count} rejected passwords for {users}, {echoed} with a nonce of ours")
-        };
-        add("rejected", rejected.enabled, count as f64, rejected.count.into(), within, &text);
-
-        let slow = rules.slow;
-        let level = rounded(state.slow_seen.level(now, slow.per.nanos()));
-        let text = || {
-            format!(
-                "rejected passwords fill {level} of {}, and one leaks out every {}",
-                slow.count, slow.per
-            )
-        };
-        add("slow", slow.enabled, level, slow.count.into(), slow.per.nanos(), &text);
-
-        let rule = rules.enumeration;
-        let within = rule.per.nanos();
-        let lately = || state.refused.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
-        let count = lately().count();
-        let text = || {
-            format!(
-                "{count} different users refused: {}",
-                named(lately().map(|(_, refused)| refused.target.as_str()))
-            )
-        };
-        add("enumeration", rule.enabled, count as f64, rule.count.into(), within, &text);
-
-        let rule = rules.invites;
-        let level = rounded(state.calls.all.level(now, rule.per.nanos()));
-        let text = || {
-            format!(
-                "{} calls refused, {} answered",
-                state.calls.refused,
-                self.served.numbers(&state.source, now)
-            )
-        };
-        add("invites", rule.enabled, level, rule.count.into(), rule.per.nanos(), &text);
-
-        if let Some(what) = &state.signature {
-            let text = format!("{what}, in {} calls", state.tool_calls.len());
-            all.push(Evidence {
-                kind: "signature".to_owned(),
-                count: 1.0,
-                limit: None,
-                per: None,
-                text,
-            });
-        }
+        let mut all = self.tell(state, now);
         if state.limited != 0 {
             let text = format!("over a limit {} ago", words(now.saturating_sub(state.limited)));
             all.push(Evidence {
@@ -250,7 +190,7 @@ impl Detector {
 }
 
 /// Some names, without duplicates.
-fn named<'a>(names: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn named<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let all: std::collections::BTreeSet<&str> = names.collect();
     let more = all.len().saturating_sub(TOLD);
     let told: Vec<String> = all.into_iter().take(TOLD).map(|name| format!("{name:?}")).collect();
@@ -259,7 +199,7 @@ fn named<'a>(names: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// Rounded to one decimal.
-fn rounded(level: f64) -> f64 {
+pub(super) fn rounded(level: f64) -> f64 {
     (level * 10.0).round() / 10.0
 }
 

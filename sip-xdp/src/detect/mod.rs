@@ -2,8 +2,8 @@
 //!
 //! Data flow: an event is parsed ([`crate::sip::message`]), a response is matched to its request
 //! (`transactions`), evidence is admitted with its level (`responses`) and weighed by a rule
-//! (`rules`), and enough of it is a finding (`rules::emit_ban`). Pure: time comes with the events,
-//! and results are returned as [`Action`]s.
+//! (`rules`, one file each), and enough of it is a finding (`rules::emit_ban`). Pure: time comes
+//! with the events, and results are returned as [`Action`]s.
 //!
 //! Above 400 lines: the types of results, and the one place that combines all state.
 
@@ -20,7 +20,7 @@ mod recent;
 mod registrar;
 mod registrations;
 mod responses;
-mod rules;
+pub(crate) mod rules;
 mod served;
 mod source_state;
 #[cfg(test)]
@@ -28,13 +28,15 @@ mod tests;
 mod transactions;
 mod windows;
 
-pub(crate) use rules::kinds::KINDS;
+pub(crate) use rules::kinds;
+pub use rules::{EvidenceName, KindName, RuleName};
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use sip_xdp_common::abi::layout::{EventKind, IN_STORM, KernelEvent, LADDERS, SUSPECTED};
 use sip_xdp_common::ip_key::{IpKey, mask};
+use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::limits::ladder::WIDTHS;
 
 use crate::config::{Config, Detect};
@@ -51,7 +53,7 @@ use peers::Peers;
 use recent::Recent;
 use registrar::{Answers, Registrar};
 use registrations::Registrations;
-use rules::{decoy, networks, sprayed, stream_meters::OverLimit, volume::Volume};
+use rules::{Memories, Signal, networks, stream_meters::OverLimit, volume::Volume};
 use served::Served;
 use source_state::SourceState;
 use transactions::{Method, Request, Transactions};
@@ -60,7 +62,7 @@ pub use claim::Growth;
 pub use explain::{Accepted, Evidence, LastRequest, View};
 pub use observation::Observation;
 pub use registrations::Acceptance;
-pub use sprayed::Spray;
+pub use rules::sprayed::Spray;
 
 /// Maximum number of watched sources. Beyond it the one idle longest is dropped.
 const MAX_SOURCES: usize = 32_768;
@@ -202,12 +204,10 @@ pub struct Detector {
     metered: Recent<(u8, IpKey), u64>,
     /// Times at which evidence of sources becomes final.
     due: VecDeque<(u64, IpKey)>,
-    /// Never-accepted users, with the sources that tried them.
-    tried: decoy::Tried,
+    /// What rules remember of all sources together.
+    memory: Box<Memories>,
     /// Start of learned decoys.
     decoys_from: u64,
-    /// Accepted users with rejections of unknown sources.
-    sprayed: sprayed::Sprayed,
     /// Calls with a response whose request was not seen, by source and user.
     orphans: Recent<u64, ()>,
     excused: Recent<u64, ()>,
@@ -241,9 +241,8 @@ impl Detector {
             offending: Recent::new(MAX_OFFENDERS, FIRST_DAY_NS),
             metered: Recent::new(LADDERS, rules::MEMORY_NS),
             due: VecDeque::new(),
-            tried: decoy::Tried::default(),
+            memory: Box::default(),
             decoys_from: u64::MAX,
-            sprayed: sprayed::Sprayed::default(),
             orphans: Recent::new(MAX_ORPHANS, ORPHAN_NS),
             excused: Recent::new(MAX_ORPHANS, responses::EXCUSE_NS),
             registrar: Registrar::default(),
@@ -379,8 +378,7 @@ impl Detector {
         self.peers.tidy(now);
         self.served.tidy(now);
         self.sources.retain(|_, state| now.saturating_sub(state.last) < QUIET_NS);
-        self.tried.tidy(now, self.rules.decoy.per.nanos());
-        self.sprayed.tidy(now, self.rules.sprayed.per.nanos(), self.rules.slow.per.nanos());
+        self.memory.tidy(&self.rules, now);
         self.registrar.tidy(now);
     }
 
@@ -394,7 +392,7 @@ impl Detector {
             self.due.pop_front();
             self.settle(source, now, &mut actions);
         }
-        actions.extend(self.sprayed.news(now).into_iter().map(Action::Sprayed));
+        self.tick_rules(now, &mut actions);
         actions.extend(
             self.registrar.news(now).into_iter().map(|(kind, text)| Action::Note(kind, text)),
         );
@@ -507,6 +505,10 @@ impl Detector {
         head: Option<&Head<'_>>,
         actions: &mut Vec<Action>,
     ) {
+        // Anybody can send the SYN of another one, and no message was lost with it.
+        if event.bucket == LimitKind::Connections as u8 {
+            return;
+        }
         let (source, now) = (event.source, event.time);
         let state = self.source_state(source, now);
         state.transport = event.transport;
@@ -514,38 +516,15 @@ impl Detector {
         if !event.transport.is_stream() {
             state.limited = now;
         }
-        let judged = Answers { asked: state.asked, answered: state.answered };
         if let Some(head) = head {
             state.note_last(head);
-            self.look_for_signature(source, head, now, actions);
+            self.hear(source, now, Signal::Head(head), actions);
         }
         // A limit of one request per second does not indicate a flood.
         if event.flags & SUSPECTED != 0 {
             return;
         }
-        let echoes_own = head.is_some_and(|head| {
-            let nonces = head.credentials.iter().map(|one| digest(one.nonce));
-            nonces.into_iter().any(|nonce| self.nonces.echo(nonce, source, now) == Echo::Own)
-        });
-        let Some(flood) = self.volume.observe(event, echoes_own || event.is_proven) else {
-            return;
-        };
-        if self.has_standing(&flood.source, now) {
-            return;
-        }
-        if !self.registrar.sees_responses(judged) {
-            let text = "hardly any of our responses is seen: volume limits, but bans nobody; do \
-                        they leave by an interface \
-                        that is not filtered?";
-            actions.push(Action::Note("unseen_responses", text.to_owned()));
-            return;
-        }
-        let level = if flood.routable { Level::Routable } else { Level::Seen };
-        let finding = Finding {
-            bits: flood.bits,
-            ..self.about(flood.source, flood.kind.name(), level, flood.reason)
-        };
-        self.emit_ban(level, finding, now, actions);
+        self.hear(source, now, Signal::OverLimit(event, head), actions);
     }
 
     /// Processes a passed request.
@@ -591,10 +570,8 @@ impl Detector {
             state.asked += 1;
             self.registrar.asked(is_good);
         }
-        self.look_for_signature(source, head, now, actions);
-        if request.method == Method::Invite && !request.in_dialog {
-            self.call_begins(&request, now, actions);
-        }
+        self.hear(source, now, Signal::Head(head), actions);
+        self.hear(source, now, Signal::Request(&request), actions);
     }
 
     /// Processes a request within a dialog, which echoes the server's tag.
@@ -616,9 +593,8 @@ impl Detector {
             actions.push(Action::Served(source, until));
         }
         if is_proven {
-            self.call_is_proven(source, call, now, actions);
-            self.enumeration_is_proven(source, call, now, actions);
-            self.tool_is_proven(source, call, now, actions);
+            self.hear(source, now, Signal::Proven(call), actions);
+            self.hear(source, now, Signal::Tagged(call), actions);
         }
     }
 

@@ -2,12 +2,10 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sip_xdp_common::ip_key::IpKey;
 
-use super::claim::Rejection;
-use super::rules::enumeration::Refused;
 use super::source_state::SourceState;
-use super::windows::{LeakyBucket, Window};
 use super::{Detector, MAX_SOURCES};
 
 /// Maximum number of sources kept over a restart: the most recent ones.
@@ -21,6 +19,9 @@ struct Kept {
     sources: Vec<KeptSource>,
     served: Vec<KeptServed>,
     decoys_from: u64,
+    /// What rules remember of all sources together.
+    #[serde(default)]
+    rules: Map<String, Value>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,13 +29,9 @@ struct KeptSource {
     source: [u8; 16],
     last: u64,
     routable: bool,
-    rejected: Window<Rejection>,
-    slow: LeakyBucket,
-    slow_seen: LeakyBucket,
-    refused: Window<Refused>,
-    calls: LeakyBucket,
-    calls_seen: LeakyBucket,
-    refused_calls: u32,
+    /// What rules keep, each under names of its own.
+    #[serde(flatten)]
+    counts: Map<String, Value>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,35 +44,24 @@ struct KeptServed {
 impl Detector {
     /// The evidence against sources, for [`Detector::recall`].
     pub fn evidence(&self, now: u64, wall_ms: u64) -> Result<Vec<u8>> {
-        let is_worth_it = |state: &SourceState| {
-            state.rejected.len() > 0
-                || state.refused.len() > 0
-                || state.calls.refused > 0
-                || state.routable
-        };
-        let mut sources: Vec<_> =
+        let is_worth_it = |state: &SourceState| state.routable || state.counts.is_worth_keeping();
+        let mut states: Vec<_> =
             self.sources.iter().filter(|(_, state)| is_worth_it(state)).collect();
-        sources.sort_unstable_by_key(|(_, state)| std::cmp::Reverse(state.last));
-        let sources = sources.into_iter().take(MAX_KEPT).map(|(source, state)| KeptSource {
-            source: source.octets(),
-            last: state.last,
-            routable: state.routable,
-            rejected: state.rejected.clone(),
-            slow: state.slow,
-            slow_seen: state.slow_seen,
-            refused: state.refused.clone(),
-            calls: state.calls.routable,
-            calls_seen: state.calls.all,
-            refused_calls: state.calls.refused,
+        states.sort_unstable_by_key(|(_, state)| std::cmp::Reverse(state.last));
+        let sources = states.into_iter().take(MAX_KEPT).map(|(source, state)| {
+            let SourceState { last, routable, .. } = **state;
+            let (source, counts) = (source.octets(), state.counts.keep()?);
+            Ok(KeptSource { source, last, routable, counts })
         });
+        let sources = sources.collect::<Result<Vec<_>>>()?;
         let served = self.served.all(now).take(MAX_KEPT).map(|(source, since, until)| KeptServed {
             source: source.octets(),
             since,
             until,
         });
         let decoys_from = self.decoys_from;
-        let (sources, served) = (sources.collect(), served.collect());
-        Ok(serde_json::to_vec(&Kept { now, wall_ms, sources, served, decoys_from })?)
+        let (served, rules) = (served.collect(), self.memory.keep()?);
+        Ok(serde_json::to_vec(&Kept { now, wall_ms, sources, served, decoys_from, rules })?)
     }
 
     /// Restores the evidence of an earlier run.
@@ -94,24 +80,12 @@ impl Detector {
             let until = moved(one.until).min(now.saturating_add(super::FIRST_DAY_NS));
             self.served.restore(IpKey::new(one.source), moved(one.since), until);
         }
-        for mut of in kept.sources.into_iter().take(MAX_SOURCES) {
-            of.rejected.shift(moved);
-            of.refused.shift(moved);
-            [&mut of.slow, &mut of.slow_seen, &mut of.calls, &mut of.calls_seen]
-                .into_iter()
-                .for_each(|bucket| bucket.shift(moved));
+        self.memory.recall(kept.rules)?;
+        for of in kept.sources.into_iter().take(MAX_SOURCES) {
             let source = IpKey::new(of.source);
-            let mut state = SourceState {
-                last: moved(of.last),
-                routable: of.routable,
-                rejected: of.rejected,
-                slow: of.slow,
-                slow_seen: of.slow_seen,
-                refused: of.refused,
-                ..SourceState::new(source)
-            };
-            (state.calls.routable, state.calls.all) = (of.calls, of.calls_seen);
-            state.calls.refused = of.refused_calls;
+            let (last, routable) = (moved(of.last), of.routable);
+            let mut state = SourceState { last, routable, ..SourceState::new(source) };
+            state.counts.recall(of.counts, &moved)?;
             self.sources.entry(source).or_insert_with(|| Box::new(state));
         }
         Ok(())

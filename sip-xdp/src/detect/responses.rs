@@ -14,10 +14,10 @@ use super::digest::digest;
 use super::nonces::Echo;
 use super::observation::Observation;
 use super::registrations::Acceptance;
+use super::rules::Signal;
 use super::source_state::{Challenged, Waiting};
 use super::transactions::{Answered, Match, Method, Request};
-use super::windows::Window;
-use super::{Action, Detector, GRACE_NS, Metering, Step};
+use super::{Action, Detector, GRACE_NS};
 use crate::sip::message::{Head, StartLine, user_name};
 use crate::sip::transport::Transport;
 
@@ -32,9 +32,6 @@ const LONGEST: u32 = 24 * 3_600;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// How long the ladder meters forgeable tries at an address with standing.
-const DAY_NS: u64 = 24 * 3_600 * SECOND_NS;
-
 /// Number of rejections of one user within the grace period that cannot be retries any more.
 const NO_RETRY: usize = 2;
 
@@ -45,6 +42,7 @@ const MAX_WAITING: usize = 64;
 pub(super) const EXCUSE_NS: u64 = 600 * SECOND_NS;
 
 /// A response of the server, and its destination.
+#[derive(Debug)]
 pub(super) struct Answer<'a> {
     /// Destination.
     pub(super) to: IpKey,
@@ -100,8 +98,8 @@ impl Detector {
                 }
                 self.outcome(&answer, &answered, actions);
                 if request.is_proven && status >= 200 {
-                    self.call_is_proven(request.source, request.call, now, actions);
-                    self.enumeration_is_proven(request.source, request.call, now, actions);
+                    let call = Signal::Proven(request.call);
+                    self.hear(request.source, now, call, actions);
                 }
             }
             Match::Repeated => {}
@@ -164,7 +162,8 @@ impl Detector {
             _ => {}
         }
         if answer.status >= 200 {
-            self.tool_was_answered(request, answer, actions);
+            let what = Signal::Answered(request, answer);
+            self.hear(request.source, answer.now, what, actions);
         }
     }
 
@@ -215,7 +214,7 @@ impl Detector {
                 state.take_back(std::slice::from_ref(aor), request.call);
             }
         }
-        users.iter().chain(&request.user).for_each(|user| self.tried.forget(user));
+        self.hear(source, now, Signal::Accepted(request, &users), actions);
         let account = digest(&(&user, source));
         if self.known.accepted_lately(&source, &user, now) {
             self.registrar.tried(now, account, true, 0);
@@ -341,8 +340,13 @@ impl Detector {
         let is_same = |other: &Rejection| other.user == user;
         let waiting =
             state.waiting.iter().filter(|one| !one.counted && is_same(&one.rejection)).count();
-        let lately =
-            state.rejected.iter().rev().take_while(|(at, _)| now.saturating_sub(*at) < GRACE_NS);
+        let lately = state
+            .counts
+            .rejected
+            .tries
+            .iter()
+            .rev()
+            .take_while(|(at, _)| now.saturating_sub(*at) < GRACE_NS);
         let certain = lately.filter(|(_, one)| is_same(one)).count();
         // An old nonce, in a call that may ring for long before it is accepted.
         let may_be_retried = is_account || level == Level::Seen;
@@ -358,42 +362,16 @@ impl Detector {
         }
     }
 
-    /// Rejections at an address with standing, with nonces that it was not given: tries without a
-    /// nonce of its own are slowed down.
-    pub(super) fn limit_hidden(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
-        let (rule, slow) = (self.rules.rejected, self.rules.slow);
-        let Some(state) = self.sources.get_mut(&source) else {
-            return;
-        };
-        state.hidden.note(now, (), rule.per.nanos());
-        let filled = state.hidden_slow.pour(now, slow.per.nanos());
-        let by_count = rule.enabled && state.hidden.len() >= rule.count as usize;
-        let by_level = slow.enabled && filled >= f64::from(slow.count) - 0.5;
-        if by_count || by_level {
-            state.hidden = Window::default();
-            let reason = "passwords are rejected that echo no nonce of ours".to_owned();
-            let metering = Metering::of_host(source, Step::Down, now + DAY_NS, reason);
-            actions.push(Action::Meter(metering));
-        }
-    }
-
     /// Processes a 403, 404, 484 or 604: a refused user or number.
     fn refused(&mut self, answer: &Answer<'_>, request: &Request, actions: &mut Vec<Action>) {
-        let Some(target) = request.target.clone() else {
+        let Some(target) = &request.target else {
             return;
         };
         if request.in_dialog {
             return;
         }
-        let (source, now) = (request.source, answer.now);
-        if request.method == Method::Invite {
-            self.call_was_refused(request, &target, answer.status, now, actions);
-        }
-        let is_register = request.method == Method::Register;
-        if matches!(answer.status, 403 | 404) && !request.authorized {
-            let level = Level::Seen;
-            self.enumerated(source, &target, is_register, level, Some(request.call), now, actions);
-        }
+        let what = Signal::Refused(request, target, answer.status);
+        self.hear(request.source, answer.now, what, actions);
     }
 
     /// Processes a call that was accepted without credentials.
@@ -469,8 +447,7 @@ impl Detector {
     pub(super) fn settle(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         self.settle_rejections(source, now, actions);
         self.settle_challenges(source, now, actions);
-        self.settle_calls(source, now, actions);
-        self.settle_tool_calls(source, now, actions);
+        self.hear(source, now, Signal::Due, actions);
     }
 
     fn settle_challenges(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
@@ -487,12 +464,7 @@ impl Detector {
         // Credentials that the kernel's own limit dropped are not missing.
         let was_free = |at: u64| limited == 0 || limited.saturating_add(GRACE_NS) < at;
         for one in over.into_iter().filter(|one| was_free(one.at)) {
-            if one.is_invite {
-                let call = one.is_proven.then_some(one.call);
-                self.call_went_unanswered(source, &one.target, call, now, actions);
-            }
-            let level = if one.is_proven { Level::Routable } else { Level::Seen };
-            self.enumerated(source, &one.target, one.is_register, level, None, now, actions);
+            self.hear(source, now, Signal::Unanswered(&one), actions);
         }
     }
 }

@@ -16,16 +16,18 @@ const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000_000 * SECOND;
 
 /// A registrar with its clients.
-struct Fixture {
-    detector: Detector,
-    now: u64,
+pub(super) struct Fixture {
+    pub(super) detector: Detector,
+    pub(super) now: u64,
     number: u64,
-    bans: Vec<Finding>,
-    actions: Vec<Action>,
+    pub(super) bans: Vec<Finding>,
+    pub(super) actions: Vec<Action>,
+    /// The host that clients ask for.
+    pub(super) domain: &'static str,
     /// Flags of every event.
     flags: u8,
     /// The UDP checksum of incoming packets, if headers are sampled.
-    checksum: Option<u16>,
+    pub(super) checksum: Option<u16>,
     /// How messages come; by UDP they come from the kernel.
     transport: Transport,
     /// Nothing was lost before them.
@@ -34,14 +36,14 @@ struct Fixture {
 
 /// A client at an address.
 #[derive(Clone)]
-struct Who {
-    source: IpKey,
+pub(super) struct Who {
+    pub(super) source: IpKey,
     port: u16,
     user: String,
     agent: &'static str,
 }
 
-fn who(address: &str, port: u16, user: &str) -> Who {
+pub(super) fn who(address: &str, port: u16, user: &str) -> Who {
     Who {
         source: source_of(address.parse().unwrap()),
         port,
@@ -51,11 +53,11 @@ fn who(address: &str, port: u16, user: &str) -> Who {
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(Config::default())
     }
 
-    fn with(config: Config) -> Self {
+    pub(super) fn with(config: Config) -> Self {
         let detector = Detector::new(&config);
         Self {
             detector,
@@ -63,6 +65,7 @@ impl Fixture {
             number: 0,
             bans: Vec::new(),
             actions: Vec::new(),
+            domain: "pbx",
             flags: 0,
             checksum: None,
             transport: Transport::Udp,
@@ -70,7 +73,7 @@ impl Fixture {
         }
     }
 
-    fn wait(&mut self, nanos: u64) {
+    pub(super) fn wait(&mut self, nanos: u64) {
         self.now += nanos;
         let actions = self.detector.tick(self.now);
         self.take(actions);
@@ -115,9 +118,16 @@ impl Fixture {
     }
 
     /// A request and its response, in the same transaction.
-    fn ask(&mut self, who: &Who, method: &str, target: &str, credentials: &str, status: &str) {
+    pub(super) fn ask(
+        &mut self,
+        who: &Who,
+        method: &str,
+        target: &str,
+        credentials: &str,
+        status: &str,
+    ) {
         self.number += 1;
-        let (number, user) = (self.number, &who.user);
+        let (number, user, domain) = (self.number, &who.user, self.domain);
         // A response to a challenge stays in its call.
         let echoed = credentials.split("nonce=\"n").nth(1).and_then(|rest| rest.split('"').next());
         let call = echoed.and_then(|nonce| nonce.parse().ok()).unwrap_or(number);
@@ -127,13 +137,12 @@ impl Fixture {
             (user.as_str(), format!("{target}@"))
         };
         let common = format!(
-            "Via: SIP/2.0/UDP h;branch=z9hG4bK{number}\r\nFrom: <sip:{aor}@pbx>;tag=f{call}\r\nTo: \
-             <sip:{target}@pbx>\r\n\
-             Call-ID: c{call}\r\nCSeq: {number} {method}\r\n"
+            "Via: SIP/2.0/UDP h;branch=z9hG4bK{number}\r\nFrom: <sip:{aor}@{domain}>;tag=f{call}\r\n\
+             To: <sip:{target}@{domain}>\r\nCall-ID: c{call}\r\nCSeq: {number} {method}\r\n"
         );
         let agent = who.agent;
         let request = format!(
-            "{method} sip:{uri}pbx SIP/2.0\r\n{common}User-Agent: {agent}\r\n{credentials}\r\n"
+            "{method} sip:{uri}{domain} SIP/2.0\r\n{common}User-Agent: {agent}\r\n{credentials}\r\n"
         );
         self.event(EventKind::Request, who, &request);
         self.event(
@@ -144,20 +153,20 @@ impl Fixture {
     }
 
     /// Registers as phones do, with a nonce that no other client is given.
-    fn register(&mut self, who: &Who) {
+    pub(super) fn register(&mut self, who: &Who) {
         self.ask(who, "REGISTER", &who.user, "", "401 Unauthorized");
         let credentials = self.credentials(who, self.number, "right");
         self.ask(who, "REGISTER", &who.user, &format!("{credentials}Expires: 600\r\n"), "200 OK");
     }
 
     /// Tries a wrong password.
-    fn guess(&mut self, who: &Who, password: &str) {
+    pub(super) fn guess(&mut self, who: &Who, password: &str) {
         self.ask(who, "REGISTER", &who.user, "", "401 Unauthorized");
         let credentials = self.credentials(who, self.number, password);
         self.ask(who, "REGISTER", &who.user, &credentials, "401 Unauthorized");
     }
 
-    fn credentials(&self, who: &Who, nonce: u64, password: &str) -> String {
+    pub(super) fn credentials(&self, who: &Who, nonce: u64, password: &str) -> String {
         let user = &who.user;
         format!(
             "Authorization: Digest \

@@ -13,7 +13,7 @@ use super::digest::digest;
 use super::observation::Observation;
 use super::recent::Recent;
 use super::registrations::Place;
-use crate::sip::message::{Head, StartLine, headers, uri_user, user_name};
+use crate::sip::message::{Head, StartLine, headers, uri_host, uri_user, user_name};
 use crate::sip::transport::Transport;
 
 /// Maximum number of pending transactions.
@@ -48,6 +48,10 @@ pub(super) struct Request {
     pub(super) user: Option<String>,
     /// The target: the AOR of a registration, the callee of a call.
     pub(super) target: Option<String>,
+    /// The address that it was sent to, where that was seen.
+    pub(super) destination: Option<IpKey>,
+    /// The host part of the Request-URI.
+    pub(super) host: Option<String>,
     /// Whether it carries credentials.
     pub(super) authorized: bool,
     /// Whether it may have unseen credentials, because it is longer than the sample.
@@ -126,6 +130,8 @@ impl Request {
             method,
             user: user.map(user_name),
             target: target.map(user_name),
+            destination: event.checksum.map(|(to, _)| to),
+            host: uri_host(uri),
             authorized: head.authorized,
             cut: event.is_cut && !head.complete && !head.authorized,
             attempt: digest(&tried.collect::<Vec<_>>()),

@@ -50,7 +50,7 @@ impl<T> Window<T> {
         self.events.len()
     }
 
-    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &(u64, T)> {
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &(u64, T)> + Clone {
         self.events.iter()
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender, channel};
 use std::thread;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::List;
 use tokio::sync::{mpsc, watch};
@@ -86,18 +87,20 @@ struct Running {
 }
 
 /// The state of a feed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default)] // a daemon of an earlier version has fewer fields
 pub struct FeedRow {
     /// Configured name.
     pub name: String,
     /// The format of its list.
+    #[schemars(with = "FeedFormat")]
     pub format: String,
     /// The format was not configured: the list showed it.
     pub detected: bool,
     /// The list is empty, which was accepted.
     pub empty: bool,
     /// `block`, `admit` or `trust`.
+    #[schemars(with = "FeedAction")]
     pub action: String,
     /// Where it comes from, without keys.
     pub url: String,

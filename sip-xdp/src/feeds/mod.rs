@@ -17,3 +17,5 @@ pub mod report;
 mod saved;
 mod sync;
 mod thread;
+
+pub use formats::FeedFormat;

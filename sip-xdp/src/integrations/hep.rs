@@ -49,6 +49,8 @@ const MAX_KEY: usize = 256;
 pub(crate) struct Received {
     /// Who told it.
     pub(crate) teller: IpAddr,
+    /// Where it was taken.
+    pub(crate) listen: HepListen,
     /// How it was carried: never a transport that is read on the wire.
     pub(crate) transport: Transport,
     /// Where it came from.
@@ -129,7 +131,7 @@ impl HepInput {
     fn start(&self, config: HepConfig) -> Place {
         let state = Arc::new(State::default());
         let (stop, stopped) = watch::channel(());
-        let gate = read_key(&config.key_file).map(|key| Gate {
+        let gate = read_key("hep.key_file", &config.key_file).map(|key| Gate {
             key,
             senders: config.senders.clone(),
             queue: self.queue.clone(),
@@ -148,6 +150,15 @@ impl HepInput {
             }
         };
         Place { config, state, _stop: stop }
+    }
+
+    /// Notes that a message which was taken is ignored after all: it was read on the wire.
+    pub(crate) fn ignore(&self, received: &Received) {
+        let is_place = |place: &&Place| place.config.listen == received.listen;
+        if let Some(Place { state, .. }) = self.places.iter().find(is_place) {
+            state.counts.taken.fetch_sub(1, Ordering::Relaxed);
+            state.counts.ignored.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Its fields in `status`.
@@ -210,16 +221,16 @@ impl State {
     }
 }
 
-/// The key in a file: its first line. None where no file is named.
-fn read_key(file: &Path) -> Result<Option<Vec<u8>>> {
+/// The key in a file that a setting names: its first line. None where no file is named.
+pub(super) fn read_key(setting: &str, file: &Path) -> Result<Option<Vec<u8>>> {
     if file.as_os_str().is_empty() {
         return Ok(None);
     }
     let text = std::fs::read(file)
-        .with_context(|| format!("hep.key_file = {:?} cannot be read", file.display()))?;
+        .with_context(|| format!("{setting} = {:?} cannot be read", file.display()))?;
     let key = text.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii();
     if key.is_empty() || key.len() > MAX_KEY {
-        bail!("hep.key_file = {:?} has no key of 1 to {MAX_KEY} bytes", file.display());
+        bail!("{setting} = {:?} has no key of 1 to {MAX_KEY} bytes", file.display());
     }
     Ok(Some(key.to_vec()))
 }
@@ -293,17 +304,19 @@ impl Gate {
         let kept = message.len().min(MESSAGE);
         let received = Received {
             teller: sender,
+            listen: self.listen,
             transport,
             from: SocketAddr::new(from.to_canonical(), packet.from_port),
             to: SocketAddr::new(to.to_canonical(), packet.to_port),
             message: message[..kept].to_vec(),
             is_cut: kept < message.len(),
         };
-        let count = match self.queue.try_send(received) {
-            Ok(()) => &counts.taken,
-            Err(_) => &counts.lost,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
+        // Counted first: whoever takes it may move it to `ignored`.
+        counts.taken.fetch_add(1, Ordering::Relaxed);
+        if self.queue.try_send(received).is_err() {
+            counts.taken.fetch_sub(1, Ordering::Relaxed);
+            counts.lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -524,6 +537,7 @@ mod tests {
     fn our_side_is_known_by_its_address_or_else_by_its_port() {
         let told = |teller: &str, from: &str, to: &str| Received {
             teller: teller.parse().unwrap(),
+            listen: HepConfig::default().listen,
             transport: Transport::Tls,
             from: from.parse().unwrap(),
             to: to.parse().unwrap(),
@@ -551,11 +565,11 @@ mod tests {
     fn keys_are_the_first_line_of_a_file() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("key");
-        assert_eq!(read_key(Path::new("")).unwrap(), None);
-        assert!(read_key(&file).is_err());
+        assert_eq!(read_key("hep.key_file", Path::new("")).unwrap(), None);
+        assert!(read_key("hep.key_file", &file).is_err());
         std::fs::write(&file, " secret \r\nmore\n").unwrap();
-        assert_eq!(read_key(&file).unwrap().as_deref(), Some(&b"secret"[..]));
+        assert_eq!(read_key("hep.key_file", &file).unwrap().as_deref(), Some(&b"secret"[..]));
         std::fs::write(&file, "\nsecret\n").unwrap();
-        assert!(read_key(&file).is_err());
+        assert!(read_key("hep.key_file", &file).is_err());
     }
 }

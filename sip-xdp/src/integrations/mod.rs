@@ -6,6 +6,7 @@
 
 pub mod crowdsec;
 pub(crate) mod hep;
+pub(crate) mod hep_export;
 pub mod notify;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,13 +18,14 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
 
-use crate::api::answers::{CrowdsecStatus, NotifyStatus};
+use crate::api::answers::{CrowdsecStatus, HepExportStatus, NotifyStatus};
 use crate::api::event_stream::Hub;
 use crate::bans::event::Event;
 use crate::config::Config;
 use crate::text::Quoted;
 
 use crowdsec::Publisher;
+use hep_export::Exporter;
 use notify::Notifier;
 
 /// All integrations.
@@ -31,6 +33,7 @@ use notify::Notifier;
 pub struct Integrations {
     notifier: Option<Notifier>,
     publisher: Option<Publisher>,
+    exporter: Option<Exporter>,
 }
 
 impl Integrations {
@@ -45,6 +48,11 @@ impl Integrations {
             self.publisher =
                 config.crowdsec.publish.then(|| Publisher::start(config.crowdsec.clone(), hub));
         }
+        if self.exporter.as_ref().map(Exporter::config) != Some(&config.hep_export) {
+            let server = config.hep_export.destination();
+            self.exporter =
+                server.map(|server| Exporter::start(config.hep_export.clone(), server, hub));
+        }
     }
 
     /// The state of notification; null without it.
@@ -57,10 +65,17 @@ impl Integrations {
         self.publisher.as_ref().map(Publisher::status)
     }
 
+    /// How sending HEP is; none without it.
+    pub fn hep_export_status(&self) -> Option<HepExportStatus> {
+        self.exporter.as_ref().map(Exporter::status)
+    }
+
     /// Warnings for the operator.
     pub fn warnings(&self) -> Vec<String> {
         let notifier = self.notifier.iter().flat_map(Notifier::warnings);
-        notifier.chain(self.publisher.as_ref().and_then(Publisher::warning)).collect()
+        let publisher = self.publisher.as_ref().and_then(Publisher::warning);
+        let exporter = self.exporter.as_ref().and_then(Exporter::warning);
+        notifier.chain(publisher).chain(exporter).collect()
     }
 }
 

@@ -1,10 +1,12 @@
 //! Networks, in their written form and in that of the tables: 128 bits, IPv4 as `::ffff:0:0/96`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sip_xdp_common::ip_key::{IpKey, MAPPED_BITS, mask};
 use thiserror::Error;
@@ -181,6 +183,20 @@ impl fmt::Display for Network {
         } else {
             f.pad(&format!("{address}/{}", self.prefix()))
         }
+    }
+}
+
+impl JsonSchema for Network {
+    fn schema_name() -> Cow<'static, str> {
+        "Network".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "An address, or a network as address/prefix.",
+            "type": "string",
+            "pattern": "^[0-9a-f.:]+(/[0-9]{1,3})?$",
+        })
     }
 }
 

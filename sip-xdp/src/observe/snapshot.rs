@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::abi::names;
@@ -17,7 +18,7 @@ use crate::dataplane::netlink::Interface;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::header;
-use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
+use crate::dataplane::tables::ledger::{Entry, Ledger, ListName, OwnerName, Tier};
 use crate::dataplane::tables::meters::Sources;
 use crate::dataplane::tables::networks::Table;
 use crate::net::network::Network;
@@ -40,18 +41,21 @@ pub struct FromDaemon {
 }
 
 /// Number of entries by list and owner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct ListCount {
     /// `block`, `trust` or `admit`.
+    #[schemars(with = "ListName")]
     pub list: &'static str,
     /// Owner; `feed` for all feeds together.
+    #[schemars(with = "OwnerName")]
     pub owner: &'static str,
     /// Number of entries.
     pub entries: usize,
 }
 
 /// Bans in force.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
+#[schemars(rename = "BanCounts")]
 pub struct Bans {
     /// Level 1 (proven) bans.
     pub proven: usize,
@@ -62,7 +66,7 @@ pub struct Bans {
 }
 
 /// Storm state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Storm {
     /// Whether there is a storm now.
     pub is_storm: bool,
@@ -71,13 +75,14 @@ pub struct Storm {
 }
 
 /// A blocked or limited source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Worst {
     /// The network.
     pub network: Network,
     /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
     /// `blocked` or `limited`.
+    #[schemars(extend("enum" = ["blocked", "limited"]))]
     pub state: &'static str,
     /// The owner, or the limit.
     pub owner: String,
@@ -96,7 +101,7 @@ pub struct Worst {
 }
 
 /// The contents of a screen.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Overview {
     /// [`SCHEMA`].
     pub schema: u32,

@@ -237,8 +237,8 @@ pub fn user_name(user: &[u8]) -> String {
     }
 }
 
-/// The user part of a URI or name-addr: between the scheme and the `@`.
-pub fn uri_user(value: &[u8]) -> Option<&[u8]> {
+/// The URI of a name-addr without its brackets: scheme, and what stands behind the colon.
+fn uri_parts(value: &[u8]) -> Option<(&[u8], &[u8])> {
     // A display name before the URI may contain anything.
     let from = value.iter().position(|byte| *byte == b'<').map_or(0, |at| at + 1);
     let uri = &value[from..];
@@ -247,15 +247,16 @@ pub fn uri_user(value: &[u8]) -> Option<&[u8]> {
         .position(|byte| matches!(byte, b'>' | b' ' | b'\t' | b'\r' | b'\n'))
         .unwrap_or(uri.len());
     let uri = &uri[..end];
-    let scheme = uri.iter().position(|byte| *byte == b':')?;
-    if !["sip", "sips", "tel"]
-        .iter()
-        .any(|known| uri[..scheme].eq_ignore_ascii_case(known.as_bytes()))
-    {
-        return None;
-    }
-    let rest = &uri[scheme + 1..];
-    let user = if uri[..scheme].eq_ignore_ascii_case(b"tel") {
+    let colon = uri.iter().position(|byte| *byte == b':')?;
+    let (scheme, rest) = (&uri[..colon], &uri[colon + 1..]);
+    let is_known = |known: &&str| scheme.eq_ignore_ascii_case(known.as_bytes());
+    ["sip", "sips", "tel"].iter().any(|known| is_known(&known)).then_some((scheme, rest))
+}
+
+/// The user part of a URI or name-addr: between the scheme and the `@`.
+pub fn uri_user(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = uri_parts(value)?;
+    let user = if scheme.eq_ignore_ascii_case(b"tel") {
         rest.split(|byte| *byte == b';').next()?
     } else {
         let at = rest.iter().position(|byte| *byte == b'@')?;
@@ -263,6 +264,26 @@ pub fn uri_user(value: &[u8]) -> Option<&[u8]> {
         rest[..at].split(|byte| matches!(byte, b':' | b';')).next()?
     };
     (!user.is_empty()).then_some(user)
+}
+
+/// The host part of a SIP URI or name-addr in lower case: a name without its last dot, or an
+/// address without brackets. Without port, parameters and headers (RFC 3261, 19.1.1).
+pub fn uri_host(value: &[u8]) -> Option<String> {
+    let (scheme, rest) = uri_parts(value)?;
+    if scheme.eq_ignore_ascii_case(b"tel") {
+        return None;
+    }
+    let from = rest.iter().position(|byte| *byte == b'@').map_or(0, |at| at + 1);
+    let rest = &rest[from..];
+    let host = match rest.strip_prefix(b"[") {
+        Some(behind) => behind.split(|byte| *byte == b']').next()?,
+        None => rest.split(|byte| matches!(byte, b':' | b';' | b'?')).next()?,
+    };
+    let host = std::str::from_utf8(host).ok()?.trim_end_matches('.').to_ascii_lowercase();
+    // The longest name that DNS has (RFC 1035, 2.3.4).
+    let is_host = (1..=253).contains(&host.len())
+        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte));
+    is_host.then_some(host)
 }
 
 /// Lines with their continuations (RFC 3261, 7.3.1), and whether each is complete.
@@ -564,10 +585,30 @@ mod tests {
         assert_eq!(user_name(&[b'x'; 500]).len(), 64);
     }
 
+    #[test]
+    fn hosts_are_compared_without_port_and_case() {
+        for (uri, host) in [
+            ("sip:PBX.example.com", Some("pbx.example.com")),
+            ("sip:100@pbx.example.com.:5060;transport=tcp", Some("pbx.example.com")),
+            ("<sips:100:secret@192.0.2.1>;tag=1", Some("192.0.2.1")),
+            ("sip:100@[2001:DB8::1]:5060", Some("2001:db8::1")),
+            ("sip:pbx?subject=x", Some("pbx")),
+            ("sip:a%40b@pbx", Some("pbx")),
+            ("tel:+49123", None),
+            ("sip:", None),
+            ("sip:100@", None),
+            ("sip:100@p\"bx", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(uri_host(uri.as_bytes()).as_deref(), host, "{uri}");
+        }
+        assert_eq!(uri_host(format!("sip:{}", "x".repeat(254)).as_bytes()), None);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_at_all(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
-            let _ = Head::read(&bytes);
+            let _ = (Head::read(&bytes), uri_host(&bytes));
         }
 
         #[test]

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::abi::names;
@@ -15,6 +16,7 @@ use crate::config::HostName;
 use crate::dataplane::counters::{self, SCHEMA};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
+use crate::detect::KindName;
 use crate::dns::Hosts;
 use crate::net::network::Network;
 use crate::sip::transport::Transport;
@@ -27,7 +29,7 @@ const PART: usize = 40_000;
 
 /// The owner of an exported entry. Those of the configuration, of host names and of tools are
 /// recreated by their owners.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DumpedOwner {
     /// An operator.
@@ -37,7 +39,7 @@ pub enum DumpedOwner {
 }
 
 /// An entry of the block or the trust list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct DumpedEntry {
     /// The network.
     pub network: Network,
@@ -56,7 +58,7 @@ pub struct DumpedEntry {
 }
 
 /// A host name that is trusted by command.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Host {
     /// The name.
     pub name: HostName,
@@ -69,7 +71,8 @@ pub struct Host {
 }
 
 /// A user that was accepted with credentials.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "AcceptedUser")]
 pub struct Accepted {
     /// Address.
     pub address: IpAddr,
@@ -89,7 +92,7 @@ pub struct Accepted {
 }
 
 /// The offences of a network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Offence {
     /// The network.
     pub network: Network,
@@ -100,13 +103,14 @@ pub struct Offence {
 }
 
 /// A past or current ban.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct PastBan {
     /// The network.
     pub network: Network,
     /// The port, if the ban covered only that.
     pub port: Option<u16>,
     /// The kind of evidence.
+    #[schemars(with = "KindName")]
     pub kind: String,
     /// Evidence tier.
     pub tier: Option<Tier>,
@@ -119,6 +123,7 @@ pub struct PastBan {
     /// When it ended, if it has.
     pub ended: Option<Timestamp>,
     /// What ended it: `expired`, `command` or `displaced`.
+    #[schemars(extend("enum" = ["expired", "command", "displaced", null]))]
     pub ended_by: Option<String>,
     /// Packets that were dropped for it until it ended; none if nobody counted.
     #[serde(default)]
@@ -144,7 +149,7 @@ impl From<HistoryRow> for PastBan {
 }
 
 /// All of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Export {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -165,7 +170,7 @@ pub struct Export {
 }
 
 /// A part of a state dump.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(tag = "of", content = "rows", rename_all = "snake_case")]
 pub enum Part {
     /// Trust entries.
@@ -183,6 +188,10 @@ pub enum Part {
 }
 
 impl Part {
+    /// The names of all sections.
+    pub const NAMES: [&'static str; 6] =
+        ["trust", "hosts", "accepted", "offences", "block", "history"];
+
     /// The name of its section.
     pub fn name(&self) -> &'static str {
         match self {

@@ -4,3 +4,4 @@ pub mod clock;
 pub(crate) mod files;
 pub mod paths;
 pub(crate) mod privileges;
+pub(crate) mod schema;

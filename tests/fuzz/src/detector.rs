@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use bytemuck::Zeroable as _;
-use sip_xdp::config::Config;
+use sip_xdp::config::{Config, Detect};
 use sip_xdp::dataplane::tables::ledger::Tier;
 use sip_xdp::detect::{Acceptance, Action, Detector, Finding, Growth};
 use sip_xdp_common::abi::layout::{
@@ -31,20 +31,6 @@ const MAX_EVENTS: usize = 2_000;
 /// Maximum number of keys for the sources of a script: each by itself, and as a network of two
 /// lengths.
 const KEYS: usize = 8 * 3;
-
-/// Every kind of evidence.
-const KINDS: [&str; 10] = [
-    "register",
-    "requests",
-    "rejected",
-    "slow",
-    "sprayed",
-    "misconfigured",
-    "enumeration",
-    "signature",
-    "invites",
-    "decoy",
-];
 
 /// Runs a script, and panics if an invariant is violated.
 pub fn run(bytes: &[u8]) {
@@ -243,7 +229,7 @@ impl Fixture {
 
     fn check_ban(&self, finding: &Finding) {
         is_sanitised(&finding.reason);
-        assert!(KINDS.contains(&finding.kind), "{}", finding.kind);
+        assert!(Detect::kinds().contains(&finding.kind), "{}", finding.kind);
         // A peer that registers or tries passwords is a client like any other.
         let by_volume = ["register", "requests", "invites"].contains(&finding.kind);
         assert!(!by_volume || !self.is_peer(&finding.source), "a peer is banned: {finding:?}");

@@ -40,6 +40,7 @@ mod replay;
 mod replay_tcp;
 mod restarts;
 mod schemas;
+mod sockets;
 mod storms;
 mod survival;
 mod top;

@@ -77,7 +77,7 @@ impl Schemas {
         let registry = Registry::new()
             .extend(schemas.iter().map(|(name, schema)| (place(name), schema)))?
             .prepare()?;
-        let outputs = schemas.keys().filter(|name| *name != "common");
+        let outputs = schemas.keys().filter(|name| !["common", "types"].contains(&name.as_str()));
         let validator = |name: &String| -> Result<(String, Validator)> {
             let options =
                 jsonschema::options().with_registry(&registry).should_validate_formats(true);

@@ -116,6 +116,53 @@ fn operators_may_fill_the_table() {
     assert!(matches!(error, ListError::Full { .. }), "{error}");
 }
 
+/// A list of exactly `capacity.networks` is taken, and bans, operators, trust and phones find room
+/// beside it; a longer one is refused as a whole, and the earlier one stays.
+#[test]
+fn a_list_of_exactly_the_capacity_leaves_room() {
+    for networks in [64_u32, 1_024] {
+        let mut kernel = kernel(networks);
+        let list = |count: u32| (0..count).map(|n| network(500_000 + n)).collect::<Vec<_>>();
+        kernel.lists.replace_feed("one", list(networks)).unwrap();
+        let error = kernel.lists.replace_feed("one", list(networks + 1)).unwrap_err();
+        assert!(matches!(error, ListError::Full { .. }), "{error}");
+        let error = kernel.lists.replace_feed("two", vec![network(700_000)]).unwrap_err();
+        assert!(error.to_string().contains("capacity.networks"), "{error}");
+        // The same networks in another feed take no more room.
+        kernel.lists.replace_feed("two", list(networks / 2)).unwrap();
+        assert_eq!(used(&kernel, "feeds"), networks as usize);
+        let fill = kernel.lists.fill();
+        let all = fill.iter().find(|fill| fill.table == "networks").unwrap();
+        assert!(4 * all.used <= 3 * all.limit + 3, "three quarters at most: {all:?}");
+
+        let each = networks / 32;
+        for n in 0..each {
+            know(&mut kernel, n, START + HOUR + u64::from(n) * SECOND).unwrap();
+            kernel.lists.put(List::Block, ban(100_000 + n, Tier::Unproven, NEVER)).unwrap();
+            kernel.lists.put(List::Block, ban(200_000 + n, Tier::Proven, NEVER)).unwrap();
+            kernel.lists.put(List::Block, Entry::manual(network(300_000 + n), NEVER, "")).unwrap();
+            kernel.lists.put(List::Trust, Entry::manual(network(400_000 + n), NEVER, "")).unwrap();
+        }
+        let frame = |number: u32| sip(&network(number).to_string(), &request("OPTIONS"));
+        for (number, expected) in [
+            (0, Reason::Good),
+            (100_000, Reason::Blocked),
+            (200_000, Reason::Blocked),
+            (300_000, Reason::Blocked),
+            (400_000, Reason::Trusted),
+            (500_000, Reason::Blocked),
+            (500_000 + networks - 1, Reason::Blocked),
+            (500_000 + networks, Reason::Unknown),
+        ] {
+            assert_eq!(kernel.run(&frame(number)).reason, expected, "{number}");
+        }
+        // A shorter list is taken however full the rest is.
+        kernel.lists.replace_feed("one", list(networks / 2)).unwrap();
+        kernel.lists.replace_feed("two", Vec::new()).unwrap();
+        assert_eq!(used(&kernel, "feeds"), networks as usize / 2);
+    }
+}
+
 /// Sources on the ladder can be forged: they have a sixteenth of the table, the one that has been
 /// quiet for longest makes room, and operators and proven bans need not ask.
 #[test]

@@ -1,14 +1,33 @@
 //! The chapter of the configuration, from the file that packages install and the defaults.
 
 use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
 
-use sip_xdp::config::Config;
+use sip_xdp::config::{Config, Detect};
 use toml::{Table, Value};
 
 use super::page::{compare, wrap};
 
-/// The file that packages install: each default as a comment, with its explanation.
-const PACKAGED: &str = include_str!("../../../packaging/config.toml");
+/// The file that packages install: each default as a comment, with its explanation. The tables of
+/// detection rules are generated from the rules, and written when `SIP_XDP_BLESS` is set.
+fn packaged() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/config.toml");
+    let found = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{error}"));
+    let is_rule = |paragraph: &&str| paragraph.contains("\n#[detect.");
+    let paragraphs: Vec<&str> = found.split("\n\n").collect();
+    let first = paragraphs.iter().position(|one| is_rule(&one)).expect("there is a rule");
+    let last = paragraphs.iter().rposition(|one| is_rule(&one)).expect("there is a rule");
+    let (above, below) = (&paragraphs[..first], &paragraphs[last + 1..]);
+    let rules = Detect::commented();
+    let text = [above, &[rules.as_str()], below].concat().join("\n\n");
+    if std::env::var_os("SIP_XDP_BLESS").is_some() {
+        fs::write(&path, &text).unwrap_or_else(|error| panic!("{error}"));
+    } else {
+        assert_eq!(found, text, "packaging/config.toml is stale: run `cargo xtask docs`");
+    }
+    text
+}
 
 const HEAD: &str = "The file is `/etc/sip-xdp/config.toml` (TOML). Every key is optional; the \
     block below has every key with its default, but for the tables `[[feeds]]` and `[[hep]]`, \
@@ -58,7 +77,8 @@ fn spelt_out() -> String {
     let mut table = &defaults;
     let mut text = String::new();
     // What stands before the first key says how to use the file, which the chapter says itself.
-    let (_, body) = PACKAGED.split_once("\n\n").expect("a paragraph stands in front");
+    let packaged = packaged();
+    let (_, body) = packaged.split_once("\n\n").expect("a paragraph stands in front");
     let mut is_example = false;
     for line in body.lines() {
         // The example of a feed or of HEP, in whose place stands that there is none.

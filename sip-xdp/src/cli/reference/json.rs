@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::page::{cell, compare, wrap};
-use super::schemas;
+use super::schemas::generate;
 
 const HEAD: &str = "Every command prints JSON with `--json`. Objects carry `\"schema\": 1`; arrays \
     and the lines of `watch` do not. Fields are added, never renamed or removed. Times are RFC \
@@ -40,7 +40,7 @@ fn kind(value: &Value, here: &str, all: &Schemas) -> String {
         let found = if name.is_empty() { &all[file] } else { &all[file]["$defs"][name] };
         assert!(!found.is_null(), "{reference} leads nowhere");
         let anchor = anchor(file, name);
-        return format!("[{anchor}](#{anchor})");
+        return format!("[{anchor}](#{})", anchor.to_lowercase());
     }
     if !value["const"].is_null() {
         return format!("`{}`", value["const"]);
@@ -121,7 +121,7 @@ fn section(heading: &str, value: &Value, here: &str, all: &Schemas) -> String {
 
 #[test]
 fn the_chapter_of_json_is_current() {
-    let all = schemas();
+    let all = generate();
     let mut text = format!("{}\n\n{}\n", wrap(HEAD), wrap(FILES));
     for (file, schema) in all.iter().filter(|(file, _)| *file != "common") {
         let _ = write!(text, "\n## {file}\n\n{}.\n", schema["title"].as_str().unwrap_or_default());

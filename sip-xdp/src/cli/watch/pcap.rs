@@ -50,7 +50,7 @@ impl Capture {
         let Line::Packet(packet) = line else {
             return Ok(Ok(()));
         };
-        let data = bytes(&packet.data).context("a packet whose bytes are not hexadecimal")?;
+        let data = packet.bytes().context("a packet whose bytes are not hexadecimal")?;
         let link = match packet.link {
             LinkKind::Ip => RAW,
             LinkKind::Ethernet => ETHERNET,
@@ -94,11 +94,6 @@ impl Capture {
         };
         format!("{} packets written to {}{other}", self.written, self.name)
     }
-}
-
-fn bytes(hex: &str) -> Option<Vec<u8>> {
-    let digits = hex.as_bytes().chunks(2);
-    digits.map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect()
 }
 
 #[cfg(test)]

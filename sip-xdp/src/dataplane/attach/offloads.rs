@@ -8,13 +8,14 @@ use std::ffi::CString;
 
 use anyhow::Result;
 use nix::net::if_::{if_indextoname, if_nameindex};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::ethtool::{self, Features};
 use crate::dataplane::pins::Pins;
 
 /// An offload that attaching had switched off, and whether it was restored.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 pub struct Offload {
     /// The interface: the filtered one, or one beneath it.
     pub interface: String,

@@ -14,6 +14,7 @@ use aya::programs::tc::{
     self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle,
 };
 use aya::programs::{Link, ProgramError, SchedClassifier, TcAttachType};
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::names;
 
@@ -31,7 +32,7 @@ const PRIORITY: u16 = 5;
 const HANDLE: u16 = 0x5060;
 
 /// The attachment of the egress program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EgressWay {
     /// A tcx link: Linux 6.6 or newer.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpLinkId};
 use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_links, loaded_programs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{MODE_GENERIC, MODE_NATIVE};
 
@@ -19,7 +20,9 @@ use crate::dataplane::pins::Pins;
 use crate::dataplane::virtio::Obstacle;
 
 /// The configured attach mode.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum ModeChoice {
     /// Native if the driver supports it, else generic with a warning.
@@ -32,7 +35,7 @@ pub enum ModeChoice {
 }
 
 /// The attach mode of a program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Native: in the driver, before an skb is allocated.

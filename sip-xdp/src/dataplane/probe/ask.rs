@@ -10,7 +10,7 @@ use aya::sys::is_helper_supported;
 use nix::sched::{CloneFlags, unshare};
 
 use super::{BTF, Caller, HELPERS, Helper, Platform};
-use crate::dataplane::{bpf, rcu};
+use crate::dataplane::{bpf, rcu, tcp_sockets};
 use crate::sys::privileges;
 
 /// An unused interface index: a call that fails with "no such device" is one that the kernel knows.
@@ -35,6 +35,7 @@ impl Platform {
                 .is_ok(),
             xdp_links: xdp_links(),
             tcx: tcx(),
+            destroys_sockets: tcp_sockets::can_destroy(),
             grace: rcu::find().map_err(|error| format!("{error:#}")),
             btf: Path::new(BTF).exists(),
             xdp: xdp.map_err(|error| error.to_string()),

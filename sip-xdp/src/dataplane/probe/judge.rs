@@ -100,6 +100,15 @@ impl Platform {
                  5.18 or newer",
             ));
         }
+        if self.destroys_sockets == Some(false) {
+            found.push(Finding::new(
+                "kernel",
+                "the kernel destroys no sockets on request: TCP connections of a banned source \
+                 stay open, silent, until the SIP server ends them",
+                "use a kernel with CONFIG_INET_DIAG_DESTROY, as distributions build it, and load \
+                 the module tcp_diag; or set timeouts for idle connections in the SIP server",
+            ));
+        }
         if !self.btf {
             found.push(Finding::new(
                 "btf",
@@ -179,6 +188,7 @@ mod tests {
             mapped_arrays: true,
             xdp_links: Some(true),
             tcx: Some(true),
+            destroys_sockets: Some(true),
             grace: Ok(GraceWait::MapOfMaps),
             btf: true,
         }
@@ -209,6 +219,16 @@ mod tests {
             platform.responses(),
             "responses are read by a filter on the clsact qdisc (the kernel has no tcx)"
         );
+    }
+
+    #[test]
+    fn a_kernel_that_destroys_no_sockets_runs() {
+        let platform = Platform { destroys_sockets: Some(false), ..complete() };
+        assert!(platform.check().is_ok());
+        let [finding] = &platform.limitations()[..] else { panic!("one") };
+        assert!(finding.remedy.contains("CONFIG_INET_DIAG_DESTROY"), "{finding:?}");
+        let unknown = Platform { destroys_sockets: None, ..complete() };
+        assert!(unknown.limitations().is_empty());
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Platform {
     pub xdp_links: Option<bool>,
     /// Whether egress programs attach by links (tcx). `None`: could not be tried.
     pub tcx: Option<bool>,
+    /// Whether TCP sockets can be destroyed on request. `None`: could not be tried.
+    pub destroys_sockets: Option<bool>,
     /// How to wait for an RCU grace period, or the kernel's errors.
     pub grace: Result<GraceWait, String>,
     /// Whether the kernel provides BTF.

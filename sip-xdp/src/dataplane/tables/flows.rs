@@ -81,6 +81,19 @@ impl Flows {
         self.model.good_count
     }
 
+    /// The known-good flows that are not banned, of sources between two.
+    pub fn good_within(
+        &self,
+        first: IpKey,
+        last: IpKey,
+        now: u64,
+    ) -> impl Iterator<Item = (IpKey, u16)> {
+        let range = FlowKey::new(first, 0)..=FlowKey::new(last, u16::MAX);
+        let flows = self.model.by_key.range(range);
+        let good = flows.filter(move |(_, (banned, good))| *good > now && *banned <= now);
+        good.map(|(key, _)| (key.source, key.port))
+    }
+
     /// The state of a flow.
     pub fn get(&self, source: IpKey, port: u16) -> Option<Flow> {
         self.map.get(&FlowKey::new(source, port), 0).ok()

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{
     LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, ROW_PENDING, TIER_NONE, TIER_PROVEN,
@@ -16,9 +17,27 @@ use sip_xdp_common::abi::layout::{
 
 use crate::net::network::Network;
 use crate::sys::clock;
+use crate::sys::schema::one_of;
+
+one_of!(
+    /// The name of a list, in schemas.
+    ListName,
+    "A list.",
+    List::ALL.map(List::name)
+);
+
+one_of!(
+    /// The name of an owner, in schemas.
+    OwnerName,
+    "The owner of an entry: an operator, the detector, the configuration, a trusted host name, a \
+     tool such as fail2ban, or a feed.",
+    (0..=Owner::LAST as u8).filter_map(Owner::from_number).map(Owner::name)
+);
 
 /// Evidence tier of a ban; [`None`] for entries without evidence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// The source address could be forged.

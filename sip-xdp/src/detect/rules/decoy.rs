@@ -3,14 +3,16 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Growth, Level, Rejection};
 use super::super::digest::digest;
 use super::super::windows::Window;
 use super::super::{Action, Detector, Finding};
-
-pub(in super::super) const NAME: &str = "decoy";
+use super::rule::{BanKind, Counts, Heard, Memory, Rule, Signal};
+use crate::config::Span;
 
 /// Refused tries of learned decoys; for configured ones, one is enough.
 const TRIES: usize = 2;
@@ -20,6 +22,78 @@ const TRIES: usize = 2;
 const MAX_USERS: usize = 16_384;
 
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
+
+/// `[detect.decoy]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+#[serde(default)]
+pub struct Settings {
+    /// Whether it can ban.
+    pub enabled: bool,
+    /// Configured decoys.
+    pub users: Vec<String>,
+    /// Number of sources that must try a never-accepted user to make it a decoy.
+    pub count: u32,
+    /// Time in which they must do so.
+    pub per: Span,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { enabled: true, users: Vec::new(), count: 5, per: Span::seconds(24 * 3600) }
+    }
+}
+
+impl super::rule::Settings for Settings {
+    fn enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn rate(&self) -> Option<(u32, Span)> {
+        Some((self.count, self.per))
+    }
+}
+
+pub(in super::super) struct Decoy;
+
+impl Rule for Decoy {
+    const NAME: &'static str = "decoy";
+    const COMMENT: &'static str = "Decoys: these users, and those that were never accepted and \
+        that \"count\" sources tried within \"per\".";
+    const KINDS: &'static [BanKind] = &[BanKind {
+        name: "decoy",
+        evidence: "2 rejected passwords for a user that was never accepted and that `count` \
+                   sources tried within `per`; 1 for a user configured in `users`",
+        limits: "proven evidence only; not within the first 24 h without state",
+    }];
+
+    type Settings = Settings;
+    type Counts = Window<(String, u16)>;
+    type Memory = Tried;
+
+    fn hear(detector: &mut Detector, heard: &Heard<'_>, actions: &mut Vec<Action>) {
+        match heard.what {
+            Signal::Settled(rejection) => {
+                detector.decoy_was_tried(heard.source, rejection, heard.now, actions);
+            }
+            Signal::Accepted(request, users) => {
+                let users = users.iter().chain(&request.user);
+                users.for_each(|user| detector.memory.decoy.forget(user));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Rejections for decoys of a day: user and port.
+impl Counts for Window<(String, u16)> {
+    fn begin_anew(&mut self, port: Option<u16>) {
+        match port {
+            Some(port) => self.retain(|(_, at)| *at != port),
+            None => *self = Self::default(),
+        }
+    }
+}
 
 /// Never-accepted users, with the sources that tried them, up to the threshold.
 #[derive(Debug, Default)]
@@ -62,11 +136,14 @@ impl Tried {
     }
 
     /// Removes a user that was accepted.
-    pub(in super::super) fn forget(&mut self, user: &str) {
+    fn forget(&mut self, user: &str) {
         self.users.remove(user);
     }
+}
 
-    pub(in super::super) fn tidy(&mut self, now: u64, per: u64) {
+impl Memory for Tried {
+    fn tidy(&mut self, rules: &super::Detect, now: u64) {
+        let per = rules.decoy.per.nanos();
         self.users.retain(|_, (window, _)| {
             window.tidy(now, per);
             window.len() > 0
@@ -78,7 +155,7 @@ impl Tried {
 
 impl Detector {
     /// Processes a rejection that was not taken back in time.
-    pub(in super::super) fn decoy_was_tried(
+    fn decoy_was_tried(
         &mut self,
         source: IpKey,
         rejection: &Rejection,
@@ -92,8 +169,8 @@ impl Detector {
             return;
         }
         let configured = rule.users.iter().any(|decoy| decoy == user);
-        self.tried.note(user, digest(&source), count, now, per.nanos());
-        let sources = self.tried.sources(user);
+        self.memory.decoy.note(user, digest(&source), count, now, per.nanos());
+        let sources = self.memory.decoy.sources(user);
         // An unused name may belong to a user who has not returned since the first start.
         let is_learned = sources >= count && now >= self.decoys_from;
         if !configured && !is_learned {
@@ -102,8 +179,8 @@ impl Detector {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
-        state.decoys.note(now, (user.clone(), rejection.port), DAY_NS);
-        if !configured && state.decoys.len() < TRIES {
+        state.counts.decoy.note(now, (user.clone(), rejection.port), DAY_NS);
+        if !configured && state.counts.decoy.len() < TRIES {
             return;
         }
         let reason = if configured {
@@ -113,7 +190,7 @@ impl Detector {
                 "tried {user:?}, which nobody has and {sources} sources have tried within {per}"
             )
         };
-        let mut pairs: Vec<_> = state.decoys.iter().map(|(_, pair)| pair.clone()).collect();
+        let mut pairs: Vec<_> = state.counts.decoy.iter().map(|(_, pair)| pair.clone()).collect();
         pairs.sort_unstable();
         pairs.dedup();
         let is_one = pairs.len() == 1 && !configured;
@@ -123,7 +200,8 @@ impl Detector {
         if port.is_some_and(|port| self.known.users_at(&source, port, now, user) > 0) {
             return;
         }
-        let finding = Finding { port, growth, ..self.about(source, NAME, Level::Routable, reason) };
+        let finding =
+            Finding { port, growth, ..self.about(source, Decoy::NAME, Level::Routable, reason) };
         self.emit_ban(Level::Routable, finding, now, actions);
     }
 }

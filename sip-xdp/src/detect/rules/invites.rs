@@ -3,14 +3,67 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use anyhow::Result;
+use serde_json::{Map, Value};
 use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Growth, Level};
-use super::super::transactions::Request;
+use super::super::explain::rounded;
+use super::super::source_state::SourceState;
+use super::super::transactions::{Method, Request};
 use super::super::windows::LeakyBucket;
 use super::super::{Action, Detector, Finding, GRACE_NS};
+use super::rule::{BanKind, Counts, Heard, Rule, Signal, Told, recalled};
 
-pub(in super::super) const NAME: &str = "invites";
+threshold! {
+    /// `[detect.invites]`: a leaky bucket.
+    count = 5, seconds = 21_600
+}
+
+pub(in super::super) struct Invites;
+
+impl Rule for Invites {
+    const NAME: &'static str = "invites";
+    const COMMENT: &'static str = "Refused calls, more than served ones: a leaky bucket of \
+        \"count\", of which one leaks out per \"per\".";
+    const KINDS: &'static [BanKind] = &[BanKind {
+        name: "invites",
+        evidence: "a leaky bucket of `count` refused calls, of which one leaks out per `per`, and \
+                   more refused than served calls (404, 484 and 604 weigh half); or one number \
+                   under 4 prefixes within an hour, whatever the answer",
+        limits: "never a peer or a known-good source",
+    }];
+
+    type Settings = Settings;
+    type Counts = Calls;
+    type Memory = ();
+
+    fn hear(detector: &mut Detector, heard: &Heard<'_>, actions: &mut Vec<Action>) {
+        let (source, now) = (heard.source, heard.now);
+        match heard.what {
+            Signal::Request(request) if request.method == Method::Invite && !request.in_dialog => {
+                detector.call_begins(request, now, actions);
+            }
+            Signal::Refused(request, number, status) if request.method == Method::Invite => {
+                detector.call_was_refused(request, number, status, now, actions);
+            }
+            Signal::Unanswered(one) if one.is_invite => {
+                let call = one.is_proven.then_some(one.call);
+                detector.call_went_unanswered(source, &one.target, call, now, actions);
+            }
+            Signal::Proven(call) => detector.call_is_proven(source, call, now, actions),
+            Signal::Due => detector.settle_calls(source, now, actions),
+            _ => {}
+        }
+    }
+
+    fn tell(detector: &Detector, state: &SourceState, now: u64) -> Option<Told> {
+        let calls = &state.counts.invites;
+        let count = rounded(calls.all.level(now, detector.rules.invites.per.nanos()));
+        let served = detector.served.numbers(&state.source, now);
+        Some(Told { count, text: format!("{} calls refused, {served} answered", calls.refused) })
+    }
+}
 
 /// Number of prefixes of one number that is evidence.
 const PREFIXES: usize = 4;
@@ -50,9 +103,9 @@ pub(in super::super) struct Calls {
     numbers: HashMap<String, BTreeMap<String, Called>>,
     refusals: Vec<Refusal>,
     /// Buckets of level 1 calls, and of all.
-    pub(in super::super) routable: LeakyBucket,
-    pub(in super::super) all: LeakyBucket,
-    pub(in super::super) refused: u32,
+    routable: LeakyBucket,
+    all: LeakyBucket,
+    refused: u32,
     /// Time and text of the first number with enough prefixes.
     found: Option<(u64, String)>,
 }
@@ -93,11 +146,34 @@ impl Calls {
         let proven = prefixes.values().filter(|one| one.level == Level::Routable).count();
         (proven >= PREFIXES).then(|| end.clone())
     }
+}
 
-    pub(in super::super) fn begin_anew(&mut self) {
-        self.numbers.clear();
-        self.refusals.clear();
-        (self.refused, self.found) = (0, None);
+impl Counts for Calls {
+    fn begin_anew(&mut self, port: Option<u16>) {
+        if port.is_none() {
+            self.numbers.clear();
+            self.refusals.clear();
+            (self.refused, self.found) = (0, None);
+        }
+    }
+
+    fn is_worth_keeping(&self) -> bool {
+        self.refused > 0
+    }
+
+    fn keep(&self, kept: &mut Map<String, Value>) -> Result<()> {
+        kept.insert("calls".to_owned(), serde_json::to_value(self.routable)?);
+        kept.insert("calls_seen".to_owned(), serde_json::to_value(self.all)?);
+        kept.insert("refused_calls".to_owned(), self.refused.into());
+        Ok(())
+    }
+
+    fn recall(&mut self, kept: &mut Map<String, Value>, moved: &dyn Fn(u64) -> u64) -> Result<()> {
+        self.routable = recalled(kept, "calls")?.unwrap_or_default();
+        self.all = recalled(kept, "calls_seen")?.unwrap_or_default();
+        self.refused = recalled(kept, "refused_calls")?.unwrap_or_default();
+        [&mut self.routable, &mut self.all].into_iter().for_each(|bucket| bucket.shift(moved));
+        Ok(())
     }
 }
 
@@ -114,12 +190,7 @@ fn split(number: &str) -> Option<(String, String)> {
 
 impl Detector {
     /// Processes the start of a call: an INVITE outside of dialogs.
-    pub(in super::super) fn call_begins(
-        &mut self,
-        request: &Request,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn call_begins(&mut self, request: &Request, now: u64, actions: &mut Vec<Action>) {
         let (Some(number), source) = (&request.target, request.source) else {
             return;
         };
@@ -129,7 +200,7 @@ impl Detector {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
-        let Some((end, prefixes)) = state.calls.note(number, request.call, now) else {
+        let Some((end, prefixes)) = state.counts.invites.note(number, request.call, now) else {
             return;
         };
         if prefixes < PREFIXES {
@@ -140,14 +211,14 @@ impl Detector {
             actions.push(Action::Rejected(source, request.port, text));
             return;
         }
-        if state.calls.found.is_none() {
-            state.calls.found = Some((now, end));
+        if state.counts.invites.found.is_none() {
+            state.counts.invites.found = Some((now, end));
             self.due.push_back((now + GRACE_NS, source));
         }
     }
 
     /// Processes a refused call.
-    pub(in super::super) fn call_was_refused(
+    fn call_was_refused(
         &mut self,
         request: &Request,
         number: &str,
@@ -163,7 +234,7 @@ impl Detector {
 
     /// A call was challenged, and no credentials followed. That stays level 0, but for a call of a
     /// source that has completed a handshake, whose Call-ID is `proven`.
-    pub(in super::super) fn call_went_unanswered(
+    fn call_went_unanswered(
         &mut self,
         source: IpKey,
         number: &str,
@@ -194,7 +265,7 @@ impl Detector {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
-        let calls = &mut state.calls;
+        let calls = &mut state.counts.invites;
         calls.refused += 1;
         calls.all.pour_part(now, rule.per.nanos(), weight);
         match call {
@@ -210,13 +281,7 @@ impl Detector {
     }
 
     /// Processes an acknowledgement with the response's tag: the caller is routable.
-    pub(in super::super) fn call_is_proven(
-        &mut self,
-        source: IpKey,
-        call: u64,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn call_is_proven(&mut self, source: IpKey, call: u64, now: u64, actions: &mut Vec<Action>) {
         let rule = self.rules.invites;
         let is_spared = self.known.was_good_lately(&source, now)
             || self.served.is_established(&source, now)
@@ -224,14 +289,14 @@ impl Detector {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
-        if let Some(end) = state.calls.prove(call)
+        if let Some(end) = state.counts.invites.prove(call)
             && rule.enabled
             && !is_spared
         {
             self.convict_number(source, &end, Level::Routable, now, actions);
             return;
         }
-        let calls = &mut state.calls;
+        let calls = &mut state.counts.invites;
         if let Some(at) = calls.refusals.iter().position(|one| one.call == call) {
             let refusal = calls.refusals.swap_remove(at);
             calls.routable.pour_part(now, rule.per.nanos(), refusal.weight);
@@ -240,20 +305,15 @@ impl Detector {
     }
 
     /// Weighs calls whose acknowledgement is overdue.
-    pub(in super::super) fn settle_calls(
-        &mut self,
-        source: IpKey,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn settle_calls(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
-        let before = state.calls.refusals.len();
-        state.calls.refusals.retain(|one| now.saturating_sub(one.at) < GRACE_NS);
-        let is_over = state.calls.refusals.len() != before;
+        let before = state.counts.invites.refusals.len();
+        state.counts.invites.refusals.retain(|one| now.saturating_sub(one.at) < GRACE_NS);
+        let is_over = state.counts.invites.refusals.len() != before;
         let is_late = |(at, _): &mut (u64, String)| now.saturating_sub(*at) >= GRACE_NS;
-        if let Some((_, end)) = state.calls.found.take_if(is_late) {
+        if let Some((_, end)) = state.counts.invites.found.take_if(is_late) {
             self.convict_number(source, &end, Level::Seen, now, actions);
         } else if is_over {
             self.weigh_calls(source, Level::Seen, now, actions);
@@ -265,17 +325,21 @@ impl Detector {
         let Some(state) = self.sources.get(&source) else {
             return;
         };
-        let bucket =
-            if level == Level::Routable { &state.calls.routable } else { &state.calls.all };
+        let bucket = if level == Level::Routable {
+            &state.counts.invites.routable
+        } else {
+            &state.counts.invites.all
+        };
         let filled = bucket.level(now, rule.per.nanos());
-        let (refused, served) = (state.calls.refused as usize, self.served.numbers(&source, now));
+        let (refused, served) =
+            (state.counts.invites.refused as usize, self.served.numbers(&source, now));
         // At level 1 this number is enough; a little has leaked out since the first.
         let enough = self.threshold(&source, rule.count, now) as f64;
         if filled <= enough || refused <= served || self.is_excused(&source, now) {
             return;
         }
         let reason = format!("{refused} calls refused, {served} answered");
-        let finding = self.about(source, NAME, level, reason);
+        let finding = self.about(source, Invites::NAME, level, reason);
         self.emit_ban(level, finding, now, actions);
     }
 
@@ -289,7 +353,7 @@ impl Detector {
     ) {
         let growth = if level == Level::Routable { Growth::Full } else { Growth::None };
         let reason = format!("calls to one number (...{end}) under {PREFIXES} prefixes");
-        let finding = Finding { growth, ..self.about(source, NAME, level, reason) };
+        let finding = Finding { growth, ..self.about(source, Invites::NAME, level, reason) };
         self.emit_ban(level, finding, now, actions);
     }
 

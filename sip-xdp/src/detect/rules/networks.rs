@@ -11,7 +11,10 @@ use super::super::claim::{Growth, Level};
 use super::super::digest::digest;
 use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding, Metering, Step};
-use crate::config::Detect;
+use super::Detect;
+use super::rejected::Rejected;
+use super::rule::Rule as _;
+use super::slow::Slow;
 
 /// Prefix length, multiple of a host's thresholds, and prefix length of its parts.
 pub(in super::super) const WIDTHS: [(u8, u32, u8); 3] = [(64, 2, 128), (56, 3, 64), (48, 4, 56)];
@@ -83,7 +86,7 @@ impl Detector {
                 let reason = format!(
                     "{count} rejected passwords of several hosts in {since}, nonces echoed"
                 );
-                let kind = if by_count { super::rejected::REJECTED } else { super::rejected::SLOW };
+                let kind = if by_count { Rejected::NAME } else { Slow::NAME };
                 network.real.begin_anew();
                 network.all.begin_anew();
                 let about = self.about(source, kind, Level::Routable, reason);

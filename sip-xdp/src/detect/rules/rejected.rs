@@ -4,20 +4,112 @@
 //! For an unknown address all rejections count together. At an address with accepted users the
 //! offender is the pair of user and port: a bad phone must not take its office down, and a good
 //! account must not cover guesses for others.
+//!
+//! Above 400 lines: admission, counting and weighing of rejections are one matter.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Result;
+use serde_json::{Map, Value};
 use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Growth, Level, Rejection};
 use super::super::digest::digest;
+use super::super::explain::named;
 use super::super::source_state::{SourceState, Waiting};
-use super::super::windows::words;
+use super::super::windows::{Window, words};
 use super::super::{Action, Detector, Finding, GRACE_NS, Metering, Step};
+use super::Signal;
+use super::rule::{BanKind, Counts, Rule, Told, recalled};
+use super::slow::Slow;
+use super::sprayed::Sprayed;
 
-pub(in super::super) const REJECTED: &str = "rejected";
-pub(in super::super) const SLOW: &str = "slow";
-pub(in super::super) const MISCONFIGURED: &str = "misconfigured";
+/// Other kinds of bans on rejected passwords, beside the names of the rules.
+const MISCONFIGURED: &str = "misconfigured";
+
+threshold! {
+    /// `[detect.rejected]`.
+    count = 10, seconds = 600
+}
+
+pub(in super::super) struct Rejected;
+
+impl Rule for Rejected {
+    const NAME: &'static str = "rejected";
+    const COMMENT: &'static str = "Rejected passwords, with none accepted for that user.";
+    const KINDS: &'static [BanKind] = &[
+        BanKind {
+            name: "rejected",
+            evidence: "`count` rejected passwords within `per`: 401 or 407 to credentials, or 403 \
+                       for a user that was not accepted from there within a day",
+            limits: "what may be a phone with an old nonce counts after 5 s, and not at all if \
+                     its next try is accepted",
+        },
+        BanKind {
+            name: MISCONFIGURED,
+            evidence: "as `rejected` or `slow`, but for one user with 20 s or more between tries: \
+                       a phone with an old password",
+            limits: "bans the port, or the address where nobody else lives; at most 1 h",
+        },
+    ];
+    const MAX_COUNT: u32 = 1_000;
+
+    type Settings = Settings;
+    type Counts = Rejections;
+    type Memory = ();
+
+    fn tell(detector: &Detector, state: &SourceState, now: u64) -> Option<Told> {
+        let within = detector.rules.rejected.per.nanos();
+        let tries = state.counts.rejected.tries.iter();
+        let lately = || tries.clone().filter(|(at, _)| now.saturating_sub(*at) <= within);
+        let count = lately().count();
+        let users = named(lately().map(|(_, rejection)| rejection.user.as_str()));
+        let echoed = lately().filter(|(_, rejection)| rejection.level == Level::Routable).count();
+        let text = format!("{count} rejected passwords for {users}, {echoed} with a nonce of ours");
+        Some(Told { count: count as f64, text })
+    }
+}
+
+/// Rejected passwords of one source.
+#[derive(Debug, Default)]
+pub(in super::super) struct Rejections {
+    pub(in super::super) tries: Window<Rejection>,
+    /// Level 0 rejections at an address with standing.
+    hidden: Window<()>,
+    /// Users of an address with accepted users, by digest, and ports without standing where they
+    /// were rejected within a day.
+    ports: Window<(u64, u16)>,
+    /// Banned users of the address, with their ports.
+    convicted: Window<(String, u16)>,
+}
+
+impl Counts for Rejections {
+    fn take_back(&mut self, users: &[String], _call: u64) {
+        self.tries.retain(|rejection| !users.contains(&rejection.user));
+    }
+
+    fn begin_anew(&mut self, port: Option<u16>) {
+        match port {
+            Some(port) => self.tries.retain(|rejection| rejection.port != port),
+            None => self.tries = Window::default(),
+        }
+    }
+
+    fn is_worth_keeping(&self) -> bool {
+        self.tries.len() > 0
+    }
+
+    fn keep(&self, kept: &mut Map<String, Value>) -> Result<()> {
+        kept.insert("rejected".to_owned(), serde_json::to_value(&self.tries)?);
+        Ok(())
+    }
+
+    fn recall(&mut self, kept: &mut Map<String, Value>, moved: &dyn Fn(u64) -> u64) -> Result<()> {
+        self.tries = recalled(kept, "rejected")?.unwrap_or_default();
+        self.tries.shift(moved);
+        Ok(())
+    }
+}
 
 /// Minimum retry interval of a phone with a wrong password.
 const PATIENT_NS: u64 = 20_000_000_000;
@@ -80,7 +172,7 @@ impl Detector {
                 self.count_rejection(source, one.at, &one.rejection, now, actions);
                 is_new = true;
             }
-            self.decoy_was_tried(source, &one.rejection, now, actions);
+            self.hear(source, now, Signal::Settled(&one.rejection), actions);
         }
         if is_new {
             self.weigh_rejections(source, now, actions);
@@ -112,6 +204,30 @@ impl Detector {
         self.weigh_rejections(source, now, actions);
     }
 
+    /// Rejections at an address with standing, with nonces that it was not given: tries without a
+    /// nonce of its own are slowed down.
+    pub(in super::super) fn limit_hidden(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        let (rule, slow) = (self.rules.rejected, self.rules.slow);
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        state.counts.rejected.hidden.note(now, (), rule.per.nanos());
+        let filled = state.counts.slow.hidden.pour(now, slow.per.nanos());
+        let by_count = rule.enabled && state.counts.rejected.hidden.len() >= rule.count as usize;
+        let by_level = slow.enabled && filled >= f64::from(slow.count) - 0.5;
+        if by_count || by_level {
+            state.counts.rejected.hidden = Window::default();
+            let reason = "passwords are rejected that echo no nonce of ours".to_owned();
+            let metering = Metering::of_host(source, Step::Down, now + DAY_NS, reason);
+            actions.push(Action::Meter(metering));
+        }
+    }
+
     fn count_rejection(
         &mut self,
         source: IpKey,
@@ -134,25 +250,29 @@ impl Detector {
         if is_office && !is_settled && rejection.level == Level::Routable {
             // A misconfigured phone keeps its port; a guesser changes it.
             let (user, port) = (digest(&rejection.user), rejection.port);
-            state.ports.tidy(at, DAY_NS);
-            let hops =
-                state.ports.iter().any(|(_, (known, other))| *known == user && *other != port);
+            state.counts.rejected.ports.tidy(at, DAY_NS);
+            let hops = state
+                .counts
+                .rejected
+                .ports
+                .iter()
+                .any(|(_, (known, other))| *known == user && *other != port);
             if hops {
-                state.roaming.pour(at, slow.per.nanos());
+                state.counts.slow.roaming.pour(at, slow.per.nanos());
             }
-            if !state.ports.iter().any(|(_, place)| *place == (user, port)) {
-                state.ports.note(at, (user, port), DAY_NS);
+            if !state.counts.rejected.ports.iter().any(|(_, place)| *place == (user, port)) {
+                state.counts.rejected.ports.note(at, (user, port), DAY_NS);
             }
         }
-        state.slow_seen.pour(at, slow.per.nanos());
+        state.counts.slow.all.pour(at, slow.per.nanos());
         if rejection.level == Level::Routable {
-            state.slow.pour(at, slow.per.nanos());
-            if let Some(bucket) = state.slow_port(rejection.port) {
+            state.counts.slow.routable.pour(at, slow.per.nanos());
+            if let Some(bucket) = state.counts.slow.port(rejection.port) {
                 bucket.pour(at, slow.per.nanos());
             }
         }
-        state.rejected.note(at, rejection.clone(), rejected.per.nanos().max(GRACE_NS));
-        self.user_was_tried(source, rejection, now, actions);
+        state.counts.rejected.tries.note(at, rejection.clone(), rejected.per.nanos().max(GRACE_NS));
+        self.hear(source, now, Signal::Rejected(rejection), actions);
         let is_real = rejection.level == Level::Routable || rejection.network;
         if !is_office {
             self.weigh_networks(source, is_real, now, actions);
@@ -175,7 +295,7 @@ impl Detector {
         let state = self.sources.get(&source)?;
         for level in [Level::Routable, Level::Seen] {
             let tries: Vec<&(u64, Rejection)> =
-                state.rejected.iter().filter(|(_, one)| one.level >= level).collect();
+                state.counts.rejected.tries.iter().filter(|(_, one)| one.level >= level).collect();
             if let Some(finding) = self.weigh_tries(source, state, level, &tries, now) {
                 return Some((level, finding));
             }
@@ -192,7 +312,11 @@ impl Detector {
         now: u64,
     ) -> Option<Finding> {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
-        let bucket = if level == Level::Routable { &state.slow } else { &state.slow_seen };
+        let bucket = if level == Level::Routable {
+            &state.counts.slow.routable
+        } else {
+            &state.counts.slow.all
+        };
         let filled = bucket.level(now, slow.per.nanos());
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let by_count =
@@ -209,9 +333,9 @@ impl Detector {
         let is_phone = is_phone(tries, &users) && !by_spray && !has_offended;
         let kind = match () {
             () if is_phone => MISCONFIGURED,
-            () if by_count => REJECTED,
-            () if by_spray => super::sprayed::NAME,
-            () => SLOW,
+            () if by_count => Rejected::NAME,
+            () if by_spray => Sprayed::NAME,
+            () => Slow::NAME,
         };
         let mut finding =
             self.about(source, kind, level, evidence_text(state, &users, tries, level, now));
@@ -230,8 +354,13 @@ impl Detector {
     ) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
-        let real: Vec<&(u64, Rejection)> =
-            state.rejected.iter().filter(|(_, one)| one.level == Level::Routable).collect();
+        let real: Vec<&(u64, Rejection)> = state
+            .counts
+            .rejected
+            .tries
+            .iter()
+            .filter(|(_, one)| one.level == Level::Routable)
+            .collect();
         let enough = |tries: usize, bucket: f64| {
             rejected.enabled && tries >= rejected.count as usize
                 || slow.enabled && bucket >= f64::from(slow.count) - 0.5
@@ -244,7 +373,9 @@ impl Detector {
         for (port, tries) in &by_port {
             let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
             let bucket = state
-                .slow_ports
+                .counts
+                .slow
+                .ports
                 .get(port)
                 .map_or(0.0, |bucket| bucket.level(now, slow.per.nanos()));
             if !enough(tries.len(), bucket) {
@@ -297,7 +428,7 @@ impl Detector {
         }
 
         // Slowly, by users from changing ports: these share the ladder.
-        let filled = state.roaming.level(now, slow.per.nanos());
+        let filled = state.counts.slow.roaming.level(now, slow.per.nanos());
         if slow.enabled && filled >= f64::from(slow.count) - 0.5 {
             let why = "passwords are rejected from ever new ports";
             self.meter_strange_ports(source, why, now, actions);
@@ -328,7 +459,8 @@ impl Detector {
             .get(&source)
             .map(|state| evidence_text(state, &users, tries, Level::Routable, now))
             .unwrap_or_default();
-        let finding = Finding { ports, ..self.about(source, REJECTED, Level::Routable, reason) };
+        let finding =
+            Finding { ports, ..self.about(source, Rejected::NAME, Level::Routable, reason) };
         (Level::Routable, finding)
     }
 
@@ -342,7 +474,9 @@ impl Detector {
     ) -> Option<(Level, Finding)> {
         let state = self.sources.get_mut(&source)?;
         let tries: Vec<&(u64, Rejection)> = state
+            .counts
             .rejected
+            .tries
             .iter()
             .filter(|(_, one)| one.level == Level::Routable && one.port == port)
             .collect();
@@ -352,11 +486,23 @@ impl Detector {
         let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
         let mut roams = false;
         for user in users {
-            state.convicted.tidy(now, HOUR_NS);
-            if !state.convicted.iter().any(|(_, (known, at))| *known == user && *at == port) {
-                state.convicted.note(now, (user.clone(), port), HOUR_NS);
+            state.counts.rejected.convicted.tidy(now, HOUR_NS);
+            if !state
+                .counts
+                .rejected
+                .convicted
+                .iter()
+                .any(|(_, (known, at))| *known == user && *at == port)
+            {
+                state.counts.rejected.convicted.note(now, (user.clone(), port), HOUR_NS);
             }
-            let places = state.convicted.iter().filter(|(_, (known, _))| *known == user).count();
+            let places = state
+                .counts
+                .rejected
+                .convicted
+                .iter()
+                .filter(|(_, (known, _))| *known == user)
+                .count();
             roams |= places >= MANY_CONVICTIONS;
         }
         if roams {
@@ -367,7 +513,7 @@ impl Detector {
                 actions,
             );
         }
-        let kind = if is_phone { MISCONFIGURED } else { REJECTED };
+        let kind = if is_phone { MISCONFIGURED } else { Rejected::NAME };
         let growth = if is_phone { Growth::Mild } else { Growth::Full };
         let finding = Finding {
             port: Some(port),
@@ -391,7 +537,7 @@ fn ports_taken(tries: &[&(u64, Rejection)], user: &str, state: &SourceState, now
         let tries = tries.iter().filter(move |(_, one)| one.transport.is_stream() == is_stream);
         tries.map(|(at, one)| (*at, one.port))
     };
-    let convicted = state.convicted.iter().filter(|(_, (known, _))| known == user);
+    let convicted = state.counts.rejected.convicted.iter().filter(|(_, (known, _))| known == user);
     let by_tcp: BTreeSet<(u64, u16)> =
         of(true).chain(convicted.map(|(at, (_, port))| (*at, *port))).collect();
     let lately = by_tcp.iter().filter(|(at, _)| now.saturating_sub(*at) < FAST_NS).count();
@@ -418,7 +564,8 @@ fn evidence_text(
         (Level::Routable, None) => "nonce echoed".to_owned(),
         (Level::Seen, _) => "no nonce of ours".to_owned(),
     };
-    let tool = state.signature.as_ref().map_or_else(String::new, |what| format!(", {what}"));
+    let tool =
+        state.counts.signature.found.as_ref().map_or_else(String::new, |what| format!(", {what}"));
     let since = tries.first().map_or(0, |(at, _)| now.saturating_sub(*at));
     let count = tries.len();
     format!(

@@ -5,16 +5,155 @@
 //! response: a right password clears it; a ban needs a routable sender, a second kind of evidence
 //! in another packet, or several calls.
 
+use std::collections::HashMap;
+
+use anyhow::{Result, bail};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::Level;
 use super::super::responses::Answer;
+use super::super::source_state::SourceState;
 use super::super::transactions::Request;
 use super::super::{Action, Detector, GRACE_NS, Metering, Step};
-use crate::config::Signature;
+use super::rule::{BanKind, Counts, Heard, Rule, Signal, Told};
+use crate::config::Span;
 use crate::sip::message::{Head, user_name};
 
-pub(in super::super) const NAME: &str = "signature";
+/// `[detect.signature]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+#[serde(default)]
+pub struct Settings {
+    /// Whether it can ban.
+    pub enabled: bool,
+    /// Prefixes of tools' User-Agents, case-insensitive.
+    pub agents: Vec<String>,
+    /// Prefixes of User-Agents that attackers share with legitimate products, case-insensitive: no
+    /// verdict by themselves, but they halve the thresholds.
+    pub products: Vec<String>,
+    /// Whether From-tags in the form of a known tool count.
+    pub tags: bool,
+    /// User names that only tools try.
+    pub users: Vec<String>,
+}
+
+/// Tools whose User-Agents were seen on the wire. Products for people, such as softphones whose
+/// library attackers use as well, are excluded.
+const TOOLS: [&str; 14] = [
+    "friendly-scanner",
+    "friendly-request",
+    "sipvicious",
+    "sipcli",
+    "sundayddr",
+    "iWar",
+    "sip-scan",
+    "sipscan",
+    "SIVuS",
+    "Gulp",
+    "smap",
+    "pplsip",
+    "Nmap NSE",
+    "Nsauditor",
+];
+
+/// Products that attackers use as well.
+const PRODUCTS: [&str; 2] = ["VaxSIPUserAgent", "VaxIPUserAgent"];
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            agents: TOOLS.map(str::to_owned).to_vec(),
+            products: PRODUCTS.map(str::to_owned).to_vec(),
+            tags: true,
+            users: ["sipvicious", "nm"].map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+impl super::rule::Settings for Settings {
+    fn enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn rate(&self) -> Option<(u32, Span)> {
+        None
+    }
+
+    fn check(&self, name: &str) -> Result<()> {
+        if self.agents.iter().chain(&self.products).any(|agent| agent.trim().len() < 3) {
+            bail!(
+                "{name}.agents or .products contains a name of less than three characters, which \
+                 would match anything"
+            );
+        }
+        Ok(())
+    }
+}
+
+pub(in super::super) struct Signature;
+
+impl Rule for Signature {
+    const NAME: &'static str = "signature";
+    const COMMENT: &'static str = "Requests that only attack tools send: beginnings of their \
+        User-Agents, shapes of their From-tags, users that they try. Products are used by \
+        attackers and by others: they halve the evidence that the other rules need.";
+    const KINDS: &'static [BanKind] = &[BanKind {
+        name: "signature",
+        evidence: "a User-Agent, From-tag or user that only attack tools have",
+        limits: "limited to 1 request/s at once; banned at the final answer, with proof, with a \
+                 second kind of evidence, or after 3 Call-IDs; a right password clears it",
+    }];
+
+    type Settings = Settings;
+    type Counts = Suspicion;
+    type Memory = ();
+
+    fn hear(detector: &mut Detector, heard: &Heard<'_>, actions: &mut Vec<Action>) {
+        let (source, now) = (heard.source, heard.now);
+        match heard.what {
+            Signal::Head(head) => detector.look_for_signature(source, head, now, actions),
+            Signal::Answered(request, answer) => {
+                detector.tool_was_answered(request, answer, actions);
+            }
+            Signal::Tagged(call) => detector.tool_is_proven(source, call, now, actions),
+            Signal::Due => detector.settle_tool_calls(source, now, actions),
+            _ => {}
+        }
+    }
+
+    fn tell(_: &Detector, state: &SourceState, _: u64) -> Option<Told> {
+        let Suspicion { found, calls, .. } = &state.counts.signature;
+        let text = format!("{}, in {} calls", found.as_ref()?, calls.len());
+        Some(Told { count: 1.0, text })
+    }
+}
+
+/// What looks like a tool in the requests of one source.
+#[derive(Debug, Default)]
+pub(in super::super) struct Suspicion {
+    /// The tool's signature.
+    pub(in super::super) found: Option<String>,
+    /// Calls with a tool's signature: start by Call-ID; `None` once decided.
+    calls: HashMap<u64, Option<u64>>,
+    /// Whether its User-Agent is of a product that attackers use as well.
+    pub(in super::super) is_doubtful: bool,
+}
+
+impl Counts for Suspicion {
+    fn take_back(&mut self, _users: &[String], _call: u64) {
+        self.found = None;
+        self.calls.clear();
+    }
+
+    fn begin_anew(&mut self, port: Option<u16>) {
+        if port.is_none() {
+            self.calls.clear();
+        }
+    }
+}
 
 /// How long a source with a tool's signature is limited.
 const SUSPICION_NS: u64 = 600_000_000_000;
@@ -24,7 +163,7 @@ const CALLS: usize = 3;
 
 impl Detector {
     /// Checks a request for signatures.
-    pub(in super::super) fn look_for_signature(
+    fn look_for_signature(
         &mut self,
         source: IpKey,
         head: &Head<'_>,
@@ -42,26 +181,26 @@ impl Detector {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
-        state.is_doubtful |= is_doubtful;
+        state.counts.signature.is_doubtful |= is_doubtful;
         let Some(found) = found else {
             return;
         };
         if let Some(call) = head.call_id.map(|call| super::super::digest::digest(&Some(call)))
-            && state.tool_calls.len() < 4 * CALLS
-            && !state.tool_calls.contains_key(&call)
+            && state.counts.signature.calls.len() < 4 * CALLS
+            && !state.counts.signature.calls.contains_key(&call)
         {
-            state.tool_calls.insert(call, Some(now));
+            state.counts.signature.calls.insert(call, Some(now));
             self.due.push_back((now + GRACE_NS, source));
         }
-        if state.signature.is_none() {
-            state.signature = Some(found.clone());
+        if state.counts.signature.found.is_none() {
+            state.counts.signature.found = Some(found.clone());
             let metering = Metering::of_host(source, Step::First, now + SUSPICION_NS, found);
             actions.push(Action::Meter(metering));
         }
     }
 
     /// Processes the final response to a request with a tool's signature.
-    pub(in super::super) fn tool_was_answered(
+    fn tool_was_answered(
         &mut self,
         request: &Request,
         answer: &Answer<'_>,
@@ -72,7 +211,7 @@ impl Detector {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
-        let Some(decided) = state.tool_calls.get_mut(&request.call) else {
+        let Some(decided) = state.counts.signature.calls.get_mut(&request.call) else {
             return;
         };
         // A challenge is a response, too: right credentials after it clear all of this.
@@ -85,30 +224,23 @@ impl Detector {
     }
 
     /// Processes a dialog that proves the address of a source with a tool's signature.
-    pub(in super::super) fn tool_is_proven(
-        &mut self,
-        source: IpKey,
-        call: u64,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
-        if self.sources.get(&source).is_some_and(|state| state.tool_calls.contains_key(&call)) {
+    fn tool_is_proven(&mut self, source: IpKey, call: u64, now: u64, actions: &mut Vec<Action>) {
+        if self
+            .sources
+            .get(&source)
+            .is_some_and(|state| state.counts.signature.calls.contains_key(&call))
+        {
             self.convict_tool(source, Level::Routable, ", and it repeats our tag", now, actions);
         }
     }
 
     /// Decides calls with a tool's signature that stay without response or credentials.
-    pub(in super::super) fn settle_tool_calls(
-        &mut self,
-        source: IpKey,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn settle_tool_calls(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
         let mut changed = false;
-        for since in state.tool_calls.values_mut() {
+        for since in state.counts.signature.calls.values_mut() {
             if since.take_if(|at| now.saturating_sub(*at) >= GRACE_NS).is_some() {
                 changed = true;
             }
@@ -122,8 +254,9 @@ impl Detector {
         let Some(state) = self.sources.get(&source) else {
             return;
         };
-        let calls = state.tool_calls.values().filter(|since| since.is_none()).count();
-        let refused = state.refused.iter().next_back().map(|(_, one)| one.target.clone());
+        let calls = state.counts.signature.calls.values().filter(|since| since.is_none()).count();
+        let refused =
+            state.counts.enumeration.iter().next_back().map(|(_, one)| one.target().to_owned());
         if calls >= CALLS {
             self.convict_tool(source, Level::Seen, &format!(" in {calls} calls"), now, actions);
         } else if calls >= 2
@@ -146,10 +279,12 @@ impl Detector {
         if !self.rules.signature.enabled || self.has_standing(&source, now) {
             return;
         }
-        let Some(what) = self.sources.get(&source).and_then(|state| state.signature.clone()) else {
+        let Some(what) =
+            self.sources.get(&source).and_then(|state| state.counts.signature.found.clone())
+        else {
             return;
         };
-        let finding = self.about(source, NAME, level, format!("{what}{more}"));
+        let finding = self.about(source, Signature::NAME, level, format!("{what}{more}"));
         self.emit_ban(level, finding, now, actions);
     }
 }
@@ -160,7 +295,7 @@ fn names(agent: &[u8], known: &[String]) -> bool {
 }
 
 /// The signature in a message, if any.
-fn signature(head: &Head<'_>, rules: &Signature) -> Option<String> {
+fn signature(head: &Head<'_>, rules: &Settings) -> Option<String> {
     if let Some(agent) = head.agent
         && let Some(known) = rules.agents.iter().find(|known| starts_with(agent, known.as_bytes()))
     {
@@ -210,7 +345,7 @@ mod tests {
 
     fn found(lines: &str) -> Option<String> {
         let text = format!("OPTIONS sip:100@a SIP/2.0\r\n{lines}\r\n\r\n");
-        signature(&Head::read(text.as_bytes()).unwrap(), &Signature::default())
+        signature(&Head::read(text.as_bytes()).unwrap(), &Settings::default())
     }
 
     #[test]

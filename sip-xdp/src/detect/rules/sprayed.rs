@@ -11,9 +11,45 @@ use super::super::recent::Recent;
 use super::super::source_state::SourceState;
 use super::super::windows::{LeakyBucket, Window};
 use super::super::{Action, Detector, Metering, Step};
+use super::rule::{BanKind, Counts, Heard, Memory, Rule, Signal};
 use crate::dataplane::tables::ledger::Tier;
 
-pub(in super::super) const NAME: &str = "sprayed";
+threshold! {
+    /// `[detect.sprayed]`.
+    count = 10, seconds = 3_600
+}
+
+// The rule, and what it remembers of all sources, have one name.
+impl Rule for Sprayed {
+    const NAME: &'static str = "sprayed";
+    const COMMENT: &'static str = "A user for which strangers had \"count\" passwords rejected \
+        within \"per\": each stranger is banned at the third rejection in a day.";
+    const KINDS: &'static [BanKind] = &[BanKind {
+        name: "sprayed",
+        evidence: "the third rejected password in a day from a stranger, for a user for which \
+                   strangers had `count` rejected within `per`",
+        limits: "never the places where that user was accepted",
+    }];
+    const MAX_COUNT: u32 = 1_000;
+
+    type Settings = Settings;
+    type Counts = Window<Level>;
+    type Memory = Self;
+
+    fn hear(detector: &mut Detector, heard: &Heard<'_>, actions: &mut Vec<Action>) {
+        if let Signal::Rejected(rejection) = heard.what {
+            detector.user_was_tried(heard.source, rejection, heard.now, actions);
+        }
+    }
+
+    fn tick(detector: &mut Detector, now: u64, actions: &mut Vec<Action>) {
+        actions.extend(detector.memory.sprayed.news(now).into_iter().map(Action::Sprayed));
+    }
+}
+
+/// Rejections for sprayed users, of a day. They outlive a ban: the third bans, and so does each
+/// after it.
+impl Counts for Window<Level> {}
 
 /// Tries that an unknown source has for sprayed users.
 const TRIES: usize = 3;
@@ -142,7 +178,7 @@ impl Sprayed {
     }
 
     /// Sprayed users whose figures have changed, at most once per interval.
-    pub(in super::super) fn news(&mut self, now: u64) -> Vec<Spray> {
+    fn news(&mut self, now: u64) -> Vec<Spray> {
         if self.changed.is_empty() || now.saturating_sub(self.told) < NEWS_NS {
             return Vec::new();
         }
@@ -166,8 +202,11 @@ impl Sprayed {
     fn is_sprayed(&self, user: &str, level: Level, now: u64) -> bool {
         self.users.get(user).is_some_and(|user| user.until[index(level)] > now)
     }
+}
 
-    pub(in super::super) fn tidy(&mut self, now: u64, per: u64, leak_ns: u64) {
+impl Memory for Sprayed {
+    fn tidy(&mut self, rules: &super::Detect, now: u64) {
+        let (per, leak_ns) = (rules.sprayed.per.nanos(), rules.slow.per.nanos());
         self.users.retain(|_, user| {
             user.tries.iter_mut().for_each(|tries| tries.tidy(now, per));
             let holds = user.slow.iter().any(|bucket| bucket.level(now, leak_ns) > 0.0);
@@ -182,7 +221,7 @@ impl Sprayed {
 
 impl Detector {
     /// Processes a rejection of an unknown source.
-    pub(in super::super) fn user_was_tried(
+    fn user_was_tried(
         &mut self,
         source: IpKey,
         rejection: &Rejection,
@@ -202,7 +241,7 @@ impl Detector {
             bucket: if slow.enabled { f64::from(slow.count) } else { f64::INFINITY },
             leak_ns: slow.per.nanos(),
         };
-        let found = self.sprayed.note(source, user, *level, &limits, now);
+        let found = self.memory.sprayed.note(source, user, *level, &limits, now);
         if let Some(count) = found {
             let text = format!(
                 "strangers had {count} passwords rejected for the user {user:?} within {}",
@@ -210,12 +249,12 @@ impl Detector {
             );
             actions.push(Action::Note("sprayed", text));
         }
-        if self.sprayed.is_sprayed(user, *level, now)
+        if self.memory.sprayed.is_sprayed(user, *level, now)
             && let Some(state) = self.sources.get_mut(&source)
         {
-            state.sprayed.note(now, *level, DAY_NS);
+            state.counts.sprayed.note(now, *level, DAY_NS);
             // Forgeable evidence does not ban here; it slows down.
-            if *level == Level::Seen && state.sprayed.len() >= TRIES {
+            if *level == Level::Seen && state.counts.sprayed.len() >= TRIES {
                 let reason =
                     format!("a third password for the user {user:?}, whom many strangers try");
                 let metering = Metering::of_host(source, Step::Last, now + DAY_NS, reason);
@@ -232,7 +271,8 @@ impl Detector {
         now: u64,
     ) -> bool {
         let lately = |at: u64| now.saturating_sub(at) < DAY_NS;
-        let tries = state.sprayed.iter().filter(|(at, one)| *one == Level::Routable && lately(*at));
+        let tries =
+            state.counts.sprayed.iter().filter(|(at, one)| *one == Level::Routable && lately(*at));
         self.rules.sprayed.enabled && level == Level::Routable && tries.count() >= TRIES
     }
 }

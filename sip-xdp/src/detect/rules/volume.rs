@@ -12,11 +12,16 @@ use sip_xdp_common::abi::layout::BY_ADDRESS;
 use sip_xdp_common::ip_key::{IpKey, mask};
 use sip_xdp_common::limits::gcra::LimitKind;
 
-use crate::config::{Config, Rate, Rule};
+use crate::config::{Config, Rate, Span};
 use crate::sip::message::Head;
 
+use super::super::claim::Level;
 use super::super::digest::{digest, most_common};
+use super::super::nonces::Echo;
 use super::super::observation::Observation;
+use super::super::registrar::Answers;
+use super::super::{Action, Detector, Finding};
+use super::rule::Settings;
 use super::stream_meters::{OverLimit, StreamMeters};
 
 /// Observation time before a decision, in nanoseconds.
@@ -45,10 +50,25 @@ pub(in super::super) struct Volume {
 
 #[derive(Debug, Clone)]
 struct Rules {
-    register: (Rule, Rate),
-    requests: (Rule, Rate),
+    register: (Threshold, Rate),
+    requests: (Threshold, Rate),
     ipv6_mask: (u64, u64),
     ipv6_prefix: u8,
+}
+
+/// The threshold of one of the two rules.
+#[derive(Debug, Clone, Copy)]
+struct Threshold {
+    enabled: bool,
+    count: u32,
+    per: Span,
+}
+
+impl Threshold {
+    fn of(settings: &impl Settings) -> Self {
+        let (count, per) = settings.rate().unwrap_or((u32::MAX, Span::seconds(1)));
+        Self { enabled: settings.enabled(), count, per }
+    }
 }
 
 /// A source over a limit.
@@ -143,7 +163,9 @@ impl Volume {
         let (rule, limit) = match kind {
             LimitKind::Register => self.rules.register,
             LimitKind::Requests => self.rules.requests,
-            LimitKind::Other | LimitKind::Storm | LimitKind::Fragments => return None,
+            LimitKind::Other | LimitKind::Storm | LimitKind::Fragments | LimitKind::Connections => {
+                return None;
+            }
         };
         // The width of the kernel's meter.
         let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();
@@ -207,8 +229,8 @@ impl Rules {
     fn new(config: &Config) -> Self {
         let limits = &config.limits.unknown;
         Self {
-            register: (config.detect.register, limits.register),
-            requests: (config.detect.requests, limits.requests),
+            register: (Threshold::of(&config.detect.register), limits.register),
+            requests: (Threshold::of(&config.detect.requests), limits.requests),
             ipv6_mask: mask(config.ipv6_prefix),
             ipv6_prefix: config.ipv6_prefix,
         }
@@ -278,6 +300,45 @@ impl Suspect {
             ));
         }
         None
+    }
+}
+
+impl Detector {
+    /// Weighs a message over a limit.
+    pub(super) fn flooded(
+        &mut self,
+        event: &Observation<'_>,
+        head: Option<&Head<'_>>,
+        actions: &mut Vec<Action>,
+    ) {
+        let (source, now) = (event.source, event.time);
+        let echoes_own = head.is_some_and(|head| {
+            let nonces = head.credentials.iter().map(|one| digest(one.nonce));
+            nonces.into_iter().any(|nonce| self.nonces.echo(nonce, source, now) == Echo::Own)
+        });
+        let Some(flood) = self.volume.observe(event, echoes_own || event.is_proven) else {
+            return;
+        };
+        if self.has_standing(&flood.source, now) {
+            return;
+        }
+        let judged = self.sources.get(&source).map_or_else(Answers::default, |state| Answers {
+            asked: state.asked,
+            answered: state.answered,
+        });
+        if !self.registrar.sees_responses(judged) {
+            let text = "hardly any of our responses is seen: volume limits, but bans nobody; do \
+                        they leave by an interface \
+                        that is not filtered?";
+            actions.push(Action::Note("unseen_responses", text.to_owned()));
+            return;
+        }
+        let level = if flood.routable { Level::Routable } else { Level::Seen };
+        let finding = Finding {
+            bits: flood.bits,
+            ..self.about(flood.source, flood.kind.name(), level, flood.reason)
+        };
+        self.emit_ban(level, finding, now, actions);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use ureq::http::HeaderMap;
 
-use super::{Asking, FeedFormat, Limits, Parsed, Word, take_word};
+use super::{Asking, Format, Limits, Parsed, Word, take_word};
 use crate::feeds::fetch::{Answer, Failure, key, refused};
 use crate::feeds::sync::{Candidate, Trouble, live};
 use crate::sys::clock;
@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_secs(120);
 
 pub(super) struct Apiban;
 
-impl FeedFormat for Apiban {
+impl Format for Apiban {
     fn name(&self) -> &'static str {
         "apiban"
     }
@@ -40,6 +40,10 @@ impl FeedFormat for Apiban {
     fn words(&self) -> &'static str {
         "the API of APIBAN, in both of its versions; wants a `key_file`, and may be asked for a \
          `set`"
+    }
+
+    fn has_sets(&self) -> bool {
+        true
     }
 
     fn ask(&self, asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {

@@ -1,20 +1,21 @@
 //! One address or network per line with its number of reports, separated by a tab or blanks.
 
 use super::list::refuse_other_formats;
-use super::{FeedFormat, Line, Lines, Reading, Word, reason};
-
-/// Name of the format.
-pub(super) const NAME: &str = "counts";
+use super::{Format, Line, Lines, Reading, Word, reason};
 
 pub(super) struct Counts;
 
-impl FeedFormat for Counts {
+impl Format for Counts {
     fn name(&self) -> &'static str {
-        NAME
+        "counts"
     }
 
     fn words(&self) -> &'static str {
         "an address, a tab, and how many have reported it; `min_count` leaves out what fewer have"
+    }
+
+    fn has_counts(&self) -> bool {
+        true
     }
 
     fn detects(&self, start: &super::Start) -> bool {

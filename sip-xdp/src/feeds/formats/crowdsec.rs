@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Asking, FeedFormat, Parsed, Tally, Word, reason};
+use super::{Asking, Format, Parsed, Tally, Word, reason};
 use crate::feeds::fetch::{key, refused};
 use crate::feeds::sync::{Candidate, Trouble, live};
 use crate::net::network::Network;
@@ -14,7 +14,7 @@ use crate::sys::clock;
 
 pub(super) struct Crowdsec;
 
-impl FeedFormat for Crowdsec {
+impl Format for Crowdsec {
     fn name(&self) -> &'static str {
         "crowdsec"
     }

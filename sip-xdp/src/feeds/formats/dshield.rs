@@ -4,11 +4,11 @@
 use std::net::Ipv4Addr;
 
 use super::list::refuse_other_formats;
-use super::{FeedFormat, Line, Lines, Reading};
+use super::{Format, Line, Lines, Reading};
 
 pub(super) struct Dshield;
 
-impl FeedFormat for Dshield {
+impl Format for Dshield {
     fn name(&self) -> &'static str {
         "dshield"
     }

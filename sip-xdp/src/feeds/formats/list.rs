@@ -2,7 +2,7 @@
 //! separated by blanks or commas. `#` and `;` start comments.
 
 use super::word::Range;
-use super::{FeedFormat, Line, Lines, Reading, Word};
+use super::{Format, Line, Lines, Reading, Word};
 
 pub(super) struct List;
 
@@ -10,7 +10,7 @@ pub(super) struct List;
 /// others.
 const ROW: usize = 8;
 
-impl FeedFormat for List {
+impl Format for List {
     fn name(&self) -> &'static str {
         "list"
     }

@@ -1,6 +1,8 @@
-//! Feed formats. Each is one file with name, description, detection, parser and tests; [`FORMATS`]
-//! has one line for each. Lists are parsed line by line in bounded memory. Words are strict:
+//! Feed formats. Each is one file with name, description, detection, parser and tests, and one line
+//! in the registry. Lists are parsed line by line in bounded memory. Words are strict:
 //! whatever is not entirely an address, network or range is skipped and counted, never repaired.
+//!
+//! More than 400 lines: the registry with what it makes, and what all formats share.
 
 mod apiban;
 mod counts;
@@ -13,37 +15,140 @@ mod spamhaus;
 mod tests;
 mod word;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 use super::body;
 use super::fetch::{Failure, Fetched, Fetcher, Validators};
 use super::sync::{Candidate, Last, Trouble};
-use crate::config::{self, FeedConfig};
+use crate::config::FeedConfig;
 use crate::net::network::Network;
 
 use lines::{Line, Lines};
 use word::Word;
 
-/// All formats. Without a configured `format` the first that detects its list is used, and `list`
-/// if none does.
-pub(super) static FORMATS: [&dyn FeedFormat; 6] = [
-    &spamhaus::Spamhaus,
-    &dshield::Dshield,
-    &counts::Counts,
-    &apiban::Apiban,
-    &crowdsec::Crowdsec,
-    &list::List,
-];
+/// Makes of all formats the values of `format` in the configuration, and the way to each format.
+macro_rules! registry {
+    ($($module:ident::$format:ident,)+) => {
+        /// The format of a list, in the configuration.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub enum FeedFormat {
+            /// Detected among the formats of lists.
+            #[default]
+            Auto,
+            $(
+                #[doc = concat!("[`", stringify!($module), "::", stringify!($format), "`].")]
+                $format,
+            )+
+        }
+
+        impl FeedFormat {
+            /// All of them.
+            pub const ALL: &[Self] = &[Self::Auto, $(Self::$format),+];
+
+            /// How it is read; `None` if it is to be detected.
+            fn format(self) -> Option<&'static dyn Format> {
+                match self {
+                    Self::Auto => None,
+                    $(Self::$format => Some(&$module::$format),)+
+                }
+            }
+        }
+    };
+}
+
+// Without a configured `format` the first that detects its list is used, and `list` if none does.
+registry! {
+    spamhaus::Spamhaus,
+    dshield::Dshield,
+    counts::Counts,
+    apiban::Apiban,
+    crowdsec::Crowdsec,
+    list::List,
+}
+
+/// The name of [`FeedFormat::Auto`].
+const AUTO: &str = "auto";
+
+impl FeedFormat {
+    /// The name in the configuration.
+    pub fn name(self) -> &'static str {
+        self.format().map_or(AUTO, Format::name)
+    }
+
+    /// What a list looks like, for the manual.
+    pub fn words(self) -> &'static str {
+        self.format().map_or("detected from the list", Format::words)
+    }
+
+    /// Whether it is a protocol, whose servers want a key.
+    pub fn needs_key(self) -> bool {
+        self.format().is_some_and(Format::is_protocol)
+    }
+
+    /// Whether its entries have, or may have, numbers of reports.
+    pub fn has_counts(self) -> bool {
+        self.format().is_none_or(Format::has_counts)
+    }
+
+    /// Whether its server has several sets of addresses.
+    pub fn has_sets(self) -> bool {
+        self.format().is_some_and(Format::has_sets)
+    }
+}
+
+impl Serialize for FeedFormat {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for FeedFormat {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let found = Self::ALL.iter().copied().find(|format| format.name() == name);
+        found.ok_or_else(|| {
+            let names: Vec<String> =
+                Self::ALL.iter().map(|format| format!("`{}`", format.name())).collect();
+            let names = names.join(", ");
+            de::Error::custom(format!("unknown variant `{name}`, expected one of {names}"))
+        })
+    }
+}
+
+impl JsonSchema for FeedFormat {
+    fn schema_name() -> Cow<'static, str> {
+        "FeedFormat".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names: Vec<_> = Self::ALL.iter().map(|format| format.name()).collect();
+        json_schema!({ "description": "The format of a feed's list.", "enum": names })
+    }
+}
 
 /// A feed format: how the server is queried, and its response parsed.
-pub(super) trait FeedFormat: Sync {
+pub(super) trait Format: Sync {
     /// Name in the configuration, in `feed list` and in the log.
     fn name(&self) -> &'static str;
 
     /// Description, for the documentation and the log.
     fn words(&self) -> &'static str;
+
+    /// Whether its entries have numbers of reports.
+    fn has_counts(&self) -> bool {
+        false
+    }
+
+    /// Whether its server has several sets of addresses.
+    fn has_sets(&self) -> bool {
+        false
+    }
 
     /// Whether a list with this start has this format.
     fn detects(&self, _start: &Start) -> bool {
@@ -65,7 +170,7 @@ pub(super) trait FeedFormat: Sync {
         whole_list(Some(self.name()), asking)
     }
 
-    /// Whether it is an API with its own protocol, rather than a document.
+    /// Whether it is an API with its own protocol, which wants a key, rather than a document.
     fn is_protocol(&self) -> bool {
         false
     }
@@ -89,17 +194,21 @@ pub(super) struct Asking<'a> {
 }
 
 /// The configured format; `None` if it is to be detected.
-pub(super) fn of(format: config::FeedFormat) -> Option<&'static dyn FeedFormat> {
-    by_name(format.name())
+pub(super) fn of(format: FeedFormat) -> Option<&'static dyn Format> {
+    format.format()
 }
 
-fn by_name(name: &str) -> Option<&'static dyn FeedFormat> {
-    FORMATS.iter().find(|format| format.name() == name).copied()
+fn all() -> impl Iterator<Item = &'static dyn Format> {
+    FeedFormat::ALL.iter().filter_map(|format| format.format())
+}
+
+fn by_name(name: &str) -> Option<&'static dyn Format> {
+    all().find(|format| format.name() == name)
 }
 
 /// Description of a format.
 pub(super) fn words(name: &str) -> &'static str {
-    by_name(name).map_or("", FeedFormat::words)
+    by_name(name).map_or("", Format::words)
 }
 
 /// Queries the server of a feed.
@@ -254,17 +363,17 @@ impl Start {
 
 /// Parses a list in the given or the detected format.
 pub(super) fn parse(
-    format: Option<&'static dyn FeedFormat>,
+    format: Option<&'static dyn Format>,
     reader: Box<dyn Read + Send + '_>,
     limits: &Limits,
 ) -> Result<Parsed, Failure> {
     let (head, body) = body::open(reader, limits.bytes)?;
     let detected = || {
         let start = Start::of(&head);
-        FORMATS.into_iter().find(|format| format.detects(&start)).unwrap_or(&list::List)
+        all().find(|format| format.detects(&start)).unwrap_or(&list::List)
     };
     let format = format.unwrap_or_else(detected);
-    if limits.min_count > 1 && format.name() != counts::NAME {
+    if limits.min_count > 1 && !format.has_counts() {
         return Err(format!(
             "min_count is set, but the list has no counts; it looks like the format {}",
             format.name()

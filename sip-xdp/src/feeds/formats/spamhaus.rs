@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::list::refuse_other_formats;
-use super::{FeedFormat, Line, Lines, Reading};
+use super::{Format, Line, Lines, Reading};
 
 #[derive(Deserialize)]
 struct Record {
@@ -16,7 +16,7 @@ struct Record {
 
 pub(super) struct Spamhaus;
 
-impl FeedFormat for Spamhaus {
+impl Format for Spamhaus {
     fn name(&self) -> &'static str {
         "spamhaus"
     }

@@ -3,11 +3,12 @@
 use std::fs;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::gate::Suppressed;
 use crate::bans::event::Event;
-use crate::dataplane::tables::ledger::Tier;
+use crate::dataplane::tables::ledger::{OwnerName, Tier};
 use crate::net::network::Network;
 use crate::text;
 
@@ -93,17 +94,29 @@ impl Message {
 }
 
 /// The JSON object for webhooks and programs.
-#[derive(Debug, Serialize)]
-struct Notice<'a> {
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Notice<'a> {
+    /// Time of the event.
     time: Timestamp,
+    /// Its name, as `watch` prints it; `suppressed` if the message tells only how many events were
+    /// suppressed.
     event: &'a str,
+    /// Its kind, as `watch` prints it.
     kind: Option<&'a str>,
+    /// Its subject: an address or network.
     address: Option<Network>,
+    /// The port, if a single port is the subject.
     port: Option<u16>,
+    /// Reason in words.
     reason: Option<&'a str>,
+    /// Evidence tier of a ban.
     tier: Option<Tier>,
+    /// Whether the event is without effect because of a dry run.
     dry_run: bool,
+    /// Owner of the list entry.
+    #[schemars(with = "Option<OwnerName>")]
     owner: Option<&'a str>,
+    /// Expiry of the entry; `None` for permanent.
     expires: Option<Timestamp>,
     /// Name of this host.
     host: &'a str,

@@ -24,6 +24,7 @@ use crate::sys::privileges;
 use channel::Channel;
 use gate::Gate;
 use message::Message;
+pub use message::Notice;
 
 /// Queue length in events.
 const WAITING: usize = 256;

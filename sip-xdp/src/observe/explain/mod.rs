@@ -8,14 +8,15 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use aya::maps::{Array, MapData};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{InterfaceRecord, List, MAX_INTERFACES, NEVER, Owner};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
-use sip_xdp_common::limits::gcra::{Meter, Pace, ticks};
+use sip_xdp_common::limits::gcra::{Meter, Pace, WARY_BURST, ticks};
 use sip_xdp_common::limits::ladder::{BURST, LOWEST, Ladder, PACES};
 use sip_xdp_common::limits::meters::{KNOWN, RECORDED, Records};
-use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, TableHeader};
+use sip_xdp_common::lookup::networks::{FORMER, IPV6_LENGTHS, Kind, LABEL, TableHeader};
 
 use crate::config::{Config, SourceRules};
 use crate::dataplane::counters;
@@ -23,7 +24,7 @@ use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::header;
 use crate::dataplane::tables::ladders::Ladders;
-use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
+use crate::dataplane::tables::ledger::{Entry, Ledger, ListName, OwnerName, Tier};
 use crate::dataplane::tables::meters::Sources;
 use crate::dataplane::tables::networks::{Table, TableEntry};
 use crate::net::network::{Network, source_of};
@@ -35,15 +36,17 @@ pub use verdict::{Decision, Facts, Outcome, decide};
 const LATELY: u32 = ticks(2_000_000_000);
 
 /// An entry that covers the address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Match {
     /// `block`, `trust` or `admit`.
+    #[schemars(with = "ListName")]
     pub list: &'static str,
     /// The network.
     pub network: Network,
     /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
     /// Owner.
+    #[schemars(with = "OwnerName")]
     pub owner: &'static str,
     /// The claimant: `feed:NAME`, `tool:NAME` or `dns:NAME`; `None` for other owners, and for feed
     /// entries known only from the kernel's table.
@@ -63,9 +66,10 @@ pub struct Match {
 }
 
 /// The fill level of one of its limits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Level {
     /// `register`, `requests`, `other`, `good`, or `suspect`.
+    #[schemars(extend("enum" = ["register", "requests", "other", "good", "suspect"]))]
     pub limit: &'static str,
     /// Packets that it may send at once now.
     pub left: u32,
@@ -74,7 +78,7 @@ pub struct Level {
 }
 
 /// The kernel's state of an address.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Kernel {
     /// Whether all interfaces are in a dry run.
     pub dry_run: bool,
@@ -92,6 +96,8 @@ pub struct Kernel {
     pub peer_until: Option<Timestamp>,
     /// End of suspect.
     pub suspect_until: Option<Timestamp>,
+    /// Packets of it that the ladder has dropped since it is suspect.
+    pub suspect_dropped: Option<u64>,
     /// How many tries for passwords, that anybody may have sent in its name, it has then, in words.
     #[serde(skip)]
     pub pace: &'static str,
@@ -102,7 +108,8 @@ pub struct Kernel {
 }
 
 /// A period over a limit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[schemars(rename = "LimitedPeriod")]
 pub struct Limited {
     /// Start.
     pub since: Timestamp,
@@ -127,8 +134,9 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     let (good, peer) = reputation.ends(now);
     let ladders = Ladders::open(|name| pins.open(name), table_header.hashing.seed)?;
     let metered = covering.iter().filter(|entry| entry.kind == Kind::Metered);
-    let ladder =
-        metered.filter_map(|entry| ladders.get(&entry.network)).max_by_key(|ladder| ladder.step);
+    let on_ladder: Vec<Ladder> = metered.filter_map(|entry| ladders.get(&entry.network)).collect();
+    let ladder = on_ladder.iter().max_by_key(|ladder| ladder.step).copied();
+    let is_wary = table_header.is_wary(now) && reputation.scale() != FORMER;
 
     let is_per_host = source.is_v4() || covering.iter().any(|entry| entry.kind == Kind::PerHost);
     let metered_as =
@@ -157,12 +165,13 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     Ok(Kernel {
         dry_run: is_dry_run(pins)?,
         matches: matches(pins, &host, &covering, &banned.collect::<Vec<_>>(), now)?,
-        limits: levels(&config, meter, is_known, ladder, scale, now),
+        limits: levels(&config, meter, is_known, ladder, scale, is_wary, now),
         tracked: found.is_some(),
         limited,
         good_until: end(good),
         peer_until: end(peer),
         suspect_until: ladder.and_then(|ladder| clock::to_wall(ladder.until)),
+        suspect_dropped: ladder.map(|_| on_ladder.iter().map(|ladder| ladder.dropped).sum()),
         pace: ladder.map_or("", |ladder| PACES[ladder.step.min(LOWEST) as usize]),
         good_ports,
         storm: counters::is_storm(pins)?,
@@ -268,6 +277,7 @@ fn levels(
     is_known: bool,
     ladder: Option<Ladder>,
     scale: u64,
+    is_wary: bool,
     time: u64,
 ) -> Vec<Level> {
     let now = ticks(time);
@@ -288,6 +298,11 @@ fn levels(
         level("requests", limits.requests, meter.requests),
         level("other", limits.other, meter.other),
     ];
+    if is_wary {
+        let Level { left, of, .. } = &mut levels[1];
+        *left = WARY_BURST.saturating_sub(*of - *left);
+        *of = WARY_BURST.min(*of);
+    }
     levels.extend(tries);
     levels
 }
@@ -318,7 +333,7 @@ fn limited(pins: &Pins, meter: &Meter, set: u32, way: usize, now: u64) -> Result
         return Ok(None);
     }
     let ago = ticks(now).wrapping_sub(record.reported);
-    let since = clock::to_wall(record.first).unwrap_or_default();
+    let since = clock::to_wall(record.since(now)).unwrap_or_default();
     Ok(Some(Limited { since, packets: record.limited, now: ago < LATELY }))
 }
 

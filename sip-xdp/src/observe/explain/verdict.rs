@@ -2,14 +2,16 @@
 //! address sends over UDP now.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Kernel, Match};
 use crate::config::Policy;
 
 /// The outcome for a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "Verdict")]
 pub enum Outcome {
     /// Passed.
     Pass,
@@ -20,7 +22,7 @@ pub enum Outcome {
 }
 
 /// A decision with its reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Decision {
     /// Outcome.
     pub verdict: Outcome,
@@ -78,7 +80,7 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
         (_, Some(until), _) => format!("it is a peer until {}", time(until)),
         (.., Some(until)) => {
             format!(
-                "it is suspect: passwords that anybody may have sent, {} until {}",
+                "it is suspect: of what may try passwords, {} until {}",
                 kernel.pace,
                 time(until)
             )
@@ -148,6 +150,7 @@ mod tests {
             good_until: None,
             peer_until: None,
             suspect_until: None,
+            suspect_dropped: None,
             pace: "",
             good_ports: Vec::new(),
             storm: false,

@@ -4,7 +4,7 @@ use super::text::{Kind, Text};
 use crate::api::answers::DaemonStatus;
 use crate::dataplane::counters::{InterfaceStats, Stats};
 use crate::dataplane::tables::ledger::Tier;
-use crate::detect::KINDS;
+use crate::detect::kinds;
 use crate::lists::Fill;
 use crate::observe::snapshot::Overview;
 
@@ -25,6 +25,8 @@ pub(crate) fn render(overview: &Overview) -> String {
         state(&mut text, daemon);
         feeds(&mut text, daemon);
         hep(&mut text, daemon);
+        hep_export(&mut text, daemon);
+        sockets(&mut text, daemon);
     }
     text.finish()
 }
@@ -173,12 +175,15 @@ fn events(text: &mut Text, overview: &Overview) {
         "Bans since the daemon started, by kind of evidence.",
     );
     // All kinds, before there is a ban of one, so that the first one is seen as an increase.
-    for kind in KINDS {
+    let kinds = kinds();
+    for (kind, _) in &kinds {
         let count = latest.bans_by_kind.get(kind.name).copied().unwrap_or(0);
         text.sample(&[("kind", kind.name)], count);
     }
-    for (kind, count) in
-        latest.bans_by_kind.iter().filter(|(name, _)| KINDS.iter().all(|kind| kind.name != *name))
+    for (kind, count) in latest
+        .bans_by_kind
+        .iter()
+        .filter(|(name, _)| kinds.iter().all(|(kind, _)| kind.name != *name))
     {
         text.sample(&[("kind", kind)], count);
     }
@@ -274,6 +279,30 @@ fn hep(text: &mut Text, daemon: &DaemonStatus) {
             text.sample(&[("listen", &place.listen), ("result", result)], count);
         }
     }
+}
+
+fn hep_export(text: &mut Text, daemon: &DaemonStatus) {
+    let Some(export) = &daemon.hep_export else {
+        return;
+    };
+    let help = "Bans and dropped messages for the capture server, by what became of them.";
+    text.family("sip_xdp_hep_export_total", Counter, help);
+    for (result, count) in [
+        ("ban", export.bans),
+        ("packet", export.packets),
+        ("suppressed", export.suppressed),
+        ("lost", export.lost),
+    ] {
+        text.sample(&[("result", result)], count);
+    }
+}
+
+fn sockets(text: &mut Text, daemon: &DaemonStatus) {
+    let sockets = &daemon.sockets;
+    let help = "TCP sockets of banned sources that were destroyed.";
+    text.single("sip_xdp_sockets_destroyed_total", Counter, help, sockets.destroyed);
+    let help = "Bans for which no sockets were looked for, since they came too fast.";
+    text.single("sip_xdp_sockets_lost_total", Counter, help, sockets.lost);
 }
 
 #[cfg(test)]

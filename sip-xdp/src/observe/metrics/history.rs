@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 use sip_xdp_common::verdict::{Reason, Verdict};
 
-use crate::dataplane::counters::InterfaceStats;
+use crate::dataplane::counters::{InterfaceStats, SCHEMA};
 use crate::observe::snapshot;
 use crate::sys::clock;
 
@@ -52,20 +53,38 @@ impl History {
 
     /// For the web page: columns, and for each point its time in milliseconds since 1970 and the
     /// counters.
-    pub(crate) fn json(&self) -> Value {
-        let columns: Vec<_> = columns()
-            .into_iter()
-            .map(|(verdict, reason)| json!({ "verdict": verdict, "reason": reason }))
-            .collect();
-        let points: Vec<_> =
-            self.points.iter().map(|point| json!([point.at_ms, point.counts])).collect();
-        json!({
-            "schema": crate::dataplane::counters::SCHEMA,
-            "step": STEP.as_secs(),
-            "columns": columns,
-            "points": points,
-        })
+    pub(crate) fn page(&self) -> HistoryPage {
+        let columns = columns().into_iter().map(|(verdict, reason)| Column { verdict, reason });
+        HistoryPage {
+            schema: SCHEMA,
+            step: STEP.as_secs(),
+            columns: columns.collect(),
+            points: self.points.iter().map(|point| (point.at_ms, point.counts.clone())).collect(),
+        }
     }
+}
+
+/// The packets of the last hour, for the web page.
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct HistoryPage {
+    /// Version of the format.
+    schema: u32,
+    /// Seconds between two points.
+    step: u64,
+    /// The columns of a point.
+    columns: Vec<Column>,
+    /// Points: time in milliseconds since 1970, and a counter of packets for each column.
+    points: Vec<(u64, Vec<u64>)>,
+}
+
+/// A column of the history.
+#[derive(Debug, JsonSchema, Serialize)]
+struct Column {
+    /// Verdict.
+    #[schemars(extend("enum" = ["pass", "drop", "would_drop"]))]
+    verdict: &'static str,
+    /// The reason, as `stats` names it.
+    reason: &'static str,
 }
 
 #[cfg(test)]
@@ -86,7 +105,7 @@ mod tests {
             one.packets.drop.insert("blocked", n);
             history.note(&[one.clone(), one.clone()]);
         }
-        let json = history.json();
+        let json = serde_json::to_value(history.page()).unwrap();
         let points = json["points"].as_array().unwrap();
         assert_eq!(points.len(), POINTS);
         let column = columns().iter().position(|column| *column == ("drop", "blocked")).unwrap();

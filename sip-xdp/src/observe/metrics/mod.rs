@@ -21,6 +21,7 @@ use crate::sys::paths::Paths;
 
 pub(crate) use families::render;
 pub(crate) use history::History;
+pub use history::HistoryPage;
 
 /// The inputs of the server.
 #[derive(Debug, Clone)]

@@ -10,10 +10,12 @@ mod tests;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::Detect;
 use crate::dataplane::tables::ledger::Tier;
+use crate::detect::{KindName, RuleName};
 use crate::net::network::Network;
 use crate::store::{Accepted, HistoryRow, Served, Sprayed};
 
@@ -61,7 +63,7 @@ pub struct Ban {
 }
 
 /// The report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Report {
     /// Version of this object.
     pub schema: u32,
@@ -96,7 +98,7 @@ pub struct Report {
 }
 
 /// Totals of bans.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Tally {
     /// Bans that began.
     pub bans: u64,
@@ -115,9 +117,10 @@ pub struct Tally {
 }
 
 /// Bans of one kind of evidence on one level.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Kind {
     /// The kind of evidence.
+    #[schemars(with = "KindName")]
     pub kind: String,
     /// Evidence tier.
     pub tier: Option<Tier>,
@@ -127,9 +130,10 @@ pub struct Kind {
 }
 
 /// A rule of `[detect]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Rule {
     /// Name.
+    #[schemars(with = "RuleName")]
     pub rule: &'static str,
     /// Whether it may ban.
     pub enabled: bool,
@@ -140,13 +144,14 @@ pub struct Rule {
 }
 
 /// A ban that may have been wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Doubtful {
     /// Address or network.
     pub address: Network,
     /// The port, if it covers only that.
     pub port: Option<u16>,
     /// The kind of evidence.
+    #[schemars(with = "KindName")]
     pub kind: String,
     /// Evidence tier.
     pub tier: Option<Tier>,
@@ -164,7 +169,7 @@ pub struct Doubtful {
 }
 
 /// A banned source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Offender {
     /// Address or network.
     pub address: Network,
@@ -177,13 +182,14 @@ pub struct Offender {
     /// Start of the last ban.
     pub last: Timestamp,
     /// Kinds of evidence.
+    #[schemars(with = "Vec<KindName>")]
     pub kinds: Vec<String>,
     /// Reason of the last ban.
     pub reason: String,
 }
 
 /// A user whose password unknown sources try.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct SprayedUser {
     /// User.
     pub user: String,
@@ -202,7 +208,8 @@ pub struct SprayedUser {
 }
 
 /// Known-good users and addresses.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[schemars(rename = "GoodSources")]
 pub struct Good {
     /// Number of accepted users.
     pub users: u64,
@@ -215,7 +222,7 @@ pub struct Good {
 }
 
 /// A suggested change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Suggestion {
     /// Kind of change.
     pub change: Change,
@@ -228,7 +235,7 @@ pub struct Suggestion {
 }
 
 /// Kinds of suggested changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
     /// Change the password of a user.

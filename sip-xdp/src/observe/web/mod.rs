@@ -130,7 +130,7 @@ impl WebContext {
                 None => Ok(text(StatusCode::NOT_FOUND, "there is since=1d, 7d, 30d and 90d")),
             },
             Resource::History => {
-                json(&self.history.lock().unwrap_or_else(PoisonError::into_inner).json())
+                json(&self.history.lock().unwrap_or_else(PoisonError::into_inner).page())
             }
         };
         answer.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))

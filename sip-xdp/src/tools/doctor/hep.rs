@@ -1,7 +1,7 @@
 //! Whether somebody tells us what cannot be read on the wire: SIP over TLS and WebSocket.
 
 use super::sockets::{Listener, Transport};
-use super::{Check, HostFacts};
+use super::{Check, HostFacts, Status};
 use crate::config::HepListen;
 
 const CHECK: &str = "encrypted";
@@ -40,18 +40,32 @@ impl Server {
     }
 
     /// What makes it send HEP to a place, in its own configuration.
+    ///
+    /// - Asterisk: `configs/samples/hep.conf.sample` and `res/res_hep.c`, which sends by UDP only.
+    /// - Kamailio: `src/modules/siptrace/README`; `trace_mode` 1 sends all messages.
+    ///   Tried with 5.6.
+    /// - OpenSIPS: `modules/proto_hep/README` and `modules/tracer/README`, of 3.x; "t" covers
+    ///   stateless answers as well (`trace_transaction` in `modules/tracer/tracer.c`).
+    /// - FreeSWITCH: `conf/vanilla/autoload_configs/sofia.conf.xml`; read by
+    ///   `libs/sofia-sip/libsofia-sip-ua/tport/tport_logging.c`, which sends by UDP or TCP.
     fn lines(self, listen: HepListen) -> String {
         let (to, port) = (listen.address, listen.address.port());
         let transport = if listen.is_tcp { "tcp" } else { "udp" };
+        let by_udp = if listen.is_tcp {
+            format!("which sends HEP by UDP alone: also\n[[hep]]\nlisten = \"udp:{to}\"\nand then ")
+        } else {
+            String::new()
+        };
+        let parameter = if listen.is_tcp { ";transport=tcp" } else { "" };
         match self {
             Self::Asterisk => format!(
-                "in /etc/asterisk/hep.conf:\n[general]\nenabled = yes\ncapture_address = {to}\n\
+                "{by_udp}in /etc/asterisk/hep.conf:\n[general]\nenabled = yes\ncapture_address = {to}\n\
                  capture_id = 1\nand then: asterisk -rx 'module load res_hep.so'; asterisk -rx \
                  'module load res_hep_pjsip.so'"
             ),
             Self::Kamailio => format!(
                 "in kamailio.cfg:\nloadmodule \"siptrace.so\"\n\
-                 modparam(\"siptrace\", \"duplicate_uri\", \"sip:{to}\")\n\
+                 modparam(\"siptrace\", \"duplicate_uri\", \"sip:{to}{parameter}\")\n\
                  modparam(\"siptrace\", \"hep_mode_on\", 1)\n\
                  modparam(\"siptrace\", \"hep_version\", 3)\n\
                  modparam(\"siptrace\", \"trace_to_database\", 0)\n\
@@ -83,6 +97,17 @@ pub(super) fn check(facts: &HostFacts, listeners: &[Listener]) -> Check {
     let taken = taken.map(|daemon| daemon.hep.iter().map(|place| place.taken).sum::<u64>());
     let listen: Vec<HepListen> = facts.config.hep.iter().map(|one| one.listen).collect();
     judge(listeners, &listen, taken)
+}
+
+/// The same of a running daemon, in one line; none if all is told.
+pub(super) fn unread(listeners: &[Listener], listen: &[HepListen], taken: u64) -> Option<String> {
+    let found = judge(listeners, listen, Some(taken));
+    (found.status == Status::Warn).then(|| {
+        format!(
+            "{}; `sip-xdp doctor` prints the lines for the server's configuration",
+            found.detail
+        )
+    })
 }
 
 fn judge(listeners: &[Listener], listen: &[HepListen], taken: Option<u64>) -> Check {
@@ -135,7 +160,6 @@ fn judge(listeners: &[Listener], listen: &[HepListen], taken: Option<u64>) -> Ch
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tools::doctor::Status;
 
     fn listener(process: Option<&str>, address: &str, port: u16) -> Listener {
         Listener {
@@ -167,6 +191,20 @@ mod tests {
     }
 
     #[test]
+    fn lines_for_a_place_of_tcp_fit_what_the_server_can() {
+        let place = HepListen { is_tcp: true, ..HepListen::default() };
+        for (server, expected) in [
+            (Server::Asterisk, "listen = \"udp:127.0.0.1:9060\"\nand then in /etc/asterisk"),
+            (Server::Kamailio, "\"sip:127.0.0.1:9060;transport=tcp\""),
+            (Server::OpenSips, "127.0.0.1:9060; transport=tcp"),
+            (Server::FreeSwitch, "\"tcp:127.0.0.1:9060;hep=3"),
+        ] {
+            let lines = server.lines(place);
+            assert!(lines.contains(expected), "{lines}");
+        }
+    }
+
+    #[test]
     fn who_is_told_is_content() {
         let asterisk = [listener(Some("asterisk"), "0.0.0.0", 5_061)];
         let place = HepListen { is_tcp: true, ..HepListen::default() };
@@ -180,6 +218,8 @@ mod tests {
             (&[listener(Some("asterisk"), "0.0.0.0", 5_060)], &[], None, Status::Ok),
         ] {
             assert_eq!(judge(listeners, listen, taken).status, expected, "{listeners:?}");
+            let warning = unread(listeners, listen, taken.unwrap_or(1));
+            assert_eq!(warning.is_some(), expected == Status::Warn, "{warning:?}");
         }
     }
 }

@@ -278,6 +278,7 @@ mod tests {
             mapped_arrays: true,
             xdp_links: Some(true),
             tcx: Some(false),
+            destroys_sockets: Some(true),
             grace: Ok(GraceWait::MapOfMaps),
             btf: true,
         }

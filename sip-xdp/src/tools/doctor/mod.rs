@@ -14,13 +14,14 @@ mod nat;
 mod sip;
 mod sockets;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::packet::headers::Link;
 
 use crate::api::answers::DaemonStatus;
 use crate::api::control::{self, Request};
-use crate::config::Config;
+use crate::config::{Config, HepListen};
 use crate::dataplane::counters::{self, FilteredInterface, SCHEMA};
 use crate::dataplane::loader::{self, Trial};
 use crate::dataplane::netlink::{Interface, Netlink, Surroundings};
@@ -30,7 +31,7 @@ use crate::dataplane::refusal;
 use crate::sys::paths::Paths;
 
 /// The status of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Passed.
@@ -42,7 +43,7 @@ pub enum Status {
 }
 
 /// The result of one check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Check {
     /// Name of the check.
     pub check: &'static str,
@@ -79,7 +80,7 @@ impl Check {
 }
 
 /// All results.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Diagnosis {
     /// Version of this object.
     pub schema: u32,
@@ -152,6 +153,15 @@ impl HostFacts {
             self.present.iter().filter(|one| self.around.default_interfaces.contains(&one.index));
         defaults.map(|interface| interface.name.clone()).collect()
     }
+}
+
+/// What a running daemon cannot read: SIP over TLS and WebSocket to a server of this host that does
+/// not tell. In the words of the check.
+pub fn unread(daemon: &DaemonStatus) -> Option<String> {
+    let places = daemon.hep.iter();
+    let listen = places.filter_map(|place| HepListen::try_from(place.listen.clone()).ok());
+    let taken = daemon.hep.iter().map(|place| place.taken).sum();
+    hep::unread(&sockets::listeners(), &listen.collect::<Vec<_>>(), taken)
 }
 
 /// Runs all checks. `asked` are the interfaces to check, if not those that are or would be

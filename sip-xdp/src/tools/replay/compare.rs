@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::report::{Ban, Limited, Replayed};
@@ -12,7 +13,7 @@ use crate::dataplane::counters::{self, SCHEMA};
 use crate::net::network::{Network, source_of};
 
 /// Both replays, and their differences.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Comparison {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -27,7 +28,7 @@ pub struct Comparison {
 }
 
 /// A source that is treated differently.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Difference {
     /// Source address.
     pub address: IpAddr,
@@ -38,9 +39,10 @@ pub struct Difference {
 }
 
 /// The outcome of a source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Outcome {
     /// `banned`, `limited` or `passes`: the worst.
+    #[schemars(extend("enum" = ["passes", "limited", "banned"]))]
     pub verdict: &'static str,
     /// The evidence, or the limit.
     pub kind: Option<String>,

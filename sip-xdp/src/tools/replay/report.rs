@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::ip_key::IpKey;
@@ -17,8 +18,11 @@ use super::capture::{Capture, Input};
 use super::timeline::Fate;
 use super::{Replay, address, share};
 use crate::bans::event::Event;
-use crate::dataplane::counters::{self, ByVerdict, Named, ResponseStats, SCHEMA};
+use crate::dataplane::counters::{
+    self, ByVerdict, DropCounters, MessageCounters, Named, PassCounters, ResponseStats, SCHEMA,
+};
 use crate::dataplane::tables::ledger::Tier;
+use crate::detect::{EvidenceName, KindName};
 use crate::net::network::Network;
 use crate::observe::report;
 use crate::store;
@@ -28,7 +32,7 @@ use crate::sys::clock;
 const CLOSEST: usize = 20;
 
 /// All of it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Replayed {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -41,6 +45,7 @@ pub struct Replayed {
     /// Incoming packets, by verdict and reason.
     pub packets: Verdicts,
     /// UDP payloads to SIP ports, by message kind.
+    #[schemars(with = "MessageCounters")]
     pub methods: Named,
     /// The server's responses.
     pub responses: ResponseStats,
@@ -82,11 +87,12 @@ impl Replayed {
 }
 
 /// The capture.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct CaptureFacts {
     /// The file.
     pub file: String,
     /// `pcap` or `pcapng`.
+    #[schemars(extend("enum" = ["pcap", "pcapng"]))]
     pub format: &'static str,
     /// `gzip`, `zstd`, `xz`, `bzip2`, several of them from the outermost on; `None` if
     /// uncompressed.
@@ -128,7 +134,7 @@ pub struct CaptureFacts {
 }
 
 /// SIP over TCP in a capture.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct TcpFacts {
     /// Connections to and from SIP ports.
     pub connections: u64,
@@ -141,7 +147,7 @@ pub struct TcpFacts {
 }
 
 /// Packets without a run of a program.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Skipped {
     /// Of a link type that is not read.
     pub link_type: u64,
@@ -160,7 +166,7 @@ pub struct Skipped {
 }
 
 /// The local side of a capture.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Ours {
     /// The local addresses.
     pub networks: Vec<Network>,
@@ -171,16 +177,18 @@ pub struct Ours {
 }
 
 /// Packets by verdict.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Verdicts {
     /// Passed.
+    #[schemars(with = "PassCounters")]
     pub pass: Named,
     /// Dropped.
+    #[schemars(with = "DropCounters")]
     pub drop: Named,
 }
 
 /// A ban.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Ban {
     /// Time in the capture.
     pub time: Timestamp,
@@ -189,6 +197,7 @@ pub struct Ban {
     /// The port, if it covers only that.
     pub port: Option<u16>,
     /// The kind of evidence.
+    #[schemars(with = "KindName")]
     pub kind: String,
     /// Evidence tier.
     pub tier: Option<Tier>,
@@ -202,14 +211,19 @@ pub struct Ban {
     pub after: Fate,
 }
 
+/// What `limited` says of a source: a limit, or that it is a suspect.
+const LIMITS: [&str; 7] =
+    ["register", "requests", "other", "storm", "fragments", "connections", "suspect"];
+
 /// A source that was over a limit.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Limited {
     /// When for the first time.
     pub time: Timestamp,
     /// Who.
     pub address: IpAddr,
     /// The limit, or `suspect`.
+    #[schemars(extend("enum" = LIMITS))]
     pub kind: String,
     /// The reason of a suspect.
     pub reason: Option<String>,
@@ -223,7 +237,7 @@ pub struct Limited {
 }
 
 /// A known-good host.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Good {
     /// Its address.
     pub address: IpAddr,
@@ -235,11 +249,12 @@ pub struct Good {
 }
 
 /// A source that came close to a ban.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Close {
     /// Who.
     pub address: IpAddr,
     /// The kind of evidence.
+    #[schemars(with = "EvidenceName")]
     pub kind: String,
     /// Amount of evidence.
     pub count: f64,
@@ -250,7 +265,7 @@ pub struct Close {
 }
 
 /// The remaining sources.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Others {
     /// How many.
     pub sources: u64,

@@ -5,6 +5,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use log::Level;
+use schemars::JsonSchema;
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::verdict::{Reason, Verdict};
@@ -26,7 +27,7 @@ const MAX_EVENTS: usize = 100_000;
 const MAX_SOURCES: usize = 1 << 20;
 
 /// Packets by verdict.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, serde::Serialize)]
 pub struct Fate {
     /// Passed.
     pub passed: u64,

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::names;
 use sip_xdp_common::lookup::networks::Kind;
@@ -76,7 +77,7 @@ impl fmt::Display for Who {
 }
 
 /// A proposal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Proposal {
     /// The address, network or host.
     pub who: String,
@@ -87,7 +88,8 @@ pub struct Proposal {
 }
 
 /// A mention that is not proposed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+#[schemars(rename = "RefusedProposal")]
 pub struct Refused {
     /// As written in the file.
     pub who: String,
@@ -96,7 +98,7 @@ pub struct Refused {
 }
 
 /// All results.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Suggestions {
     /// Version of this object.
     pub schema: u32,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::api::answers::HepStatus;
+use crate::api::answers::{HepExportStatus, HepStatus};
 use crate::api::event_stream::Latest;
 use crate::dataplane::counters::{
     ByVerdict, FilteredInterface, Occupancy, ResponseStats, SourceStats,
@@ -29,6 +29,7 @@ fn full() -> Overview {
             taken: 5,
             ..HepStatus::default()
         }],
+        hep_export: Some(HepExportStatus { bans: 3, lost: 1, ..HepExportStatus::default() }),
         feeds: vec![FeedRow {
             name: "a\"b".to_owned(),
             ipv4: 5,
