@@ -35,6 +35,7 @@ use std::sync::Arc;
 
 use sip_xdp_common::abi::layout::{EventKind, IN_STORM, KernelEvent, LADDERS, SUSPECTED};
 use sip_xdp_common::ip_key::{IpKey, mask};
+use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::limits::ladder::WIDTHS;
 
 use crate::config::{Config, Detect};
@@ -51,7 +52,7 @@ use peers::Peers;
 use recent::Recent;
 use registrar::{Answers, Registrar};
 use registrations::Registrations;
-use rules::{decoy, networks, sprayed, stream_meters::OverLimit, volume::Volume};
+use rules::{decoy, forgotten, networks, sprayed, stream_meters::OverLimit, volume::Volume};
 use served::Served;
 use source_state::SourceState;
 use transactions::{Method, Request, Transactions};
@@ -207,7 +208,9 @@ pub struct Detector {
     /// Start of learned decoys.
     decoys_from: u64,
     /// Accepted users with rejections of unknown sources.
-    sprayed: sprayed::Sprayed,
+    sprayed: Box<sprayed::Sprayed>,
+    /// Sites with users whose passwords were changed.
+    forgotten: Box<forgotten::Sites>,
     /// Calls with a response whose request was not seen, by source and user.
     orphans: Recent<u64, ()>,
     excused: Recent<u64, ()>,
@@ -243,7 +246,8 @@ impl Detector {
             due: VecDeque::new(),
             tried: decoy::Tried::default(),
             decoys_from: u64::MAX,
-            sprayed: sprayed::Sprayed::default(),
+            sprayed: Box::default(),
+            forgotten: Box::default(),
             orphans: Recent::new(MAX_ORPHANS, ORPHAN_NS),
             excused: Recent::new(MAX_ORPHANS, responses::EXCUSE_NS),
             registrar: Registrar::default(),
@@ -366,6 +370,7 @@ impl Detector {
         self.offenders.remove(source);
         self.offending.remove(&(*source, None));
         self.metered.remove(&(128, *source));
+        self.forgotten.forget(source);
         for (bits, _, _) in networks::WIDTHS {
             self.networks.remove(&(bits, source.masked(mask(bits))));
         }
@@ -530,7 +535,10 @@ impl Detector {
         let Some(flood) = self.volume.observe(event, echoes_own || event.is_proven) else {
             return;
         };
-        if self.has_standing(&flood.source, now) {
+        // Nor is a carrier that delivers more calls than a stranger may, and is not served yet.
+        let is_register = flood.kind == LimitKind::Register;
+        let is_carrying = !is_register && self.served.is_carrying(&flood.source, now);
+        if self.has_standing(&flood.source, now) || is_carrying {
             return;
         }
         if !self.registrar.sees_responses(judged) {

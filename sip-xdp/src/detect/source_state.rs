@@ -54,6 +54,8 @@ pub(super) struct SourceState {
     /// Leaky buckets of level 1 rejections, and of all.
     pub(super) slow: LeakyBucket,
     pub(super) slow_seen: LeakyBucket,
+    /// Leaky bucket of level 1 rejections that came quicker than those of a phone.
+    pub(super) quick: LeakyBucket,
     /// The former by port, at an address with accepted users.
     pub(super) slow_ports: BTreeMap<u16, LeakyBucket>,
     /// Level 0 rejections at an address with standing.
@@ -104,6 +106,7 @@ impl SourceState {
             rejected: Window::default(),
             slow: LeakyBucket::default(),
             slow_seen: LeakyBucket::default(),
+            quick: LeakyBucket::default(),
             slow_ports: BTreeMap::new(),
             hidden: Window::default(),
             hidden_slow: LeakyBucket::default(),

@@ -383,7 +383,7 @@ fn one_bad_phone_does_not_silence_its_office() {
         for ban in &fixture.bans {
             assert_eq!(
                 (ban.kind, ban.port, ban.growth),
-                ("misconfigured", Some(9_999), Growth::Mild),
+                ("misconfigured", Some(9_999), Growth::Mild(1)),
                 "{ban:?}"
             );
         }

@@ -202,6 +202,42 @@ fn one_address_that_hides_what_it_sends() -> Result<()> {
     holds("one address, padded or fragmented, hidden nonces", [200, 100], all)
 }
 
+/// Users of whom nothing is known, each at the pace of a phone whose password was changed: from a
+/// port of its own, from one port, and from ever new ones.
+fn many_slow_users(account: Option<Account>) -> Vec<Strategy> {
+    let mut all = Vec::new();
+    for users in [2, 5, 16_u32] {
+        for seconds in [20, 60, 300_u64] {
+            let pace = Pace::steady(seconds * SECOND / u64::from(users));
+            let pace = pace.back_off(pace.every);
+            for (ports, name) in
+                [(users as u16, "their ports"), (1, "one port"), (997, "new ports")]
+            {
+                let places = Places::Ports(address(ONE), ports);
+                let guesser = Guesser::new(places, Users::Many(500, users), pace);
+                let guesser = account.into_iter().fold(guesser, Guesser::account);
+                all.push(alone(format!("{users} users, each {seconds} s, {name}"), guesser));
+            }
+        }
+    }
+    // The others are not far from these.
+    if !is_long() {
+        all.retain(|one| one.name.starts_with("16 users, each 20"));
+    }
+    all
+}
+
+#[test]
+fn many_slow_users_of_one_address() -> Result<()> {
+    holds("one address, many slow users", [200, 100], many_slow_users(None))
+}
+
+#[test]
+fn many_slow_users_beside_an_account() -> Result<()> {
+    let all = many_slow_users(Some(Account { user: 900, port: 5060 }));
+    holds("own account, many slow users", [300, 100], all)
+}
+
 /// Few paces for many addresses.
 fn few_paces() -> Vec<(&'static str, Pace)> {
     if !is_long() {

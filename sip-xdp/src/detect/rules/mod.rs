@@ -3,6 +3,7 @@
 
 pub(super) mod decoy;
 pub(super) mod enumeration;
+pub(super) mod forgotten;
 pub(super) mod invites;
 pub(super) mod kinds;
 pub(super) mod networks;

@@ -11,6 +11,7 @@ use super::super::claim::{Growth, Level};
 use super::super::digest::digest;
 use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding, Metering, Step};
+use super::forgotten::Pace;
 use crate::config::Detect;
 
 /// Prefix length, multiple of a host's thresholds, and prefix length of its parts.
@@ -60,11 +61,13 @@ impl Tries {
 }
 
 impl Detector {
-    /// Processes a rejection of a host, whose nonce proves the network or not.
+    /// Processes the rejection of a user at a host, whose nonce proves the network or not.
     pub(in super::super) fn weigh_networks(
         &mut self,
         source: IpKey,
+        user: &str,
         is_real: bool,
+        pace: Pace,
         now: u64,
         actions: &mut Vec<Action>,
     ) {
@@ -73,6 +76,9 @@ impl Detector {
         }
         let mut is_banned = false;
         for (bits, times, part_bits) in WIDTHS {
+            if is_real && self.is_forgotten_within(&source, bits, user, pace, now) {
+                continue;
+            }
             let around = source.masked(mask(bits));
             let part = digest(&source.masked(mask(part_bits)));
             let network = self.networks.touch((bits, around), now, Network::default);
