@@ -4,6 +4,8 @@
 //! For an unknown address all rejections count together. At an address with accepted users the
 //! offender is the pair of user and port: a bad phone must not take its office down, and a good
 //! account must not cover guesses for others.
+//!
+//! Above 400 lines: what a rejection leads to has to be reviewed as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 
