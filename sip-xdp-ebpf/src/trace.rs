@@ -70,6 +70,11 @@ impl<T: Tables> Tables for Traced<'_, T> {
     }
 
     #[inline(always)]
+    fn count_hit(&self, source: &IpKey, is_whole: bool) {
+        self.tables.count_hit(source, is_whole);
+    }
+
+    #[inline(always)]
     fn flow(&self, source: &IpKey, port: u16) -> FlowState {
         let flow = self.tables.flow(source, port);
         let name = match flow {

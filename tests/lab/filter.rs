@@ -24,8 +24,9 @@ use crate::process::{Line, Process, output};
 use crate::seccomp;
 use crate::topology::{LAN, WAN};
 
-/// Timeout for loading and attaching.
-const READY: Duration = Duration::from_secs(30);
+/// Timeout for loading and attaching: the verifier takes half a second of processor time for each
+/// interface, which with other work on the machine took more than 30 s.
+const READY: Duration = Duration::from_secs(120);
 
 /// Options of an instance.
 #[derive(Debug, Clone)]

@@ -33,7 +33,7 @@ pub const EVENTS_BYTES: usize = 4 << 20;
 pub const FLOWS: usize = 65_536;
 
 /// How many sources may be on the ladder ([`crate::limits::ladder`]).
-pub const LADDERS: usize = 8_192;
+pub const LADDERS: usize = 16_384;
 
 /// How many nonces of sources on the ladder are remembered as their own.
 pub const OWN_NONCES: usize = 16_384;

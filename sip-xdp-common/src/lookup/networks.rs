@@ -25,7 +25,8 @@ pub const GROUP: usize = 64;
 pub type Prints = [u64; GROUP];
 
 /// Number of buckets for a capacity of `networks`: a power of two, with at most half of the slots
-/// in use. With two candidate buckets per network, both are then practically never full.
+/// in use by feeds, and two thirds by all. With two candidate buckets per network, both are then
+/// practically never full: for two of a million networks, when every quota is used up.
 pub const fn buckets(networks: u32) -> u32 {
     let wanted = networks.div_ceil(WAYS as u32 / 2).next_power_of_two();
     if wanted < GROUP as u32 { GROUP as u32 } else { wanted }
@@ -279,8 +280,8 @@ pub struct TableHeader {
     pub ipv6: u32,
     /// The current version: 0 or 1.
     pub version: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Until when strangers have small bursts, in units of 2^[`WARY_BITS`] ns.
+    pub wary_until: u32,
     /// By version: number of IPv4 and of IPv6 lengths.
     pub counts: [[u32; 2]; 2],
     /// By version, then by family: the lengths in use, in the order of [`Kind::ALL`], longest
@@ -290,10 +291,25 @@ pub struct TableHeader {
 
 const _: () = assert!(size_of::<TableHeader>() == 56 + 2 * VERSION * 24);
 
+/// The unit of [`TableHeader::wary_until`]: 1.07 s, so that 32 bits last for 146 years.
+const WARY_BITS: u32 = 30;
+
 impl TableHeader {
     /// The header of empty tables.
     pub fn new(hashing: Hashing) -> Self {
         Self { hashing, ..Self::zeroed() }
+    }
+
+    /// The value of [`TableHeader::wary_until`] for a time in nanoseconds.
+    pub const fn wary_unit(until: u64) -> u32 {
+        (until >> WARY_BITS) as u32
+    }
+
+    /// Whether strangers have small bursts at `now`
+    /// ([`WARY_BURST`](crate::limits::gcra::WARY_BURST)).
+    #[inline(always)]
+    pub fn is_wary(&self, now: u64) -> bool {
+        super::search::current(&self.wary_until) > Self::wary_unit(now)
     }
 }
 
@@ -415,5 +431,25 @@ mod tests {
             }
             assert!(used.iter().all(|used| usize::from(*used) <= WAYS), "{:?}", used.iter().max());
         }
+    }
+
+    /// The table has a third more room than feeds may take.
+    #[test]
+    fn hardly_a_network_finds_no_slot_when_every_quota_is_used_up() {
+        let (mut refused, mut all) = (0, 0);
+        for seed in 1..=40 {
+            let networks = 1_u32 << 15;
+            let mask = buckets(networks) - 1;
+            let mut used = vec![0_usize; mask as usize + 1];
+            for n in 0..u64::from(networks + networks / 3) {
+                let [first, second] =
+                    Hashed::new(0, n << 32, Kind::Blocked.label(128), seed).buckets(mask);
+                let to = if used[first as usize] <= used[second as usize] { first } else { second };
+                let free = used[to as usize] < WAYS;
+                used[to as usize] += usize::from(free);
+                (refused, all) = (refused + u32::from(!free), all + 1);
+            }
+        }
+        assert!(refused <= all / 200_000, "{refused} of {all}");
     }
 }

@@ -96,6 +96,9 @@ impl Listing {
     const SCALE: u32 = 12;
     /// It is on the ladder, or a network around it is.
     const METERED: u64 = 0x1_0000;
+    /// Blocked by an entry whose hit is not counted yet, because the packet may still pass: TCP
+    /// under a block of UDP, or a known host's good port.
+    const UNCOUNTED: u64 = 0x2_0000;
 
     /// From its bits.
     #[inline(always)]
@@ -121,7 +124,7 @@ impl Listing {
         self.0 & Self::PER_HOST != 0
     }
 
-    /// Whether it is blocked; the hit is counted.
+    /// Whether it is blocked; the hit is counted, unless it [is not](Self::is_uncounted).
     #[inline(always)]
     pub const fn is_blocked(&self) -> bool {
         self.0 & Self::BLOCKED != 0
@@ -139,6 +142,12 @@ impl Listing {
     #[inline(always)]
     pub const fn is_udp_only(&self) -> bool {
         self.0 & Self::UDP_ONLY != 0
+    }
+
+    /// Whether [`count_hit`] is due if the packet is dropped for the block.
+    #[inline(always)]
+    pub const fn is_uncounted(&self) -> bool {
+        self.0 & Self::UNCOUNTED != 0
     }
 
     /// Whether an operator or the configuration blocks it.
@@ -219,10 +228,15 @@ pub fn current<T: Copy>(word: &T) -> T {
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counting {
-    /// Yes: the packet is dropped if its source is blocked.
+    /// Yes, if nothing but the block decides; otherwise the listing is
+    /// [uncounted](Listing::is_uncounted).
     Hits,
     /// No.
     Nothing,
+    /// Yes: the packet is dropped. The first block found is hit.
+    Dropped,
+    /// The same; blocks of UDP alone do not apply to the packet.
+    DroppedWhole,
 }
 
 /// Looks a source up in the tables.
@@ -300,6 +314,22 @@ pub fn lookup_networks<S: LookupTables>(
     Listing(
         tables.verifier_widen(search_lengths(tables, source, before, counting).0 as usize) as u64
     )
+}
+
+/// Counts the hit of a dropped packet whose listing is [uncounted](Listing::is_uncounted).
+#[inline(always)]
+pub fn count_hit<S: LookupTables>(tables: &S, source: &IpKey, counting: Counting) {
+    let Some(table_header) = tables.table_header() else {
+        return;
+    };
+    let (high, low) = source.words();
+    let is_v4 = source.is_v4();
+    let version = (current(&table_header.version) & 1) as usize;
+    let count = current(&table_header.counts[version][usize::from(!is_v4)]);
+    let base = tables.verifier_widen(version * VERSION + if is_v4 { 0 } else { IPV6_LENGTHS });
+    let at = base as u32;
+    let mut search = Search { high, low, at, count, counting, pad: 0, found: Listing::default() };
+    tables.each_length(&mut search);
 }
 
 /// `before`, completed by the networks that contain the source.
@@ -405,12 +435,21 @@ impl Search {
         };
         let kind = label & KIND;
         if kind == Kind::Blocked as u64 {
+            match self.counting {
+                Counting::DroppedWhole if current(&slot.state) & UDP_ONLY != 0 => return false,
+                Counting::Dropped | Counting::DroppedWhole => {
+                    count(tables, slot, current(&slot.state), Listing::default());
+                    return true;
+                }
+                Counting::Hits | Counting::Nothing => {}
+            }
             let blocked = block(tables, slot, self.found, self.counting);
             // A block of all protocols outranks one of UDP alone, in either order.
             let all = |bits: u64| bits & (Listing::BLOCKED | Listing::UDP_ONLY) == Listing::BLOCKED;
             let is_all = all(self.found.0) || all(blocked);
             let udp_only = if is_all { 0 } else { Listing::UDP_ONLY };
-            self.found.0 = (self.found.0 | blocked) & !Listing::UDP_ONLY | udp_only;
+            let either = self.found.0 & !Listing::UNCOUNTED | blocked;
+            self.found.0 = either & !Listing::UDP_ONLY | udp_only;
             return is_all;
         }
         if kind == Kind::Trusted as u64 {
@@ -430,22 +469,34 @@ impl Search {
     }
 }
 
-/// Counts a hit and ends the search: no later entry can change the verdict. Hits of entries that
-/// only feeds list are sampled.
+/// The bits of a block. Counts the hit, unless the packet may still pass: then it is
+/// [uncounted](Listing::is_uncounted).
 #[inline(always)]
 fn block<S: LookupTables>(tables: &S, slot: &Slot, before: Listing, counting: Counting) -> u64 {
     let state = current(&slot.state);
+    let bit = |flag: u64, bit: u64| if state & flag != 0 { bit } else { 0 };
+    let bits = Listing::BLOCKED | bit(OWN, Listing::OWN) | bit(UDP_ONLY, Listing::UDP_ONLY);
     if matches!(counting, Counting::Nothing) {
-        // Nothing is dropped on its account.
-    } else if before.0 & Listing::SAMPLED != 0 {
+        return bits;
+    }
+    // Reputations come before blocks in the order of lengths.
+    if before.0 & (Listing::GOOD | Listing::FLOWS) != 0 || state & UDP_ONLY != 0 {
+        return bits | Listing::UNCOUNTED;
+    }
+    count(tables, slot, state, before);
+    bits
+}
+
+/// Counts a dropped packet. Hits of entries that only feeds list are sampled.
+#[inline(always)]
+fn count<S: LookupTables>(tables: &S, slot: &Slot, state: u64, before: Listing) {
+    if before.0 & Listing::SAMPLED != 0 {
         tables.hit(slot, HIT * SAMPLE);
     } else if state & CLAIMED != 0 {
         tables.hit(slot, HIT);
     } else if tables.is_sample() {
         tables.hit(slot, HIT * SAMPLE);
     }
-    let bit = |flag: u64, bit: u64| if state & flag != 0 { bit } else { 0 };
-    Listing::BLOCKED | bit(OWN, Listing::OWN) | bit(UDP_ONLY, Listing::UDP_ONLY)
 }
 
 /// The live entry of exactly this network. Bucket and slot are computed without branches: they are

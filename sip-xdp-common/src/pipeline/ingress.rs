@@ -35,16 +35,21 @@ pub trait Tables: ProgramSettings {
     /// Whether the policy is `closed`: only trusted, admitted, known-good and peer sources pass.
     fn is_closed(&self) -> bool;
 
-    /// The summary lookup of `source`; counts the hit if it is blocked. Without a summary it is
-    /// [open](Listing::OPEN).
+    /// The summary lookup of `source`; counts the hit if it is blocked, as `listing` does. Without a
+    /// summary it is [open](Listing::OPEN).
     #[inline(always)]
     fn lookup_summary(&self, _source: &IpKey) -> Listing {
         Listing::OPEN
     }
 
     /// The lookup of `source` in the lists, completing `lookup_summary`; counts the hit if it is
-    /// blocked.
+    /// blocked, and nothing else decides.
     fn listing(&self, source: &IpKey, lookup_summary: Listing) -> Listing;
+
+    /// Counts the hit of a packet that is dropped for a block that `listing` has not counted.
+    /// `is_whole`: blocks of UDP alone do not apply to it.
+    #[inline(always)]
+    fn count_hit(&self, _source: &IpKey, _is_whole: bool) {}
 
     /// The state of a port of `source`; counts the hit if it is banned.
     fn flow(&self, source: &IpKey, port: u16) -> FlowState;
@@ -248,9 +253,12 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     // dropped whatever their destination, because they fill the host's reassembly memory.
     let may_be_good = spared || (!to_sip && listed.is_good() && !listed.is_blocked_by_hand());
     // A ban on forgeable evidence covers UDP to SIP ports only.
-    let is_exempt =
-        listed.is_udp_only() && (ip.protocol == TCP || matches!(by_the_way, Reason::NotSip));
+    let is_whole = ip.protocol == TCP || matches!(by_the_way, Reason::NotSip);
+    let is_exempt = listed.is_udp_only() && is_whole;
     if listed.is_blocked() && !may_be_good && !is_exempt {
+        if listed.is_uncounted() {
+            tables.count_hit(&source, is_whole);
+        }
         return Judgement::by(Reason::Blocked, ip.end);
     }
     if !to_sip {

@@ -37,6 +37,12 @@ const ESCALATION: [(u8, usize, u8); 3] = [(64, 2, 128), (56, 3, 64), (48, 4, 56)
 /// The same for IPv4, which bans only if configured, and is otherwise an event.
 const IPV4_ESCALATION: (u8, usize) = (24, 5);
 
+/// Prefix length of an IPv6 network that is one customer's.
+const SITE_BITS: u8 = 64;
+
+/// The kind of bans for users whom many strangers try.
+const SPRAYED: &str = "sprayed";
+
 /// Events older than this were queued for an earlier daemon, in nanoseconds.
 const STALE: u64 = 5_000_000_000;
 
@@ -228,7 +234,12 @@ impl<C: EventSink> BanEngine<'_, C> {
                         self.note_good(source, port, now);
                     }
                 }
-                Action::Sprayed(spray) => self.event_sink.sprayed(&spray),
+                Action::Sprayed(spray) => {
+                    if spray.tier == Tier::Proven {
+                        self.lists.be_wary(spray.last.saturating_add(UNPROVEN_ONCE));
+                    }
+                    self.event_sink.sprayed(&spray);
+                }
                 Action::Served(source, until) => {
                     self.event_sink.served(source);
                     let is_new = self.lists.reputation(source).good_until <= now;
@@ -367,6 +378,27 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
+    /// Puts an offender by level 1 evidence on the first step of the ladder, or leaves it on a
+    /// lower one: after its ban it has one request a second, with a burst of 4, until its offence
+    /// is forgotten.
+    pub(crate) fn meter_offender(&mut self, network: Network, offence: u64, now: u64) {
+        let until = offence.saturating_add(self.config.bans.forget.nanos());
+        let is_one_site = network.is_host() || network.bits() == SITE_BITS;
+        if until <= now || !is_one_site || self.ban_exemption(&network, now).is_some() {
+            return;
+        }
+        let step = self.lists.ladder_step(&network, now).unwrap_or(0);
+        if let Err(error) = self.lists.meter(network, step, false, until, now) {
+            if self.note_due(IpKey::v4(0), "ladder", now) {
+                log::error!("{network} is not limited further: {error}");
+            }
+            return;
+        }
+        for nonce in self.detector.metered(network.first(), network.bits(), until, now) {
+            self.own_nonce(network.first(), nonce, true, now);
+        }
+    }
+
     /// Bans the source of a finding, unless it is exempt.
     fn emit_ban(&mut self, finding: &Finding, now: u64) {
         let host = Network::around(finding.source, 128);
@@ -431,6 +463,9 @@ impl<C: EventSink> BanEngine<'_, C> {
         if finding.tier == Tier::Proven {
             self.detector.banned(finding.source, finding.port, until, now);
             let is_mild = matches!(finding.growth, Growth::Mild(_));
+            if finding.port.is_none() && finding.growth == Growth::Full {
+                self.meter_offender(network, now, now);
+            }
             if finding.port.is_none() {
                 self.repeats.note_mild(network, is_mild, now);
             }
@@ -467,7 +502,10 @@ impl<C: EventSink> BanEngine<'_, C> {
         let before =
             self.offences.get(network).filter(|offence| now.saturating_sub(offence.at) < forget);
         let count = before.map_or(0, |offence| offence.count);
-        let length = longer(count, bans.max.0);
+        // A stranger that was banned before, and tries a user whom many strangers try, has no typo:
+        // otherwise each of a thousand bots gets four guesses on its second day.
+        let is_botnet = finding.kind == SPRAYED && count > 0;
+        let length = if is_botnet { bans.max.0 } else { longer(count, bans.max.0) };
         // Dry-run offences do not count later.
         if !self.config.dry_run && (self.offences.len() < MAX_OFFENCES || before.is_some()) {
             let count = count.saturating_add(1);

@@ -161,6 +161,9 @@ fn text(report: &Report, output: Output) -> String {
     if let Some(limited) = &kernel.limited {
         line("limited", format!("{} packets since {}", limited.packets, time(limited.since)));
     }
+    if let (Some(until), Some(dropped)) = (kernel.suspect_until, kernel.suspect_dropped) {
+        line("suspect", format!("until {}, {dropped} packets dropped so far", time(until)));
+    }
     if let Some(last) = &known.last {
         let user = last.user.as_ref().map(|user| format!(", user {user:?}")).unwrap_or_default();
         let by = by_stream(last.transport);

@@ -215,7 +215,9 @@ mod tests {
             let is_stated = page.lines().any(|line| line.contains(name) && line.contains(&value));
             assert!(is_stated || name == "networks" && page.contains(&value), "{name}: {value}");
         }
-        for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
+        for table in
+            ["networks", "feeds", "entries", "known", "suspects", "unproven", "ports", "good_ports"]
+        {
             assert!(page.contains(&format!("(`{table}`)")), "{table}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sip_xdp_common::abi::layout::Owner;
+use sip_xdp_common::abi::layout::{LADDERS, Owner};
 use sip_xdp_common::ip_key::IpKey;
 
 use super::{Daemon, clock};
@@ -99,12 +99,20 @@ impl Daemon {
                 reputation.peer_until = reputation.peer_until.max(until)
             });
         }
+        let mut offenders = Vec::new();
         for offence in offences {
             let at = from_wall_ms(offence.last_ms);
             self.offences.insert(offence.network, Offence { count: offence.count, at });
             if offence.network.is_host() {
                 self.detector.restore_offender(offence.network.first(), offence.count, at);
             }
+            offenders.push((at, offence.network));
+        }
+        // The latest ones last: they stay, if there are more than have room.
+        offenders.sort_unstable();
+        let many = offenders.len().saturating_sub(LADDERS / 2);
+        for (at, network) in offenders.into_iter().skip(many) {
+            self.ban_engine().meter_offender(network, at, now);
         }
         let note =
             |wanted: &str| notes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);

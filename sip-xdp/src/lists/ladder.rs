@@ -12,7 +12,7 @@ use super::{ListError, Lists};
 use crate::net::network::Network;
 
 /// How many may be on it, in tables for `networks`: half of the kernel's map, and a sixteenth of
-/// the table. Then the one makes room that has been without an offence for longest.
+/// the capacity. Then the one makes room that has been without an offence for longest.
 pub(super) const fn most(networks: usize) -> usize {
     let (map, share) = (LADDERS / 2, networks / 16);
     if share < map { share } else { map }
@@ -59,6 +59,11 @@ impl Lists {
         widths.iter().any(|bits| self.ladder_step(&Network::around(source, *bits), now).is_some())
     }
 
+    /// How many may be on it.
+    pub(super) fn most_metered(&self) -> usize {
+        most(self.capacity()).max(1)
+    }
+
     /// How many are on the ladder.
     pub fn metered(&self) -> usize {
         self.ladder.by_network.len()
@@ -78,16 +83,20 @@ impl Lists {
         let kernel = |source| ListError::Kernel { network, source };
         let is_new = self.ladder.until(&network).is_none();
         if is_new
-            && self.ladder.by_network.len() >= most(self.capacity()).max(1)
+            && self.ladder.by_network.len() >= self.most_metered()
             && let Some((_, first)) = self.ladder.first_to_end()
         {
             self.unmeter(&first)?;
         }
-        if is_new && self.table.counts().all >= self.quotas().open() {
+        let quotas = self.quotas();
+        let room = quotas.with_feeds(quotas.open(), self.feeds.distinct());
+        if is_new && self.table.counts().all >= room {
             return Err(self.full(List::Block, format!("{network} was")));
         }
         let before =
             self.ladders.get(&network).filter(|ladder| ladder.until > now).unwrap_or_default();
+        // An offender of this week stays, whatever anybody sends in its name.
+        let until = until.max(before.until);
         let after = before.moved(step, until, now);
         let after = Ladder { strict: before.strict | u32::from(strict), ..after };
         self.ladders.set(&network, after).map_err(kernel)?;

@@ -305,13 +305,22 @@ impl Lists {
         let (added, removed) = (new.without(old), old.without(&new));
         let refresh =
             Refresh { added: added.len(), removed: removed.len(), total: new.networks().len() };
-        // Networks with other owners keep their slot.
-        let alone = |network: &&Network| {
-            !self.blocked.contains(network) && !self.feeds.others_contain(name, network)
+        // Networks that other feeds list count once, and those with other owners keep their slot.
+        let count = |networks: &[Network]| {
+            let (mut of_feeds, mut slots) = (0, 0);
+            for network in networks.iter().filter(|one| !self.feeds.others_contain(name, one)) {
+                of_feeds += 1;
+                slots += usize::from(!self.blocked.contains(network));
+            }
+            (of_feeds, slots)
         };
-        let (coming, leaving) =
-            (added.iter().filter(alone).count(), removed.iter().filter(alone).count());
-        if self.table.counts().all + coming - leaving > self.ledger.capacity() as usize {
+        let ((more, coming), (less, leaving)) = (count(&added), count(&removed));
+        let quotas = self.quotas();
+        let of_feeds = self.feeds.distinct() + more - less;
+        let most = quotas.with_feeds(quotas.open(), of_feeds);
+        // What others list already never makes a feed shrink.
+        let is_too_much = self.table.counts().all + coming - leaving > most && coming > leaving;
+        if of_feeds > quotas.feeds() || is_too_much {
             return Err(
                 self.full(List::Block, format!("{coming} networks of the feed {name} were"))
             );
@@ -590,6 +599,12 @@ impl Lists {
         Ok(self.announce(Kind::PerHost, network)?)
     }
 
+    /// Gives strangers small bursts until then
+    /// ([`WARY_BURST`](sip_xdp_common::limits::gcra::WARY_BURST)).
+    pub fn be_wary(&mut self, until: u64) {
+        self.table_header.be_wary(until);
+    }
+
     /// Whether a live trust entry covers `network`.
     pub fn trusts(&self, network: &Network, now: u64) -> bool {
         self.trusted.end(network).is_some_and(|end| end > now)
@@ -669,7 +684,8 @@ impl Lists {
         for _ in 0..MOST_DISPLACED {
             let needed =
                 usize::from(entry.port.is_none() && self.needs_place(list, &entry.network));
-            let too_many = self.table.counts().all + promised + needed > limit;
+            let room = quotas.with_feeds(limit, self.feeds.distinct());
+            let too_many = self.table.counts().all + promised + needed > room;
             let too_many_entries = self.entries.len() >= limit;
             let over_quota = is_unproven && self.entries.unproven() >= quotas.unproven().max(1);
             if !(too_many || too_many_entries || over_quota) {
@@ -679,7 +695,7 @@ impl Lists {
                 && (self.displace_unproven()?
                     || too_many
                         && !is_unproven
-                        && (self.displace_metered(limit)? || self.displace_known(limit)?));
+                        && (self.displace_metered(room)? || self.displace_known(room)?));
             if !displaced {
                 break;
             }
@@ -715,13 +731,19 @@ impl Lists {
     }
 
     /// Fill levels of the tables.
-    pub fn fill(&self) -> [Fill; 6] {
+    pub fn fill(&self) -> [Fill; 8] {
         let quotas = self.quotas();
         let fill = |table: &'static str, used, limit| Fill { table: table.into(), used, limit };
         [
-            fill("networks", self.table.counts().all, quotas.networks),
+            fill(
+                "networks",
+                self.table.counts().all,
+                quotas.with_feeds(quotas.networks, self.feeds.distinct()),
+            ),
+            fill("feeds", self.feeds.distinct(), quotas.feeds()),
             fill("entries", self.entries.len(), quotas.networks),
             fill("known", self.standings.len(), quotas.known()),
+            fill("suspects", self.metered(), self.most_metered()),
             fill("unproven", self.entries.unproven(), quotas.unproven()),
             fill("ports", self.flows.len(), FLOWS),
             fill("good_ports", self.flows.good_len(), GOOD_FLOWS),

@@ -11,10 +11,12 @@ use crate::dataplane::tables::ledger::Entry;
 /// Fill level that triggers a warning, in per cent.
 pub const NEARLY_FULL: usize = 80;
 
-/// The quotas of tables with a capacity of `networks`.
+/// The quotas of tables with a capacity of `networks`: so many for feeds, and as many for all
+/// others. The table has room for a third more than that, so that feeds never take more than three
+/// quarters of it, and a list of exactly `capacity.networks` crowds out nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quotas {
-    /// Capacity in networks, and in rows of the ledger.
+    /// Capacity in networks without feeds, and in rows of the ledger.
     pub networks: usize,
 }
 
@@ -29,9 +31,21 @@ impl Quotas {
         self.networks - self.reserve()
     }
 
-    /// Limit of feeds: three quarters.
+    /// Room of the table.
+    pub const fn table(self) -> usize {
+        self.networks + self.networks.div_ceil(3)
+    }
+
+    /// Limit of feeds: three quarters of the table.
     pub const fn feeds(self) -> usize {
-        self.networks - self.networks / 4
+        self.networks
+    }
+
+    /// The total number of networks up to which others than feeds may list one more, while feeds
+    /// list `feeds`: `own` without feeds, which is [`Quotas::open`] or all. The part of `own` that
+    /// is a reserve stays one.
+    pub(super) fn with_feeds(self, own: usize, feeds: usize) -> usize {
+        (own + feeds).min(self.table() - (self.networks - own))
     }
 
     /// Limit of known hosts: half.
@@ -46,7 +60,12 @@ impl Quotas {
 
     /// The total number of networks up to which an entry of this owner and tier is added.
     pub(super) fn for_entry(self, entry: &Entry) -> usize {
-        if is_unproven(entry) || entry.owner == Owner::Feed { self.open() } else { self.networks }
+        match entry.owner {
+            _ if is_unproven(entry) => self.open(),
+            // Feeds of trusted and admitted networks.
+            Owner::Feed => self.networks - self.networks / 4,
+            _ => self.networks,
+        }
     }
 }
 
@@ -78,10 +97,15 @@ impl Fill {
                 "the table of networks",
                 "the last sixteenth is kept for operators and proven bans",
             ),
+            "feeds" => ("what feeds may list", "a list with more networks is refused as a whole"),
             "entries" => ("the ledger", "the last sixteenth is kept for operators and proven bans"),
             "known" => (
                 "what known hosts may take",
                 "the one that is known for the shortest time makes room",
+            ),
+            "suspects" => (
+                "what sources on the ladder may take",
+                "the one that has been without an offence for longest makes room",
             ),
             "unproven" => ("what unproven bans may take", "the one that is hit least makes room"),
             "ports" => ("the table of ports", "a known-good port makes room for a banned one"),
@@ -91,7 +115,7 @@ impl Fill {
             ),
         };
         let help = match &**table {
-            "ports" | "good_ports" => "",
+            "ports" | "good_ports" | "suspects" => "",
             _ => "; raise capacity.networks and restart the daemon",
         };
         format!("{what} is nearly full: {used} of {limit}; {then}{help}")
@@ -107,18 +131,25 @@ mod tests {
         for networks in [1, 15, 16, 1_000, 4_097, 131_072, 1_000_000] {
             let quotas = Quotas { networks };
             assert_eq!(quotas.open() + quotas.reserve(), networks);
-            assert!(
-                quotas.feeds() <= networks
-                    && quotas.known() <= quotas.open()
-                    && quotas.unproven() <= quotas.open()
+            assert!(quotas.known() <= quotas.open() && quotas.unproven() <= quotas.open());
+            assert!(4 * quotas.feeds() <= 3 * quotas.table());
+            assert_eq!(quotas.with_feeds(networks, 0), networks);
+            assert_eq!(quotas.with_feeds(quotas.open(), 0), quotas.open());
+            // Feeds at their limit leave a quarter of the table, of which the reserve is a part.
+            let (all, open) = (
+                quotas.with_feeds(networks, networks) - networks,
+                quotas.with_feeds(quotas.open(), networks) - networks,
             );
-            assert!(networks < 64 || quotas.feeds() <= quotas.open());
+            assert_eq!(all, networks.div_ceil(3));
+            assert_eq!(open, all - quotas.reserve());
         }
     }
 
     #[test]
     fn a_nearly_full_table_warns_of_the_consequence() {
-        for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
+        for table in
+            ["networks", "feeds", "entries", "known", "suspects", "unproven", "ports", "good_ports"]
+        {
             let fill = |used| Fill { table: table.into(), used, limit: 1_000 };
             assert!(
                 !fill(799).is_nearly_full()
@@ -129,7 +160,7 @@ mod tests {
             assert!(warning.contains("nearly full: 800 of 1000; "), "{warning}");
             assert_eq!(
                 warning.contains("capacity.networks"),
-                !table.contains("ports"),
+                !table.contains("ports") && table != "suspects",
                 "{warning}"
             );
         }

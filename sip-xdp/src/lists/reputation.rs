@@ -194,7 +194,8 @@ impl Lists {
         let quotas = self.quotas();
         // Banned flows count as bans, with access to the reserve.
         let worth = worth(reputation);
-        let limit = if worth.is_some() { quotas.open() } else { quotas.networks };
+        let own = if worth.is_some() { quotas.open() } else { quotas.networks };
+        let limit = quotas.with_feeds(own, self.feeds.distinct());
         let has_room =
             self.table.counts().all < limit && self.standings.len() < quotas.known().max(1);
         let is_less = |(first, _): (Worth, Network)| worth.is_none_or(|worth| first < worth);

@@ -5,6 +5,7 @@
 //! ends.
 
 mod contenders;
+mod guesses;
 mod host;
 mod json;
 mod latency;
@@ -58,7 +59,7 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 7] = [
+const MEASUREMENTS: [Measurement; 8] = [
     Measurement { letter: 'a', name: "paths", run: paths::run },
     Measurement { letter: 'b', name: "rates", run: rates::run },
     Measurement { letter: 'c', name: "host", run: host::run },
@@ -66,6 +67,7 @@ const MEASUREMENTS: [Measurement; 7] = [
     Measurement { letter: 'e', name: "lists", run: lists::run },
     Measurement { letter: 'f', name: "storm", run: storm::run },
     Measurement { letter: 'g', name: "replay", run: replay::run },
+    Measurement { letter: 'h', name: "guesses", run: guesses::run },
 ];
 
 fn main() -> ExitCode {

@@ -16,7 +16,7 @@ use sip_xdp_common::lookup::networks::Kind;
 use sip_xdp_common::lookup::search::SAMPLE;
 use sip_xdp_common::verdict::Reason;
 
-use crate::kernel::frames::{Ip, request, sip, tcp};
+use crate::kernel::frames::{Ip, request, sip, tcp, udp_from};
 use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 fn reason(kernel: &mut Kernel, source: &str) -> Reason {
@@ -143,6 +143,71 @@ fn hits_are_exact_and_survive_a_change_of_the_entry() {
     kernel.lists.remove(List::Block, &network, Owner::Manual).unwrap();
     kernel.list(List::Block, "192.0.2.7", NEVER);
     assert_eq!(kernel.lists.hits(&network), 0, "a new entry starts at zero");
+}
+
+/// A known host's good port goes on under a ban of its address, and TCP under a ban of UDP: what
+/// passes is no hit.
+#[test]
+fn hits_count_what_is_dropped_and_nothing_else() {
+    const GOOD_PORT: u16 = 5062;
+    for host in ["192.0.2.7", "2001:db8:7::7"] {
+        let from = |port| Ip::udp(host).frame(&udp_from(port, 5060, &request("REGISTER")));
+        let by_tcp = Ip { protocol: 6, ..Ip::udp(host) }.frame(&tcp(5060));
+        let address: Network = host.parse().unwrap();
+        let around = Network::around(address.first(), if address.is_v4() { 120 } else { 48 });
+        let ban = |network: Network, tier| Entry {
+            owner: Owner::Auto,
+            tier: Some(tier),
+            ..Entry::manual(network, NEVER, "ban")
+        };
+
+        // A proven ban of the address, and of the network around it.
+        for network in [address, around] {
+            let mut kernel = Kernel::new(&settings());
+            let until = START + 3_600 * SECOND;
+            kernel
+                .lists
+                .know(address.first(), START, |standing| standing.good_until = until)
+                .unwrap();
+            kernel.lists.know_flow(address.first(), GOOD_PORT, until).unwrap();
+            kernel.lists.put(List::Block, ban(network, Tier::Proven)).unwrap();
+            for _ in 0..9 {
+                assert_eq!(kernel.run(&from(GOOD_PORT)).reason, Reason::Good, "{network}");
+            }
+            assert_eq!(kernel.lists.hits(&network), 0, "{network}: what was spared is no hit");
+            for _ in 0..5 {
+                assert_eq!(kernel.run(&from(40_000)).reason, Reason::Blocked, "{network}");
+                assert_eq!(kernel.run(&by_tcp).reason, Reason::Blocked, "{network}");
+            }
+            assert_eq!(kernel.lists.hits(&network), 10, "{network}");
+            // A banned port is hit by itself, and not the address.
+            let port = Entry { port: Some(6_000), ..ban(address, Tier::Proven) };
+            kernel.lists.put(List::Block, port).unwrap();
+            assert_eq!(kernel.run(&from(6_000)).reason, Reason::Blocked, "{network}");
+            assert_eq!(kernel.lists.hits(&network), 10, "{network}");
+        }
+
+        // A ban of UDP alone, with and without one of everything around it.
+        for is_around in [false, true] {
+            let mut kernel = Kernel::new(&settings());
+            kernel.lists.put(List::Block, ban(address, Tier::Unproven)).unwrap();
+            if is_around {
+                kernel.list(List::Block, &around.to_string(), NEVER);
+            }
+            let expected = if is_around { Reason::Blocked } else { Reason::Unknown };
+            for _ in 0..7 {
+                assert_eq!(kernel.run(&by_tcp).reason, expected, "{host}");
+            }
+            let hits = |kernel: &Kernel| (kernel.lists.hits(&address), kernel.lists.hits(&around));
+            assert_eq!(hits(&kernel), (0, if is_around { 7 } else { 0 }), "{host}");
+            for _ in 0..3 {
+                assert_eq!(kernel.run(&from(40_000)).reason, Reason::Blocked, "{host}");
+            }
+            // Each drop is one hit.
+            let (own, other) = hits(&kernel);
+            assert_eq!(own + other, if is_around { 10 } else { 3 }, "{host}");
+        }
+    }
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Who attacks, and who lives there: guessers of passwords with their places, nonces and paces, an
 //! owner whose phone is registered, and a host that is a peer.
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
 
 use anyhow::Result;
 
-use super::{Agent, HOUR, MINUTE, Reply, SECOND, Shape, Try, World};
+use super::{Agent, HOUR, MILLISECOND, MINUTE, Reply, SECOND, Shape, Try, World};
 
 /// From which address and port each guess comes.
 #[derive(Debug, Clone, Copy)]
@@ -123,6 +125,9 @@ pub struct Guesser {
     shape: Shape,
     pace: Pace,
     account: Option<Account>,
+    answered_at: Option<SocketAddr>,
+    /// Guesses after which it ends.
+    most: u64,
     /// When its own account is due.
     renewal: u64,
     guesses: u64,
@@ -145,6 +150,8 @@ impl Guesser {
             shape: Shape::Plain,
             pace,
             account: None,
+            answered_at: None,
+            most: u64::MAX,
             renewal: 0,
             guesses: 0,
             call: 0,
@@ -176,6 +183,18 @@ impl Guesser {
         Self { account: Some(account), ..self }
     }
 
+    /// With so many guesses, and no more.
+    #[must_use]
+    pub fn at_most(self, most: u64) -> Self {
+        Self { most, ..self }
+    }
+
+    /// With another address of its own, to which the registrar sends all answers.
+    #[must_use]
+    pub fn answered_at(self, place: SocketAddr) -> Self {
+        Self { answered_at: Some(place), ..self }
+    }
+
     /// Takes a nonce for a guess from `from`; none if nobody answers.
     fn take_nonce(
         &mut self,
@@ -197,15 +216,8 @@ impl Guesser {
             NonceSource::Hidden => (from, Shape::LongNames),
         };
         self.call = number;
-        let request = Try {
-            from,
-            method: self.method,
-            user: user.to_owned(),
-            call: number,
-            nonce: None,
-            is_right: false,
-            shape,
-        };
+        let (method, answered_at) = (self.method, self.answered_at);
+        let request = Try { shape, answered_at, ..Try::new(from, method, user, number) };
         let Reply::Challenge(nonce) = world.send(&request)? else {
             return Ok(None);
         };
@@ -238,17 +250,9 @@ fn lender(to: &SocketAddr, number: u64) -> SocketAddr {
 }
 
 /// Registers with the right password. Returns whether that succeeded.
-fn register(from: SocketAddr, user: &str, world: &mut World<'_>) -> Result<bool> {
+pub(super) fn register(from: SocketAddr, user: &str, world: &mut World<'_>) -> Result<bool> {
     let call = world.number();
-    let mut request = Try {
-        from,
-        method: "REGISTER",
-        user: user.to_owned(),
-        call,
-        nonce: None,
-        is_right: true,
-        shape: Shape::Plain,
-    };
+    let mut request = Try { is_right: true, ..Try::new(from, "REGISTER", user, call) };
     if let Reply::Challenge(nonce) = world.send(&request)? {
         request.nonce = Some(nonce);
         return Ok(world.send(&request)? == Reply::Accepted);
@@ -258,20 +262,21 @@ fn register(from: SocketAddr, user: &str, world: &mut World<'_>) -> Result<bool>
 
 impl Agent for Guesser {
     fn act(&mut self, world: &mut World<'_>) -> Result<Option<u64>> {
+        if self.guesses >= self.most {
+            return Ok(None);
+        }
         self.renew(world)?;
         let (from, user) = (self.places.of(self.guesses), self.users.of(self.guesses));
         let Some(nonce) = self.take_nonce(from, &user, world)? else {
             self.guesses += 1;
             return Ok(Some(self.pace.backoff));
         };
+        let call = if self.nonces == NonceSource::Own { self.call } else { world.number() };
         let request = Try {
-            from,
-            method: self.method,
-            user,
-            call: if self.nonces == NonceSource::Own { self.call } else { world.number() },
             nonce: Some(nonce),
-            is_right: false,
             shape: self.shape,
+            answered_at: self.answered_at,
+            ..Try::new(from, self.method, user, call)
         };
         let reply = world.send(&request)?;
         self.guesses += 1;
@@ -289,27 +294,92 @@ impl Agent for Guesser {
     }
 }
 
+/// How often a client sends a request before it gives up: in 32 s.
+const REPETITIONS: u32 = 11;
+
+/// What became of an owner's registrations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Those that succeeded.
+    pub accepted: u64,
+    /// Packets of theirs that were dropped.
+    pub failed: u64,
+}
+
 /// Somebody whose phone is registered, and who renews that twice an hour.
 #[derive(Debug)]
 pub struct Owner {
     from: SocketAddr,
     user: u32,
-    /// Registrations that failed.
-    pub failed: u64,
+    /// Until the next try, if one fails.
+    retry: u64,
+    /// Until the first one.
+    wait: u64,
+    /// The Call-ID and the nonce of the request that is due, if there are any.
+    challenge: Option<(u64, Option<String>)>,
+    /// How often it was sent in vain.
+    repeated: u32,
+    outcome: Rc<Cell<Outcome>>,
 }
 
 impl Owner {
     /// Of a user, at a place.
     pub fn new(user: u32, from: SocketAddr) -> Self {
-        Self { from, user, failed: 0 }
+        Self {
+            from,
+            user,
+            retry: MINUTE,
+            wait: 0,
+            challenge: None,
+            repeated: 0,
+            outcome: Rc::default(),
+        }
+    }
+
+    /// One who comes later, and is impatient: both in nanoseconds.
+    #[must_use]
+    pub fn arriving(self, wait: u64, retry: u64) -> Self {
+        Self { wait, retry, ..self }
+    }
+
+    /// What becomes of its registrations.
+    pub fn outcome(&self) -> Rc<Cell<Outcome>> {
+        Rc::clone(&self.outcome)
     }
 }
 
 impl Agent for Owner {
     fn act(&mut self, world: &mut World<'_>) -> Result<Option<u64>> {
-        let is_in = register(self.from, &self.user.to_string(), world)?;
-        self.failed += u64::from(!is_in);
-        Ok(Some(if is_in { HOUR / 2 } else { MINUTE }))
+        if world.now() < self.wait {
+            return Ok(Some(self.wait - world.now()));
+        }
+        let Outcome { accepted, failed } = self.outcome.get();
+        let (call, nonce) = self.challenge.take().unwrap_or_else(|| (world.number(), None));
+        let request = Try {
+            is_right: true,
+            nonce: nonce.clone(),
+            ..Try::new(self.from, "REGISTER", self.user.to_string(), call)
+        };
+        Ok(Some(match world.send(&request)? {
+            Reply::Accepted => {
+                self.outcome.set(Outcome { accepted: accepted + 1, failed });
+                self.repeated = 0;
+                HOUR / 2
+            }
+            Reply::Challenge(nonce) | Reply::Wrong(nonce) => {
+                self.challenge = Some((call, Some(nonce)));
+                self.repeated = 0;
+                MILLISECOND
+            }
+            // The same request again, at growing intervals, as RFC 3261 says (17.1.2.1); and then
+            // from the beginning.
+            Reply::Silence => {
+                self.outcome.set(Outcome { accepted, failed: failed + 1 });
+                self.repeated = (self.repeated + 1) % REPETITIONS;
+                self.challenge = (self.repeated != 0).then_some((call, nonce));
+                self.retry << self.repeated.min(3)
+            }
+        }))
     }
 }
 

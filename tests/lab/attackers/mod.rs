@@ -3,6 +3,9 @@
 //!
 //! What counts is what the attacker came for: guesses that the registrar answered.
 
+pub mod budgets;
+mod fillers;
+mod forgers;
 mod frames;
 mod guessers;
 
@@ -15,8 +18,10 @@ use sip_xdp::config::Config;
 use sip_xdp::net::network::Network;
 use sip_xdp::tools::replay::{Session, SessionBan};
 
+pub use fillers::Filler;
+pub use forgers::{Poisoner, Relay, Trick};
 use frames::{LARGEST, frames};
-pub use guessers::{Account, Guesser, NonceSource, Owner, Pace, Peer, Places, Users};
+pub use guessers::{Account, Guesser, NonceSource, Outcome, Owner, Pace, Peer, Places, Users};
 
 /// Nanoseconds.
 pub const MILLISECOND: u64 = 1_000_000;
@@ -51,6 +56,8 @@ pub enum Shape {
     Plain,
     /// 1,460 bytes of another header first, so that what identifies it is in the second fragment.
     Padded,
+    /// The same behind what identifies it, before its credentials.
+    PaddedBehind,
     /// A first fragment that is too short to tell what it is.
     TinyFragment,
     /// Names so long that the challenge in the answer lies behind what is sampled of a request.
@@ -74,6 +81,12 @@ pub struct Try {
     pub is_right: bool,
     /// Its form.
     pub shape: Shape,
+    /// Where the registrar sends its answer, if not to where the request came from (`maddr`).
+    pub answered_at: Option<SocketAddr>,
+    /// User-Agent, if it has one.
+    pub agent: Option<&'static str>,
+    /// Whom it calls.
+    pub number: String,
 }
 
 /// What comes back.
@@ -156,6 +169,16 @@ impl<'c> World<'c> {
         &self.guesses
     }
 
+    /// Guesses that were answered, on all days.
+    pub fn all_guesses(&self) -> u64 {
+        self.guesses.iter().sum()
+    }
+
+    /// Messages so far.
+    pub fn messages(&self) -> u64 {
+        self.serial
+    }
+
     /// All bans so far.
     pub fn bans(&self) -> Vec<SessionBan> {
         self.session.bans().collect()
@@ -214,8 +237,59 @@ impl<'c> World<'c> {
         }
         let (reply, answer) = self.judge(request, serial);
         self.now += LATENCY;
-        self.leave(to, request.from, answer.as_bytes())?;
+        self.leave(to, request.answered_at.unwrap_or(request.from), answer.as_bytes())?;
         Ok(reply)
+    }
+
+    /// A request that arrives and that the host throws away, because its UDP checksum is wrong.
+    /// Returns the number in its branch.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not run its programs.
+    pub fn send_in_vain(&mut self, request: &Try) -> Result<u64> {
+        let serial = self.number();
+        let to = Self::registrar(&request.from);
+        for frame in frames(request.from, to, request.text(serial).as_bytes(), LARGEST, 0) {
+            self.session.arrives(START + self.now, &frame)?;
+        }
+        Ok(serial)
+    }
+
+    /// An answer to a request that nobody else has answered, made up by `from`: it arrives, and the
+    /// registrar, as a proxy, sends it on to its second Via.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not run its programs.
+    pub fn forward(
+        &mut self,
+        from: SocketAddr,
+        request: &Try,
+        serial: u64,
+        status: &str,
+        headers: &str,
+    ) -> Result<()> {
+        let proxy = Self::registrar(&request.from);
+        let answer = request.answer(status, headers, serial);
+        let via = format!("Via: SIP/2.0/UDP {proxy};branch=z9hG4bKown{serial}\r\n");
+        let (line, rest) = answer.split_once("\r\n").unwrap_or((&answer, ""));
+        let arriving = format!("{line}\r\n{via}{rest}");
+        let id = self.number() as u32;
+        let mut arrives = true;
+        for frame in frames(from, proxy, arriving.as_bytes(), LARGEST, id) {
+            arrives &= self.session.arrives(START + self.now, &frame)?;
+        }
+        self.now += LATENCY;
+        if arrives {
+            self.leave(proxy, request.from, answer.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// What else was decided, to be changed by an operator.
+    pub fn session_mut(&mut self) -> &mut Session<'c> {
+        &mut self.session
     }
 
     /// Lets the registrar send something.
@@ -294,6 +368,22 @@ impl<'c> World<'c> {
 }
 
 impl Try {
+    /// A request without credentials, as clients write it.
+    pub fn new(from: SocketAddr, method: &'static str, user: impl Into<String>, call: u64) -> Self {
+        Self {
+            from,
+            method,
+            user: user.into(),
+            call,
+            nonce: None,
+            is_right: false,
+            shape: Shape::Plain,
+            answered_at: None,
+            agent: None,
+            number: "900".to_owned(),
+        }
+    }
+
     /// Lines that a request and its answer share, and where names may be long.
     fn dialog(&self, serial: u64, tag: &str) -> String {
         let Self { from, method, user, call, shape, .. } = self;
@@ -307,13 +397,17 @@ impl Try {
     }
 
     fn text(&self, serial: u64) -> String {
-        let Self { from, method, user, nonce, is_right, shape, .. } = self;
+        let Self { from, method, user, nonce, is_right, shape, number, .. } = self;
         let to = World::registrar(from);
-        let padding = if *shape == Shape::Padded {
-            format!("X-Padding: {}\r\n", "p".repeat(1_460))
-        } else {
-            String::new()
+        let padding = |of: Shape| {
+            if *shape == of {
+                format!("X-Padding: {}\r\n", "p".repeat(1_460))
+            } else {
+                String::new()
+            }
         };
+        let (padding, behind) = (padding(Shape::Padded), padding(Shape::PaddedBehind));
+        let agent = self.agent.map(|agent| format!("User-Agent: {agent}\r\n")).unwrap_or_default();
         let name = if *method == "REGISTER" { "Authorization" } else { "Proxy-Authorization" };
         let response = if *is_right { 0 } else { serial };
         let credentials = nonce.as_ref().map_or_else(String::new, |nonce| {
@@ -322,11 +416,11 @@ impl Try {
                  uri=\"sip:{to}\", response=\"{response:032x}\", algorithm=MD5\r\n"
             )
         });
-        let target = if *method == "REGISTER" { to.to_string() } else { format!("900@{to}") };
+        let target = if *method == "REGISTER" { to.to_string() } else { format!("{number}@{to}") };
         let dialog = self.dialog(serial, "");
         format!(
             "{method} sip:{target} SIP/2.0\r\n{padding}{dialog}Max-Forwards: 70\r\n\
-             Contact: <sip:{user}@{from}>\r\n{credentials}Content-Length: 0\r\n\r\n"
+             Contact: <sip:{user}@{from}>\r\n{agent}{behind}{credentials}Content-Length: 0\r\n\r\n"
         )
     }
 

@@ -5,13 +5,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Mode;
 use super::arrange::{Arranged, State};
 use super::daemon::{Daemon, Started};
 use super::doctor::{agree, load_seconds};
-use super::interfaces::{Above, Row};
+use super::interfaces::{Above, Row, version_of};
 use super::outside::{Outside, Who};
 use super::qemu::{Dead, Machine};
 use crate::command::say;
@@ -157,12 +157,16 @@ impl Checks<'_> {
         self.check("run", |checks| {
             if !started.ready {
                 checks.outcome.reason = Some(started.last_line());
+                if is_too_old(&checks.machine.release) {
+                    return Ok(format!("refused: {}", started.last_line()));
+                }
                 bail!("{}", started.last_line());
             }
             checks.state_of_filter(&log)
         })?;
         self.check("doctor and run agree", |checks| {
-            agree(&doctor.json()?, is_ready, checks.outcome.mode.as_deref())
+            let refused = (!is_ready).then(|| started.last_line());
+            checks.foretold(&doctor.json()?, refused.as_deref())
         })?;
         if !is_ready {
             return Ok(false);
@@ -181,6 +185,12 @@ impl Checks<'_> {
             }
         })?;
         Ok(true)
+    }
+
+    /// Holds what `doctor` said against what `run` did.
+    fn foretold(&self, doctor: &Value, refused: Option<&str>) -> Result<String> {
+        let Outcome { mode, egress, .. } = &self.outcome;
+        agree(doctor, refused, mode.as_deref(), egress.as_deref())
     }
 
     /// Reads mode and egress from `status`, and the reason for generic mode from the log.
@@ -207,7 +217,7 @@ impl Checks<'_> {
         self.check("mode", Self::mode)?;
         self.check("doctor agrees while it runs", |checks| {
             let doctor = checks.daemon().sip_xdp(&["doctor", "--json"])?;
-            agree(&doctor.json()?, true, checks.outcome.mode.as_deref())
+            checks.foretold(&doctor.json()?, None)
         })?;
         self.check("registration seen, known good", Self::registration)?;
         self.check("TCP both ways", Self::tcp)?;
@@ -372,6 +382,11 @@ impl Checks<'_> {
         self.daemon().sip_xdp(&["unload"])?;
         Ok(())
     }
+}
+
+/// Whether a kernel lacks helpers that the programs call: the last came with 5.18.
+fn is_too_old(release: &str) -> bool {
+    version_of(release) < (5, 18)
 }
 
 /// Why generic mode, from the log's last word on it.

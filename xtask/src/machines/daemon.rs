@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::qemu::{Machine, Ran};
 
-/// How long a daemon may take to be ready, or to refuse, on an emulated machine.
-const START: u64 = 90;
+/// How long a daemon may take to be ready, or to refuse, on an emulated machine of a busy host.
+const START: u64 = 300;
 
 /// How long it may take to stop.
-const STOP: u64 = 30;
+const STOP: u64 = 120;
 
 /// What the daemon is called towards the agent.
 const NAME: &str = "daemon";

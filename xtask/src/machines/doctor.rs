@@ -12,8 +12,20 @@ pub(crate) fn load_seconds(doctor: &Value) -> Option<f64> {
     Some((took("ingress")? + took("egress")?) / 1000.0)
 }
 
-/// Whether what `doctor` foretold is what `run` did.
-pub(crate) fn agree(doctor: &Value, ready: bool, mode: Option<&str>) -> Result<String> {
+/// How `doctor` says that responses are read.
+const EGRESS: [(&str, &str); 2] = [
+    ("responses are read through tcx", "tcx"),
+    ("responses are read by a filter on the clsact qdisc (the kernel has no tcx)", "clsact"),
+];
+
+/// Whether what `doctor` foretold is what `run` did: mode and what reads responses, or the words of
+/// its refusal.
+pub(crate) fn agree(
+    doctor: &Value,
+    refused: Option<&str>,
+    mode: Option<&str>,
+    egress: Option<&str>,
+) -> Result<String> {
     let checks = doctor["checks"].as_array().context("doctor lists no checks")?;
     let about = |status: &str, name: Option<&str>| {
         checks.iter().find(|check| {
@@ -28,13 +40,25 @@ pub(crate) fn agree(doctor: &Value, ready: bool, mode: Option<&str>) -> Result<S
         )
     };
     if let Some(failed) = about("fail", None) {
-        if ready {
+        let Some(refused) = refused else {
             bail!("doctor fails ({}), and run works", words(failed));
+        };
+        for part in ["detail", "remedy"] {
+            let text = failed[part].as_str().unwrap_or_default();
+            if !refused.contains(text) {
+                bail!("doctor's {part} is not what run says: {text}");
+            }
         }
         return Ok(format!("both refuse: {}", words(failed)));
     }
-    if !ready {
+    if refused.is_some() {
         bail!("doctor finds nothing wrong, and run fails");
+    }
+    let kernel =
+        checks.iter().find(|check| check["check"] == "kernel").map(words).unwrap_or_default();
+    let said = EGRESS.iter().find(|(said, _)| kernel.ends_with(said)).map(|(_, egress)| *egress);
+    if said.is_none() || said != egress {
+        bail!("doctor says of responses: {kernel}; run reads them by {egress:?}");
     }
     let driver =
         checks.iter().find(|check| check["check"] == "driver").map(words).unwrap_or_default();
@@ -59,8 +83,9 @@ mod tests {
 
     fn doctor(status: &str) -> Value {
         json!({"checks": [
-            {"check": "kernel", "status": "ok", "detail": "Linux"},
-            {"check": "driver", "status": status, "detail": "igb"},
+            {"check": "kernel", "status": "ok", "detail":
+                "Linux 6.12: has all that the programs call; responses are read through tcx"},
+            {"check": "driver", "status": status, "detail": "igb", "remedy": "another"},
         ]})
     }
 
@@ -73,13 +98,19 @@ mod tests {
 
     #[test]
     fn doctor_and_run_must_say_the_same() {
-        let agrees = |status, ready, mode| agree(&doctor(status), ready, mode).is_ok();
-        assert!(agrees("ok", true, Some("native")));
-        assert!(agrees("warn", true, Some("generic")));
-        assert!(agrees("fail", false, None));
-        assert!(!agrees("ok", true, Some("generic")));
-        assert!(!agrees("warn", true, Some("native")));
-        assert!(!agrees("ok", false, None));
-        assert!(!agrees("fail", true, Some("native")));
+        let agrees = |status, mode| agree(&doctor(status), None, mode, Some("tcx")).is_ok();
+        assert!(agrees("ok", Some("native")));
+        assert!(agrees("warn", Some("generic")));
+        assert!(!agrees("ok", Some("generic")));
+        assert!(!agrees("warn", Some("native")));
+        assert!(!agrees("fail", Some("native")));
+        let refuses = |status, words| agree(&doctor(status), Some(words), None, None).is_ok();
+        assert!(refuses("fail", "igb; another"));
+        assert!(!refuses("fail", "igb"), "without the remedy");
+        assert!(!refuses("ok", "igb; another"));
+        // What reads responses, too.
+        for egress in [Some("clsact"), None] {
+            assert!(agree(&doctor("ok"), None, Some("native"), egress).is_err());
+        }
     }
 }

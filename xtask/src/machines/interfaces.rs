@@ -153,9 +153,7 @@ pub(crate) const ROWS: [Row; 14] = [
 impl Row {
     /// Whether the driver of this kernel runs the filter itself.
     pub(crate) fn is_native(&self, release: &str) -> bool {
-        let mut numbers = release.split('.').map(|number| number.parse().unwrap_or(0));
-        let kernel = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        self.native_since.is_some_and(|since| kernel >= since)
+        self.native_since.is_some_and(|since| version_of(release) >= since)
     }
 
     /// The cards that it needs, numbered from `first` on.
@@ -169,6 +167,12 @@ impl Row {
         };
         (first..first + count).map(card).collect()
     }
+}
+
+/// The first two numbers of a kernel's release.
+pub(crate) fn version_of(release: &str) -> (u32, u32) {
+    let mut numbers = release.split('.').map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Gives each row its cards.

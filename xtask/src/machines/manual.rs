@@ -94,6 +94,11 @@ fn section(kernels: &[Value], architecture: Architecture) -> String {
         text.push_str("\nWhy generic mode, in the words of the log:\n\n");
         reasons.iter().for_each(|reason| text.push_str(&wrap(reason)));
     }
+    let refusals: Vec<_> = kernels.iter().filter_map(refusal).collect();
+    if !refusals.is_empty() {
+        text.push_str("\nWhy it does not run, in the words of `run` and `doctor`:\n\n");
+        refusals.iter().for_each(|refusal| text.push_str(&wrap(refusal)));
+    }
     let faults: Vec<_> = kernels.iter().flat_map(faults).collect();
     if !faults.is_empty() {
         text.push_str("\nNot right:\n\n");
@@ -108,14 +113,17 @@ fn newest_binary(kernels: &[Value]) -> &str {
     rows.max_by_key(|row| row["time"].as_u64()).map_or("", |row| words(row, "binary"))
 }
 
-/// The days on which a kernel was tried, and the command that does it again.
+/// The days on which a kernel was tried, of which commits, and the command that does it again.
 fn when(kernel: &Value, architecture: Architecture) -> String {
-    let mut dates: Vec<_> = list(kernel, "interfaces")
-        .map(|row| words(row, "date"))
-        .filter(|date| !date.is_empty())
-        .collect();
-    dates.sort_unstable();
-    dates.dedup();
+    let different = |key: &str| {
+        let rows = list(kernel, "interfaces").map(|row| words(row, key));
+        let mut all: Vec<_> = rows.filter(|one| !one.is_empty()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.join(" and ")
+    };
+    let commits = different("commit");
+    let of = if commits.is_empty() { String::new() } else { format!(" of commit {commits}") };
     let of_all = |mode: &str| {
         list(kernel, "interfaces").all(|row| list(row, "modes").any(|had| had == mode))
     };
@@ -127,8 +135,8 @@ fn when(kernel: &Value, architecture: Architecture) -> String {
     let modes = if modes.matches("--mode").count() == 3 { "" } else { &modes };
     let option = if architecture == Architecture::Amd64 { "" } else { " --arch arm64 --cloud" };
     format!(
-        "{}, `cargo xtask machines{option} --kernel {}{modes}`",
-        dates.join(" and "),
+        "{}{of}, `cargo xtask machines{option} --kernel {}{modes}`",
+        different("date"),
         words(kernel, "kernel")
     )
 }
@@ -151,6 +159,7 @@ fn cell(kernel: &Value, name: &str, newest: &str) -> String {
     };
     let failed = list(row, "checks").filter(|check| check["right"] != true).count();
     let way = match (words(row, "mode"), words(row, "egress")) {
+        ("", _) if failed == 0 => "refused".to_owned(),
         ("", _) => "not filtered".to_owned(),
         (mode, egress) => format!("{mode}, {egress}"),
     };
@@ -163,7 +172,7 @@ fn cell(kernel: &Value, name: &str, newest: &str) -> String {
 fn reason(kernels: &[Value], name: String) -> Option<String> {
     let rows = kernels.iter().filter_map(|kernel| {
         let row = list(kernel, "interfaces").find(|row| words(row, "interface") == name)?;
-        Some((version(kernel), row))
+        (!words(row, "mode").is_empty()).then_some((version(kernel), row))
     });
     let rows: Vec<_> = rows.collect();
     let reasoned = || rows.iter().filter(|(_, row)| row["reason"].is_string());
@@ -175,6 +184,14 @@ fn reason(kernels: &[Value], name: String) -> Option<String> {
         String::new()
     };
     Some(format!("- **{name}**{on}: {}", escaped(&shortened(words(newest, "reason")))))
+}
+
+/// Why a kernel runs the filter on no interface, if it refused.
+fn refusal(kernel: &Value) -> Option<String> {
+    let row = list(kernel, "interfaces").find(|row| words(row, "mode").is_empty())?;
+    let reason = row["reason"].as_str()?;
+    let said = reason.split_once("ERROR ").map_or(reason, |(_, said)| said);
+    Some(format!("- **{}**: {}", version(kernel), escaped(said.trim())))
 }
 
 /// The driver's reason and the remedy, without what every line of the log says.
@@ -267,6 +284,13 @@ mod tests {
         let new = kernel("6.12.1", "native", None);
         assert_eq!(of(&[old, new.clone()]), format!("- **vmxnet3** on 6.1.0: {said}"));
         assert_eq!(of(&[new]), "");
+        // A refusal is no reason for generic mode.
+        let row = json!({"interface": "vmxnet3", "mode": null, "reason": "no helper", "right": true,
+            "checks": []});
+        let oldest = json!({"release": "5.15.0-1", "interfaces": [row]});
+        assert_eq!(refusal(&oldest).as_deref(), Some("- **5.15.0**: no helper"));
+        assert_eq!(cell(&oldest, "vmxnet3", ""), "refused");
+        assert_eq!(of(&[oldest]), "");
     }
 
     #[test]
@@ -277,7 +301,7 @@ mod tests {
             "interfaces": [
                 {"interface": "igb", "mode": "native", "egress": "tcx",
                  "checks": [{"check": "run", "right": true}], "date": "2026-11-27", "time": 2,
-                 "binary": "b", "modes": ["auto"], "verifier_instructions": 7,
+                 "binary": "b", "commit": "c0ffee", "modes": ["auto"], "verifier_instructions": 7,
                  "load_seconds": 0.25, "ready_seconds": 1.25},
                 {"interface": "VLAN", "mode": "generic", "egress": "tcx", "reason": "not supported",
                  "checks": [{"check": "unload", "right": false, "detail": "1 program more"}],
@@ -290,8 +314,8 @@ mod tests {
             "| igb | native, tcx |",
             "| VLAN | generic, tcx (1 failed) \\* |",
             "| 6.12.1+deb13-amd64 | Debian 13 | 7 | 0.2 s | 1.2 s, KVM | 2026-11-26 and \
-             2026-11-27, \
-             `cargo xtask machines --kernel 6.12 --mode auto` |",
+             2026-11-27 \
+             of commit c0ffee, `cargo xtask machines --kernel 6.12 --mode auto` |",
             "- **VLAN**: not supported",
             "- 6.12.1, VLAN, unload: 1 program more",
         ] {

@@ -87,6 +87,9 @@ pub(crate) struct Options {
     /// The agent, built already
     #[arg(long, hide = true, value_name = "FILE")]
     guest: Option<PathBuf>,
+    /// The commit that `--binary` was built of, for the manual
+    #[arg(long, value_name = "COMMIT")]
+    commit: Option<String>,
     /// We are in a network namespace of our own already
     #[arg(long, hide = true)]
     inside: bool,
@@ -114,7 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     if !options.inside {
-        return enter_namespace(&files);
+        return enter_namespace(&files, options.built_of().as_deref());
     }
     let since = Instant::now();
     let mut accelerator = Accelerator::first_choice(options.arch, &files.cache);
@@ -211,6 +214,22 @@ impl Options {
         names.collect()
     }
 
+    /// The commit of the binary: as given with a binary, else that of this checkout.
+    fn built_of(&self) -> Option<String> {
+        if self.commit.is_some() || self.binary.is_some() {
+            return self.commit.clone();
+        }
+        let root = Workspace::find().ok()?.root;
+        let git = |arguments: &[&str]| {
+            command::ask(Command::new("git").arg("-C").arg(&root).args(arguments))
+        };
+        let commit = git(&["rev-parse", "--short=10", "HEAD"])?;
+        let sources =
+            ["status", "--porcelain", "--", "Cargo.lock", "sip-xdp", "sip-xdp-common", EBPF];
+        let is_changed = git(&sources).is_some_and(|changes| !changes.is_empty());
+        Some(if is_changed { format!("{commit} with changes") } else { commit })
+    }
+
     fn kernels(&self) -> Result<Vec<&'static Kernel>> {
         if self.kernels.is_empty() {
             return kernels::USUAL.iter().map(|name| Kernel::named(name)).collect();
@@ -238,6 +257,9 @@ impl Options {
     }
 }
 
+/// The kernel programs' package.
+const EBPF: &str = "sip-xdp-ebpf";
+
 /// What `cargo xtask test` tries of it: one of these kernels, with the card that most hosts have.
 pub(crate) const TESTED: [&str; 2] = ["6.1", "6.12"];
 
@@ -260,7 +282,7 @@ fn is_named(name: &str, text: &str) -> bool {
 
 /// Starts ourselves again in a network namespace of our own, where taps and traffic disturb nobody.
 /// The binary is built by now, and nothing is fetched there.
-fn enter_namespace(files: &Files) -> Result<()> {
+fn enter_namespace(files: &Files, commit: Option<&str>) -> Result<()> {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "unshare", "--net"]);
     if !is_root() {
@@ -272,13 +294,16 @@ fn enter_namespace(files: &Files) -> Result<()> {
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
-            Some("--binary" | "--guest") => drop(arguments.next()),
-            Some(text) if text.starts_with("--binary=") || text.starts_with("--guest=") => {}
+            Some("--binary" | "--guest" | "--commit") => drop(arguments.next()),
+            Some(text)
+                if ["--binary=", "--guest=", "--commit="].iter().any(|at| text.starts_with(at)) => {
+            }
             Some("--refresh") => {}
             _ => drop(command.arg(argument)),
         }
     }
     command.arg("--binary").arg(&files.binary).arg("--guest").arg(&files.guest).arg("--inside");
+    command.args(commit.map(|commit| ["--commit", commit]).into_iter().flatten());
     let status = command.status().context("cannot run setpriv and unshare")?;
     // It has said what was wrong.
     std::process::exit(status.code().unwrap_or(1));
@@ -294,7 +319,8 @@ fn circumstances(
     let date = command::ask(Command::new("date").args(["--utc", "+%Y-%m-%d"]))
         .context("cannot run date")?;
     let (accelerator, binary) = (accelerator.to_string(), binary.to_owned());
-    Ok(Circumstances { date, time: now, accelerator, binary, modes: options.modes() })
+    let (commit, modes) = (options.commit.clone(), options.modes());
+    Ok(Circumstances { date, time: now, accelerator, binary, commit, modes })
 }
 
 /// A file's hash (FNV-1a of 64 bits): whether a result is of the same binary, and no more is asked

@@ -20,7 +20,7 @@ use crate::command::run_quietly;
 pub(crate) const SIP: u16 = 5060;
 
 /// How long an answer may take on an emulated machine.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A sender outside: the last byte of its address.
 #[derive(Debug, Clone, Copy)]

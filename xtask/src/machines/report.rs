@@ -212,6 +212,8 @@ pub(crate) struct Circumstances {
     pub(crate) accelerator: String,
     /// The binary's hash.
     pub(crate) binary: String,
+    /// The commit that it was built of, if that is known.
+    pub(crate) commit: Option<String>,
     pub(crate) modes: Vec<String>,
 }
 
@@ -242,7 +244,7 @@ pub(crate) fn json(tried: &[Tried], circumstances: &Circumstances) -> Value {
 }
 
 fn row(name: &str, result: &Result<Outcome, String>, circumstances: &Circumstances) -> Value {
-    let Circumstances { date, time, binary, modes, .. } = circumstances;
+    let Circumstances { date, time, binary, commit, modes, .. } = circumstances;
     match result {
         Err(error) => {
             json!({
@@ -252,6 +254,7 @@ fn row(name: &str, result: &Result<Outcome, String>, circumstances: &Circumstanc
                 "date": date,
                 "time": time,
                 "binary": binary,
+                "commit": commit,
             })
         }
         Ok(outcome) => {
@@ -272,6 +275,7 @@ fn row(name: &str, result: &Result<Outcome, String>, circumstances: &Circumstanc
                 "date": date,
                 "time": time,
                 "binary": binary,
+                "commit": commit,
                 "modes": modes,
                 "mode": outcome.mode,
                 "egress": outcome.egress,

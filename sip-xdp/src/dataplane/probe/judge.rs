@@ -231,9 +231,16 @@ mod tests {
         let platform = Platform { frags: false, ..complete() };
         assert!(platform.check().is_ok());
         let [finding] = &platform.limitations()[..] else { panic!("one") };
-        assert!(
-            finding.check == "kernel" && finding.detail.contains("jumbo frames"),
-            "{finding:?}"
+        assert_eq!(
+            (finding.check, finding.detail.as_str(), finding.remedy.as_str()),
+            (
+                "kernel",
+                "the kernel takes no programs for packets of several buffers \
+                 (BPF_F_XDP_HAS_FRAGS): an interface with jumbo frames cannot run the filter in \
+                 its driver",
+                "keep the MTU at 1500 where the filter is to run in the driver, or use a kernel \
+                 of 5.18 or newer",
+            )
         );
     }
 

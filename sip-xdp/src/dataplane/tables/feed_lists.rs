@@ -93,10 +93,14 @@ impl NetworkSet {
     }
 }
 
+static EMPTY: NetworkSet = NetworkSet { networks: Vec::new(), lengths: Lengths::new() };
+
 /// All feeds, by name.
 #[derive(Debug, Default)]
 pub struct FeedLists {
     by_name: BTreeMap<String, NetworkSet>,
+    /// Number of networks that any feed lists.
+    distinct: usize,
 }
 
 impl FeedLists {
@@ -107,12 +111,23 @@ impl FeedLists {
 
     /// Replaces the list of a feed, and returns the previous one. An empty list removes the feed.
     pub fn replace(&mut self, name: &str, listed: NetworkSet) -> NetworkSet {
+        let before = self.get(name).unwrap_or(&EMPTY);
+        let (coming, leaving) = (listed.without(before), before.without(&listed));
+        let alone = |networks: &[Network]| {
+            networks.iter().filter(|network| !self.others_contain(name, network)).count()
+        };
+        self.distinct = self.distinct + alone(&coming) - alone(&leaving);
         let before = if listed.networks.is_empty() {
             self.by_name.remove(name)
         } else {
             self.by_name.insert(name.to_owned(), listed)
         };
         before.unwrap_or_default()
+    }
+
+    /// Number of networks that any feed lists.
+    pub fn distinct(&self) -> usize {
+        self.distinct
     }
 
     /// All feeds.

@@ -12,10 +12,10 @@ use serde::Serialize;
 use sip_xdp_common::abi::layout::{InterfaceRecord, List, MAX_INTERFACES, NEVER, Owner};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
-use sip_xdp_common::limits::gcra::{Meter, Pace, ticks};
+use sip_xdp_common::limits::gcra::{Meter, Pace, WARY_BURST, ticks};
 use sip_xdp_common::limits::ladder::{BURST, LOWEST, Ladder, PACES};
 use sip_xdp_common::limits::meters::{KNOWN, RECORDED, Records};
-use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, TableHeader};
+use sip_xdp_common::lookup::networks::{FORMER, IPV6_LENGTHS, Kind, LABEL, TableHeader};
 
 use crate::config::{Config, SourceRules};
 use crate::dataplane::counters;
@@ -92,6 +92,8 @@ pub struct Kernel {
     pub peer_until: Option<Timestamp>,
     /// End of suspect.
     pub suspect_until: Option<Timestamp>,
+    /// Packets of it that the ladder has dropped since it is suspect.
+    pub suspect_dropped: Option<u64>,
     /// How many tries for passwords, that anybody may have sent in its name, it has then, in words.
     #[serde(skip)]
     pub pace: &'static str,
@@ -127,8 +129,9 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     let (good, peer) = reputation.ends(now);
     let ladders = Ladders::open(|name| pins.open(name), table_header.hashing.seed)?;
     let metered = covering.iter().filter(|entry| entry.kind == Kind::Metered);
-    let ladder =
-        metered.filter_map(|entry| ladders.get(&entry.network)).max_by_key(|ladder| ladder.step);
+    let on_ladder: Vec<Ladder> = metered.filter_map(|entry| ladders.get(&entry.network)).collect();
+    let ladder = on_ladder.iter().max_by_key(|ladder| ladder.step).copied();
+    let is_wary = table_header.is_wary(now) && reputation.scale() != FORMER;
 
     let is_per_host = source.is_v4() || covering.iter().any(|entry| entry.kind == Kind::PerHost);
     let metered_as =
@@ -157,12 +160,13 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     Ok(Kernel {
         dry_run: is_dry_run(pins)?,
         matches: matches(pins, &host, &covering, &banned.collect::<Vec<_>>(), now)?,
-        limits: levels(&config, meter, is_known, ladder, scale, now),
+        limits: levels(&config, meter, is_known, ladder, scale, is_wary, now),
         tracked: found.is_some(),
         limited,
         good_until: end(good),
         peer_until: end(peer),
         suspect_until: ladder.and_then(|ladder| clock::to_wall(ladder.until)),
+        suspect_dropped: ladder.map(|_| on_ladder.iter().map(|ladder| ladder.dropped).sum()),
         pace: ladder.map_or("", |ladder| PACES[ladder.step.min(LOWEST) as usize]),
         good_ports,
         storm: counters::is_storm(pins)?,
@@ -268,6 +272,7 @@ fn levels(
     is_known: bool,
     ladder: Option<Ladder>,
     scale: u64,
+    is_wary: bool,
     time: u64,
 ) -> Vec<Level> {
     let now = ticks(time);
@@ -288,6 +293,11 @@ fn levels(
         level("requests", limits.requests, meter.requests),
         level("other", limits.other, meter.other),
     ];
+    if is_wary {
+        let Level { left, of, .. } = &mut levels[1];
+        *left = WARY_BURST.saturating_sub(*of - *left);
+        *of = WARY_BURST.min(*of);
+    }
     levels.extend(tries);
     levels
 }

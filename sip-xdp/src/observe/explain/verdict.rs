@@ -78,7 +78,7 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
         (_, Some(until), _) => format!("it is a peer until {}", time(until)),
         (.., Some(until)) => {
             format!(
-                "it is suspect: passwords that anybody may have sent, {} until {}",
+                "it is suspect: of what may try passwords, {} until {}",
                 kernel.pace,
                 time(until)
             )
@@ -148,6 +148,7 @@ mod tests {
             good_until: None,
             peer_until: None,
             suspect_until: None,
+            suspect_dropped: None,
             pace: "",
             good_ports: Vec::new(),
             storm: false,
