@@ -34,8 +34,9 @@ impl Level {
 pub enum Growth {
     /// Constant.
     None,
-    /// Doubling up to an hour, and not counted as an offence: a misconfigured phone.
-    Mild,
+    /// Not counted as an offence: a misconfigured phone. So many times ten minutes, doubling up to
+    /// so many hours.
+    Mild(u32),
     /// Doubling up to the configured maximum.
     Full,
 }
