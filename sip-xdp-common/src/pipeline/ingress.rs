@@ -1,6 +1,8 @@
 //! The decision order for incoming packets. It reads from top to bottom like the list in
 //! ARCHITECTURE.md, and is the same code in the kernel (over maps) and on the host (over the tables
 //! of a test or a replay).
+//!
+//! More than 400 lines: the one decision order, in one piece, with what it asks.
 
 use crate::abi::layout::HEAD;
 use crate::ip_key::IpKey;

@@ -1,5 +1,7 @@
 //! The block and trust tables in the kernel: expiry, overlaps, capacity, hits, and agreement with a
 //! plain model.
+//!
+//! More than 400 lines: one fixture serves them all.
 
 use std::time::Duration;
 

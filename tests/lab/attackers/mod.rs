@@ -2,6 +2,8 @@
 //! programs and the detector, with a model of a registrar behind them. A day takes seconds.
 //!
 //! What counts is what the attacker came for: guesses that the registrar answered.
+//!
+//! More than 400 lines: what all strategies are made of.
 
 pub mod budgets;
 mod fillers;

@@ -5,6 +5,8 @@
 //! always sees packets: once, and never back, since the driver would lose it again. The state is
 //! reported, after restarts too, until the interface is unloaded or recreated. With `mode =
 //! "native"` it is an error that fails `status --check`.
+//!
+//! More than 400 lines: half of it is tests of one small state machine.
 
 use std::path::Path;
 

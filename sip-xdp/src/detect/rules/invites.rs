@@ -1,5 +1,7 @@
 //! `invites`: toll fraud: calls that are refused more often than served, and one number called
 //! under many prefixes, whatever the responses.
+//!
+//! More than 400 lines: a rule is one file, with its table, its state and its tests.
 
 use std::collections::{BTreeMap, HashMap};
 
