@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use sip_xdp_common::abi::layout::{
     CLOCK_OUTCOME, CLOCK_TIME, CpuState, KernelEvent, Responses, message_of, reason_of,
@@ -118,9 +118,10 @@ impl OneCpu {
     pub(super) fn take() -> Result<Self> {
         let this = Pid::from_raw(0);
         let before = sched_getaffinity(this).context("the CPUs that may be used are not known")?;
+        // The one where it runs: replays beside each other then share all CPUs.
+        let here = sched_getcpu().context("the CPU that this runs on is not known")?;
         let mut one = CpuSet::new();
-        let first = (0..CpuSet::count()).find(|cpu| before.is_set(*cpu).unwrap_or(false));
-        one.set(first.context("there is no CPU that may be used")?)?;
+        one.set(here)?;
         sched_setaffinity(this, &one).context("the thread cannot stay on one CPU")?;
         Ok(Self(before))
     }
