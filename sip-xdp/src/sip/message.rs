@@ -250,7 +250,7 @@ fn uri_parts(value: &[u8]) -> Option<(&[u8], &[u8])> {
     let colon = uri.iter().position(|byte| *byte == b':')?;
     let (scheme, rest) = (&uri[..colon], &uri[colon + 1..]);
     let is_known = |known: &&str| scheme.eq_ignore_ascii_case(known.as_bytes());
-    ["sip", "sips", "tel"].iter().any(|known| is_known(&known)).then_some((scheme, rest))
+    ["sip", "sips", "tel"].iter().any(is_known).then_some((scheme, rest))
 }
 
 /// The user part of a URI or name-addr: between the scheme and the `@`.

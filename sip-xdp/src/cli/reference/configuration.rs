@@ -16,8 +16,8 @@ fn packaged() -> String {
     let found = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{error}"));
     let is_rule = |paragraph: &&str| paragraph.contains("\n#[detect.");
     let paragraphs: Vec<&str> = found.split("\n\n").collect();
-    let first = paragraphs.iter().position(|one| is_rule(&one)).expect("there is a rule");
-    let last = paragraphs.iter().rposition(|one| is_rule(&one)).expect("there is a rule");
+    let first = paragraphs.iter().position(is_rule).expect("there is a rule");
+    let last = paragraphs.iter().rposition(is_rule).expect("there is a rule");
     let (above, below) = (&paragraphs[..first], &paragraphs[last + 1..]);
     let rules = Detect::commented();
     let text = [above, &[rules.as_str()], below].concat().join("\n\n");

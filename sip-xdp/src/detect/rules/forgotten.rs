@@ -219,7 +219,10 @@ impl Detector {
     /// many in a leaky bucket, came less than 20 s after one of the same user.
     pub(super) fn is_quick(&self, source: &IpKey, tries: &[&(u64, Rejection)], now: u64) -> bool {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
-        let filled = self.sources.get(source).map_or(0.0, |s| s.counts.slow.quick.level(now, slow.per.nanos()));
+        let filled = self
+            .sources
+            .get(source)
+            .map_or(0.0, |s| s.counts.slow.quick.level(now, slow.per.nanos()));
         let count = quick_ones(tries);
         count > 0
             && (rejected.enabled && count >= self.threshold(source, rejected.count, now)
