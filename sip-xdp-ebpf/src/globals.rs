@@ -54,10 +54,6 @@ pub(crate) static SLOT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static SCOPE_ALL: Global<u8> = Global::new(0);
 
-/// 1: TCP connections are metered, and segments of SIP over TCP are sampled.
-#[unsafe(no_mangle)]
-static READS_TCP: Global<u8> = Global::new(1);
-
 /// 1: policy `closed`: only trusted, admitted, known-good and peer sources pass.
 #[unsafe(no_mangle)]
 pub(crate) static CLOSED: Global<u8> = Global::new(0);
@@ -94,11 +90,6 @@ impl ProgramSettings for Globals {
     #[inline(always)]
     fn inspects(&self) -> Inspects {
         Inspects { ipv6: IPV6.load() == 1, tags: TAGS.load() == 1 }
-    }
-
-    #[inline(always)]
-    fn reads_tcp(&self) -> bool {
-        READS_TCP.load() == 1
     }
 
     #[inline(always)]

@@ -79,11 +79,6 @@ impl ProgramSettings for MapTables<'_> {
     }
 
     #[inline(always)]
-    fn reads_tcp(&self) -> bool {
-        Globals.reads_tcp()
-    }
-
-    #[inline(always)]
     fn is_sip_port(&self, port: u16) -> bool {
         Globals.is_sip_port(port)
     }

@@ -74,7 +74,6 @@ fn it_has_the_globals_in_their_sizes() {
         (names::CLOCK_FROM_MAP, 1),
         (names::IPV6, 1),
         (names::TAGS, 1),
-        (names::READS_TCP, 1),
     ];
     for (name, size) in sizes {
         assert!(names::GLOBALS.contains(&name));

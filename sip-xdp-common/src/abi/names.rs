@@ -116,8 +116,6 @@ pub const CLOCK_FROM_MAP: &str = "CLOCK_FROM_MAP";
 pub const IPV6: &str = "IPV6";
 /// Global: 1 to parse VLAN tags and PPPoE sessions (`u8`).
 pub const TAGS: &str = "TAGS";
-/// Global: 1 to meter TCP connections, and to sample segments of SIP over TCP (`u8`).
-pub const READS_TCP: &str = "READS_TCP";
 
 /// Global: the limit of known-good addresses and peers ([`crate::limits::gcra::Pace`]).
 pub const GOOD_LIMIT: &str = "GOOD_LIMIT";
@@ -126,7 +124,7 @@ pub const GOOD_LIMIT: &str = "GOOD_LIMIT";
 pub const CLOSED: &str = "CLOSED";
 
 /// All globals that the loader sets.
-pub const GLOBALS: [&str; 15] = [
+pub const GLOBALS: [&str; 14] = [
     PORTS,
     LIMITS,
     GOOD_LIMIT,
@@ -141,5 +139,4 @@ pub const GLOBALS: [&str; 15] = [
     CLOCK_FROM_MAP,
     IPV6,
     TAGS,
-    READS_TCP,
 ];

@@ -114,7 +114,7 @@ pub const fn is_refusal(status: u16) -> bool {
 #[inline(always)]
 pub fn read<R: Reader, S: ProgramSettings>(packet: &R, site: &S) -> Option<Leaves> {
     let ip = headers::parse_headers(packet, site.link(), site.inspects())?;
-    let is_tcp = ip.protocol == TCP && site.reads_tcp();
+    let is_tcp = ip.protocol == TCP;
     if !(ip.is_udp() || is_tcp)
         || matches!(ip.fragmentation, Fragmentation::Later | Fragmentation::Hidden)
     {

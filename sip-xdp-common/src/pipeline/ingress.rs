@@ -23,11 +23,6 @@ pub trait ProgramSettings {
     /// Optional headers to inspect.
     fn inspects(&self) -> Inspects;
 
-    /// Whether TCP connections are metered, and segments sampled.
-    fn reads_tcp(&self) -> bool {
-        true
-    }
-
     /// Whether `port` (host order) is a SIP port.
     fn is_sip_port(&self, port: u16) -> bool;
 }
@@ -322,11 +317,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         return Judgement::by(Reason::Closed, ip.end);
     }
     if ip.protocol == TCP {
-        return if tables.reads_tcp() {
-            judge_segment(packet, tables, &ip, &source, &listed)
-        } else {
-            Judgement::by(by_the_way, ip.end)
-        };
+        return judge_segment(packet, tables, &ip, &source, &listed);
     }
     // UDP-Lite carries no SIP: only attackers send it. A datagram from port 0 wants no answer (RFC
     // 768), so that no client sends one; but a server may answer to the port in its Via.

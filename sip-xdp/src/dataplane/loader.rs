@@ -276,7 +276,6 @@ pub fn globals(
         (names::CLOCK_FROM_MAP, flag(settings.clock_from_map)),
         (names::IPV6, flag(settings.inspects.ipv6)),
         (names::TAGS, flag(settings.inspects.tags)),
-        (names::READS_TCP, flag(Platform::ask().reads_tcp())),
         (names::CLOSED, flag(settings.closed)),
     ]
 }

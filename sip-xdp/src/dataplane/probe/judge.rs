@@ -100,14 +100,6 @@ impl Platform {
                  5.18 or newer",
             ));
         }
-        if !self.reads_tcp() {
-            found.push(Finding::new(
-                "kernel",
-                "SIP over TCP is not read on this kernel: the verifier of kernels without tcx takes \
-                 minutes for the programs that do",
-                "use a kernel of 6.6 or newer, or have the SIP server send HEP of TCP as well",
-            ));
-        }
         if self.destroys_sockets == Some(false) {
             found.push(Finding::new(
                 "kernel",
@@ -126,12 +118,6 @@ impl Platform {
             ));
         }
         found
-    }
-
-    /// Whether the programs read SIP over TCP here. The verifier of Linux 6.1 follows them for
-    /// minutes, that of 6.8 for a second. No feature tells verifiers apart; tcx came in between.
-    pub fn reads_tcp(&self) -> bool {
-        self.tcx != Some(false)
     }
 
     /// The egress attachment available here.
@@ -228,9 +214,7 @@ mod tests {
     #[test]
     fn a_kernel_without_tcx_runs_with_a_filter() {
         let platform = Platform { tcx: Some(false), ..complete() };
-        assert!(platform.check().is_ok() && !platform.reads_tcp());
-        let [finding] = &platform.limitations()[..] else { panic!("one") };
-        assert!(finding.detail.starts_with("SIP over TCP is not read"), "{finding:?}");
+        assert!(platform.check().is_ok() && platform.limitations().is_empty());
         assert_eq!(
             platform.responses(),
             "responses are read by a filter on the clsact qdisc (the kernel has no tcx)"
