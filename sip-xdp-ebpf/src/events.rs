@@ -150,7 +150,7 @@ pub(crate) fn sample<C: Origin>(
     meter_key: &MeterKey,
     budget: SampleBudget,
 ) -> bool {
-    sample_with::<C, HEAD>(draft, meter_key.sketch(), budget as usize, &Numbers::default())
+    sample_with::<C, HEAD>(draft, meter_key, budget as usize, &Numbers::default())
 }
 
 /// Samples a TCP segment, from its TCP header on, in as many events as it takes, at most
@@ -162,25 +162,10 @@ pub(crate) fn sample_segment<C: Origin>(
     meter_key: &MeterKey,
     budget: SampleBudget,
 ) -> bool {
+    let budget = draft.ctx.verifier_widen(draft.scratch, budget as usize);
     let there = draft.ctx.length();
-    let (ctx, scratch) = (draft.ctx, draft.scratch);
-    // Widened, all of it, so that the rest is verified once, whatever was charged and however the
-    // headers were read: the verifier of Linux 6.1 tells more states apart than later ones.
-    let widen = |value: usize| ctx.verifier_widen(scratch, value);
-    let budget = widen(budget as usize);
-    let slice = widen(meter_key.sketch());
-    let end = widen(if draft.end < there { draft.end } else { there });
-    draft.payload = widen(draft.payload);
-    draft.ip = draft.ip.map(widen);
-    draft.port = widen(draft.port.into()) as u16;
-    draft.local_port = widen(draft.local_port.into()) as u16;
-    draft.flags = widen(draft.flags.into()) as u8;
-    draft.now = widen(draft.now as usize) as u64;
-    draft.end = end;
-    let flags = widen(segment.flags.into()) as u32;
-    let acknowledges = widen(segment.acknowledges as usize) as u32;
-    let mut sequence = widen(segment.sequence as usize) as u32;
-    let mut header = widen(segment.header);
+    let end = if draft.end < there { draft.end } else { there };
+    let (mut sequence, mut header) = (segment.sequence, segment.header);
     for chunk in 1..=CHUNKS {
         let whole = draft.ctx.verifier_widen(draft.scratch, end.saturating_sub(draft.payload));
         let is_last = whole <= SEGMENT || chunk == CHUNKS;
@@ -190,10 +175,10 @@ pub(crate) fn sample_segment<C: Origin>(
         let numbers = Numbers {
             first: length as u64,
             seen: sequence,
-            registers: acknowledges,
-            limited: (flags & !u32::from(ends)) | (header as u32) << 8,
+            registers: segment.acknowledges,
+            limited: u32::from(segment.flags & !ends) | (header as u32) << 8,
         };
-        if !sample_with::<C, SEGMENT>(draft, slice, budget, &numbers) {
+        if !sample_with::<C, SEGMENT>(draft, meter_key, budget, &numbers) {
             return false;
         }
         if is_last {
@@ -209,7 +194,7 @@ pub(crate) fn sample_segment<C: Origin>(
 #[inline(always)]
 fn sample_with<C: Origin, const MOST: usize>(
     draft: &EventDraft<'_, C>,
-    slice: usize,
+    meter_key: &MeterKey,
     budget: usize,
     numbers: &Numbers,
 ) -> bool {
@@ -218,7 +203,8 @@ fn sample_with<C: Origin, const MOST: usize>(
     };
     let budget =
         bounded::<{ SampleBudget::COUNT - 1 }>(draft.ctx.verifier_widen(draft.scratch, budget));
-    let slice = bounded::<{ SLICES - 1 }>(draft.ctx.verifier_widen(draft.scratch, slice));
+    let slice =
+        bounded::<{ SLICES - 1 }>(draft.ctx.verifier_widen(draft.scratch, meter_key.sketch()));
     // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's
     // length.
     let bucket = unsafe { (&raw mut (*state).samples).cast::<u64>().add(budget * SLICES + slice) };
