@@ -59,7 +59,6 @@ impl Config {
             requests: limit(limits.requests),
             other: limit(limits.other),
             fragments: limit(limits.fragments),
-            connections: limit(limits.connections),
         }
     }
 

@@ -3,6 +3,5 @@
 
 pub mod hep;
 pub mod message;
-pub mod sampled;
 pub mod stream;
 pub mod transport;

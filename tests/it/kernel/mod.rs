@@ -24,7 +24,6 @@ mod model;
 mod quotas;
 mod reputation;
 mod samples;
-mod segments;
 mod storm;
 mod table;
 mod trace;

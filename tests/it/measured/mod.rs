@@ -3,4 +3,3 @@
 
 mod load;
 mod million;
-mod tcp;
