@@ -457,14 +457,10 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
         if finding.tier == Tier::Proven {
             self.detector.banned(finding.source, finding.port, until, now);
-            let is_mild = matches!(finding.growth, Growth::Mild(_));
             if finding.port.is_none() && finding.growth == Growth::Full {
                 self.meter_offender(network, now, now);
             }
             if finding.port.is_none() {
-                self.repeats.note_mild(network, is_mild, now);
-            }
-            if finding.port.is_none() && !is_mild {
                 self.escalate(&network, now);
             }
         }
@@ -483,10 +479,9 @@ impl<C: EventSink> BanEngine<'_, C> {
             (Growth::None, _) => return bans.first.0,
             // Dry-run offences do not count later.
             _ if self.config.dry_run => {}
-            (Growth::Mild(hours), port) => {
+            (Growth::Mild, port) => {
                 let count = self.repeats.count((*network, port.unwrap_or(0)), now, forget);
-                let length = longer(count, LONGEST_MILD.max(bans.first.0));
-                return length.saturating_mul(hours).min(bans.max.0);
+                return longer(count, LONGEST_MILD.max(bans.first.0).min(bans.max.0));
             }
             (Growth::Full, Some(port)) => {
                 let count = self.repeats.count((*network, port), now, forget);
@@ -603,10 +598,8 @@ impl<C: EventSink> BanEngine<'_, C> {
     /// Hosts of a network that were banned at level 1 within an hour.
     fn banned_lately(&self, around: Network) -> Vec<Network> {
         let lately = self.at.wall_ms.saturating_sub(HOUR / 1_000_000);
-        // A misconfigured phone counts towards nothing else.
         let all = self.lists.entries_within(List::Block, around).filter(|entry| {
             entry.owner == Owner::Auto
-                && !self.repeats.was_mild(&entry.network, self.at.now)
                 && entry.port.is_none()
                 && entry.network.is_host()
                 && entry.tier == Some(Tier::Proven)

@@ -27,8 +27,6 @@ pub(crate) struct Offence {
 pub(crate) struct Repeats {
     /// Bans of single ports and of misconfigured phones.
     places: HashMap<(Network, u16), Offence>,
-    /// Time of the last ban of a misconfigured phone's whole address.
-    mild: HashMap<Network, u64>,
     /// Time of the last level 0 ban by network.
     unproven: HashMap<Network, u64>,
 }
@@ -62,31 +60,15 @@ impl Repeats {
         true
     }
 
-    /// Records whether the last ban of a whole address was for a misconfigured phone.
-    pub(super) fn note_mild(&mut self, network: Network, is_mild: bool, now: u64) {
-        if !is_mild {
-            self.mild.remove(&network);
-        } else if self.mild.len() < MAX_OFFENCES {
-            self.mild.insert(network, now);
-        }
-    }
-
-    /// Whether the last ban of an address within an hour was for a misconfigured phone.
-    pub(super) fn was_mild(&self, network: &Network, now: u64) -> bool {
-        self.mild.get(network).is_some_and(|at| now.saturating_sub(*at) < HOUR)
-    }
-
     /// Removes a pardoned network.
     pub(crate) fn forget(&mut self, network: &Network) {
         self.places.retain(|(known, _), _| known != network);
         self.unproven.remove(network);
-        self.mild.remove(network);
     }
 
     pub(super) fn tidy(&mut self, now: u64, forget: u64) {
         self.places.retain(|_, one| now.saturating_sub(one.at) < forget);
         self.unproven.retain(|_, at| now.saturating_sub(*at) < UNPROVEN_ONCE);
-        self.mild.retain(|_, at| now.saturating_sub(*at) < HOUR);
     }
 }
 

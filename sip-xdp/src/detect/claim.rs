@@ -34,9 +34,8 @@ impl Level {
 pub enum Growth {
     /// Constant.
     None,
-    /// Not counted as an offence: a misconfigured phone. So many times ten minutes, doubling up to
-    /// so many hours.
-    Mild(u32),
+    /// Doubling up to an hour, and not counted as an offence: a misconfigured phone.
+    Mild,
     /// Doubling up to the configured maximum.
     Full,
 }

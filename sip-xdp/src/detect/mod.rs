@@ -52,7 +52,7 @@ use peers::Peers;
 use recent::Recent;
 use registrar::{Answers, Registrar};
 use registrations::Registrations;
-use rules::{Memories, Signal, forgotten, networks, stream_meters::OverLimit, volume::Volume};
+use rules::{Memories, Signal, networks, stream_meters::OverLimit, volume::Volume};
 use served::Served;
 use source_state::SourceState;
 use transactions::{Method, Request, Transactions};
@@ -207,8 +207,6 @@ pub struct Detector {
     memory: Box<Memories>,
     /// Start of learned decoys.
     decoys_from: u64,
-    /// Sites with users whose passwords were changed.
-    forgotten: Box<forgotten::Sites>,
     /// Calls with a response whose request was not seen, by source and user.
     orphans: Recent<u64, ()>,
     excused: Recent<u64, ()>,
@@ -244,7 +242,6 @@ impl Detector {
             due: VecDeque::new(),
             memory: Box::default(),
             decoys_from: u64::MAX,
-            forgotten: Box::default(),
             orphans: Recent::new(MAX_ORPHANS, ORPHAN_NS),
             excused: Recent::new(MAX_ORPHANS, responses::EXCUSE_NS),
             registrar: Registrar::default(),
@@ -367,7 +364,6 @@ impl Detector {
         self.offenders.remove(source);
         self.offending.remove(&(*source, None));
         self.metered.remove(&(128, *source));
-        self.forgotten.forget(source);
         for (bits, _, _) in networks::WIDTHS {
             self.networks.remove(&(bits, source.masked(mask(bits))));
         }

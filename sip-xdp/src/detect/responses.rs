@@ -89,7 +89,7 @@ impl Detector {
                         self.dialogs.give(request.call, tag, to, now);
                     }
                 }
-                if answered.is_first {
+                if status >= 200 {
                     let is_good = self.has_rights(&request.source, now);
                     self.registrar.answered(is_good);
                     if let Some(state) = self.sources.get_mut(&request.source) {
@@ -148,16 +148,11 @@ impl Detector {
             return;
         }
         match answer.status {
-            100..=199 => self.is_working_on(answer, request),
+            100..=199 => {}
             // The password was right, but the nonce too old.
             401 | 407 if has_pending_request && answer.head.is_stale() => {}
             401 | 407 if has_pending_request => self.rejected(answer, request, actions),
-            401 | 407 => {
-                if request.method == Method::Invite {
-                    self.served.conclude(request.source, request.call, false, answer.now);
-                }
-                self.challenged(request, answer.now);
-            }
+            401 | 407 => self.challenged(request, answer.now),
             403 if request.authorized && !self.is_accepted_lately(request, answer.now) => {
                 self.rejected(answer, request, actions);
             }
@@ -174,7 +169,7 @@ impl Detector {
 
     /// Whether a response proves that its request's password was right.
     fn accepts(&self, answer: &Answer<'_>, answered: &Answered) -> bool {
-        let Answered { request, rang, .. } = answered;
+        let Answered { request, rang } = answered;
         if !request.authorized
             || request.in_dialog
             || answer.is_foreign
@@ -375,32 +370,16 @@ impl Detector {
         if request.in_dialog {
             return;
         }
-        if request.method == Method::Invite {
-            self.served.conclude(request.source, request.call, false, answer.now);
-        }
         let what = Signal::Refused(request, target, answer.status);
         self.hear(request.source, answer.now, what, actions);
     }
 
-    /// Processes a provisional response to a call without credentials.
-    fn is_working_on(&mut self, answer: &Answer<'_>, request: &Request) {
-        if Self::is_open_call(answer, request) {
-            self.served.begin(request.source, request.call, answer.now);
-        }
-    }
-
-    /// Whether a response is ours, to a call without credentials.
-    fn is_open_call(answer: &Answer<'_>, request: &Request) -> bool {
-        let is_call = request.method == Method::Invite && !request.in_dialog && !request.authorized;
-        is_call && !answer.is_foreign && answer.to == request.source
-    }
-
     /// Processes a call that was accepted without credentials.
     fn processed(&mut self, answer: &Answer<'_>, request: &Request, actions: &mut Vec<Action>) {
-        if !Self::is_open_call(answer, request) {
+        let is_call = request.method == Method::Invite && !request.in_dialog && !request.authorized;
+        if !is_call || answer.is_foreign || answer.to != request.source {
             return;
         }
-        self.served.conclude(request.source, request.call, true, answer.now);
         if let Some(number) = &request.target
             && let Some(until) =
                 self.served.process(request.source, request.call, number, answer.now)

@@ -1,7 +1,7 @@
 //! Served sources: the server processes their calls without credentials, such as those of a
 //! carrier. Each address earns it separately.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use sip_xdp_common::ip_key::IpKey;
 
@@ -17,13 +17,6 @@ const MAX_NUMBERS: usize = 256;
 /// Number of last characters that identify a number.
 const DIGITS: usize = 9;
 
-/// Calls that the server works on, or took, from which on a source may be a carrier.
-const FEW_CALLS: usize = 5;
-
-/// How long a call may ring (timer C of RFC 3261, section 16.6), and the interval of counts of
-/// ended ones.
-const RINGING_NS: u64 = 180_000_000_000;
-
 /// How long a number counts, and how long a source is served after its last one, in nanoseconds.
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
 
@@ -34,14 +27,6 @@ struct Calls {
     refused: HashMap<u64, u64>,
     /// Answered calls without acknowledgement: Call-ID and number.
     open: Vec<(u64, u64)>,
-    /// Calls with a provisional response and no final one: Call-ID and time.
-    ringing: HashMap<u64, u64>,
-    /// When the first of them began, since there were none for [`RINGING_NS`]; and the last.
-    began: u64,
-    rang: u64,
-    /// Calls that ended in this interval and the one before: taken, refused.
-    ended: [[u32; 2]; 2],
-    interval: u64,
     /// Start and end of being served.
     since: u64,
     until: u64,
@@ -86,71 +71,6 @@ impl Served {
         let (_, number) = calls.open.swap_remove(at);
         calls.count(number, now);
         calls.renew(now)
-    }
-
-    /// Processes a provisional response to a call without credentials.
-    pub(super) fn begin(&mut self, source: IpKey, call: u64, now: u64) {
-        self.make_room(&source);
-        let calls = self.sources.entry(source).or_default();
-        calls.last = now;
-        if now.saturating_sub(calls.rang) >= RINGING_NS {
-            calls.began = now;
-        }
-        calls.rang = now;
-        if calls.ringing.len() >= MAX_NUMBERS {
-            calls.ringing.retain(|_, at| now.saturating_sub(*at) < RINGING_NS);
-        }
-        if calls.ringing.len() < MAX_NUMBERS {
-            calls.ringing.entry(call).or_insert(now);
-        }
-    }
-
-    /// Processes the end of a call without credentials: the server took it, or refused it.
-    pub(super) fn conclude(&mut self, source: IpKey, call: u64, is_taken: bool, now: u64) {
-        if is_taken {
-            self.make_room(&source);
-            self.sources.entry(source).or_default().last = now;
-        }
-        if let Some(calls) = self.sources.get_mut(&source) {
-            calls.ringing.remove(&call);
-            calls.turn(now);
-            calls.ended[0][usize::from(!is_taken)] += 1;
-        }
-    }
-
-    /// Different numbers that the server took calls to within a day, acknowledged or not, and calls
-    /// that ring: what refused calls are compared with. The acknowledgement of a source that the
-    /// kernel limits is late.
-    pub(super) fn carried(&self, source: &IpKey, now: u64) -> usize {
-        let Some(calls) = self.sources.get(source) else {
-            return 0;
-        };
-        let taken = |number: &u64| {
-            calls.processed.get(number).is_some_and(|at| now.saturating_sub(*at) < DAY_NS)
-        };
-        let open: HashSet<u64> =
-            calls.open.iter().map(|(_, number)| *number).filter(|number| !taken(number)).collect();
-        lately(&calls.processed, now) + open.len() + self.ringing(source, now)
-    }
-
-    /// Number of calls that ring.
-    pub(super) fn ringing(&self, source: &IpKey, now: u64) -> usize {
-        self.sources.get(source).map_or(0, |calls| {
-            calls.ringing.values().filter(|at| now.saturating_sub(**at) < RINGING_NS).count()
-        })
-    }
-
-    /// Whether a source may be a carrier that is not served yet: the server works on its calls, and
-    /// does not refuse more than twice as many as it takes. Some of them must have been taken once
-    /// calls had the time to ring.
-    pub(super) fn is_carrying(&self, source: &IpKey, now: u64) -> bool {
-        let Some(calls) = self.sources.get(source) else {
-            return false;
-        };
-        let [taken, refused] = calls.ended_lately(now);
-        let carried = self.ringing(source, now) + taken;
-        let is_new = now.saturating_sub(calls.began) < RINGING_NS;
-        carried >= FEW_CALLS && refused <= 2 * carried && (is_new || taken >= FEW_CALLS)
     }
 
     /// Processes a refused call.
@@ -226,26 +146,6 @@ impl Served {
 }
 
 impl Calls {
-    /// Begins another interval, if it is time.
-    fn turn(&mut self, now: u64) {
-        let passed = now.saturating_sub(self.interval) / RINGING_NS;
-        if passed > 0 {
-            let before = if passed == 1 { self.ended[0] } else { [0; 2] };
-            (self.ended, self.interval) = ([[0; 2], before], now);
-        }
-    }
-
-    /// Calls that ended within the last two intervals: taken, and refused.
-    fn ended_lately(&self, now: u64) -> [usize; 2] {
-        let passed = now.saturating_sub(self.interval) / RINGING_NS;
-        let count = |which: usize| match passed {
-            0 => self.ended[0][which] + self.ended[1][which],
-            1 => self.ended[0][which],
-            _ => 0,
-        };
-        [count(0) as usize, count(1) as usize]
-    }
-
     fn count(&mut self, number: u64, now: u64) {
         if self.processed.len() < MAX_NUMBERS || self.processed.contains_key(&number) {
             self.processed.insert(number, now);
@@ -331,39 +231,13 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_ring_for_long_may_be_a_carriers() {
-        let (carrier, mut served) = (IpKey::v4(1), Served::default());
-        for n in 0..600 {
-            let now = n * SECOND_NS / 10;
-            served.begin(carrier, n, now);
-            assert_eq!(served.is_carrying(&carrier, now), n >= 4, "{n}");
-        }
-        // Three minutes without a call that was taken.
-        for n in 600..2_000 {
-            served.begin(carrier, n, n * SECOND_NS / 10);
-        }
-        assert!(!served.is_carrying(&carrier, 200 * SECOND_NS));
-        for n in 2_000..2_010 {
-            served.conclude(carrier, n, true, 200 * SECOND_NS);
-        }
-        assert!(served.is_carrying(&carrier, 200 * SECOND_NS));
-        // As many refused ones are wrong numbers, more than twice as many are not.
-        (0..500).for_each(|n| served.conclude(carrier, n, false, 201 * SECOND_NS));
-        let open = served.ringing(&carrier, 201 * SECOND_NS);
-        assert!(!served.is_carrying(&carrier, 201 * SECOND_NS), "{open} open");
-        assert!(!served.is_carrying(&IpKey::v4(2), 201 * SECOND_NS));
-    }
-
-    #[test]
     fn memory_is_bounded() {
         let mut served = Served::default();
         for n in 0..10_000 {
             (0..300).take(if n == 0 { 300 } else { 1 }).for_each(|m| {
-                served.begin(IpKey::v4(n), m, u64::from(n));
                 served.process(IpKey::v4(n), m, &m.to_string(), u64::from(n));
             });
         }
         assert!(served.sources.len() <= MAX_SOURCES);
-        assert!(served.sources.values().all(|calls| calls.ringing.len() <= MAX_NUMBERS));
     }
 }

@@ -392,39 +392,6 @@ pub fn peer(effort: Effort) -> Row {
     Row { name: "a peer", limits: [300, 100], strategies }
 }
 
-/// Users of whom nothing is known, each at the pace of a phone whose password was changed: from a
-/// port of its own, from one port, and from ever new ones.
-fn patient_users(effort: Effort, account: Option<Account>) -> Vec<Strategy> {
-    let mut all = Vec::new();
-    let (users, paces): (&[u32], &[u64]) = match effort {
-        Effort::Short => (&[16], &[20]),
-        Effort::Long => (&[2, 5, 16], &[20, 60, 300]),
-    };
-    for (users, seconds) in users.iter().flat_map(|n| paces.iter().map(move |pace| (*n, *pace))) {
-        let pace = Pace::steady(seconds * SECOND / u64::from(users));
-        let pace = pace.back_off(pace.every);
-        for (ports, name) in [(users as u16, "their ports"), (1, "one port"), (997, "new ports")] {
-            let places = Places::Ports(address(ONE), ports);
-            let guesser = Guesser::new(places, Users::Many(500, users), pace);
-            let guesser = account.into_iter().fold(guesser, Guesser::account);
-            all.push(alone(format!("{users} users, each {seconds} s, {name}"), guesser));
-        }
-    }
-    all
-}
-
-/// One address, many users, each as slow as a phone with an old password.
-pub fn slow_users(effort: Effort) -> Row {
-    let strategies = patient_users(effort, None);
-    Row { name: "one address, many slow users", limits: [200, 100], strategies }
-}
-
-/// The same beside an account of its own.
-pub fn slow_users_with_account(effort: Effort) -> Row {
-    let strategies = patient_users(effort, Some(Account { user: 900, port: 5060 }));
-    Row { name: "own account, many slow users", limits: [300, 100], strategies }
-}
-
 /// An address that lets a proxy forward answers which it has made up, or that has the registrar
 /// answer to somebody else (`maddr`).
 pub fn relay(effort: Effort) -> Row {
@@ -446,7 +413,6 @@ pub fn all(effort: Effort) -> Vec<Row> {
         own_nonces,
         borrowed_nonces,
         hidden,
-        slow_users,
         relay,
         ten_on_several_users,
         ten_on_one_user,
@@ -454,7 +420,6 @@ pub fn all(effort: Effort) -> Vec<Row> {
         thousand_on_one_user_unproven,
         ipv6_hopper,
         own_account,
-        slow_users_with_account,
         peer,
     ]
     .map(|row| row(effort))

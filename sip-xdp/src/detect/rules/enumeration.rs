@@ -176,7 +176,7 @@ impl Detector {
         let Some(state) = self.sources.get(&source) else {
             return;
         };
-        let accepted = self.known.known_users(&source) + self.served.carried(&source, now);
+        let accepted = self.known.known_users(&source) + self.served.numbers(&source, now);
         let enough = self.threshold(&source, rule.count, now);
         let count = |level: Level| {
             state.counts.enumeration.iter().filter(|(_, one)| one.level >= level).count()

@@ -70,10 +70,6 @@ impl Rule for Invites {
 /// Number of prefixes of one number that is evidence.
 const PREFIXES: usize = 4;
 
-/// Calls that were served or ring, from which on a source is a partner rather than a stranger who
-/// was answered once.
-const PARTNER: usize = 5;
-
 /// Their time window.
 const HOUR_NS: u64 = 3_600_000_000_000;
 
@@ -339,18 +335,9 @@ impl Detector {
         let filled = bucket.level(now, rule.per.nanos());
         let (refused, served) =
             (state.counts.invites.refused as usize, self.served.numbers(&source, now));
-        // A call that rings may still be answered. One that was answered once excuses nothing.
-        let carried = self.served.carried(&source, now);
-        let carried = if carried >= PARTNER { carried } else { served };
-        // Those of a partner count only as far as they outnumber the served ones.
-        let filled = if carried >= PARTNER {
-            filled * refused.saturating_sub(carried) as f64 / refused.max(1) as f64
-        } else {
-            filled
-        };
         // At level 1 this number is enough; a little has leaked out since the first.
         let enough = self.threshold(&source, rule.count, now) as f64;
-        if filled <= enough || refused <= carried || self.is_excused(&source, now) {
+        if filled <= enough || refused <= served || self.is_excused(&source, now) {
             return;
         }
         let reason = format!("{refused} calls refused, {served} answered");

@@ -12,7 +12,6 @@ use super::super::digest::digest;
 use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding, Metering, Step};
 use super::Detect;
-use super::forgotten::Pace;
 use super::rejected::Rejected;
 use super::rule::Rule as _;
 use super::slow::Slow;
@@ -64,13 +63,11 @@ impl Tries {
 }
 
 impl Detector {
-    /// Processes the rejection of a user at a host, whose nonce proves the network or not.
+    /// Processes a rejection of a host, whose nonce proves the network or not.
     pub(in super::super) fn weigh_networks(
         &mut self,
         source: IpKey,
-        user: &str,
         is_real: bool,
-        pace: Pace,
         now: u64,
         actions: &mut Vec<Action>,
     ) {
@@ -79,9 +76,6 @@ impl Detector {
         }
         let mut is_banned = false;
         for (bits, times, part_bits) in WIDTHS {
-            if is_real && self.is_forgotten_within(&source, bits, user, pace, now) {
-                continue;
-            }
             let around = source.masked(mask(bits));
             let part = digest(&source.masked(mask(part_bits)));
             let network = self.networks.touch((bits, around), now, Network::default);

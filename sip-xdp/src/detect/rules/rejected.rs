@@ -20,7 +20,6 @@ use super::super::source_state::{SourceState, Waiting};
 use super::super::windows::{Window, words};
 use super::super::{Action, Detector, Finding, GRACE_NS, Metering, Step};
 use super::Signal;
-use super::forgotten::{FORGOTTEN, PATIENT_NS, Pace};
 use super::rule::{BanKind, Counts, Rule, Told, recalled};
 use super::slow::Slow;
 use super::sprayed::Sprayed;
@@ -112,7 +111,15 @@ impl Counts for Rejections {
     }
 }
 
-/// Number of ports from which a phone with a wrong password may try within ten minutes.
+/// Minimum retry interval of a phone with a wrong password.
+const PATIENT_NS: u64 = 20_000_000_000;
+
+/// Number of never-accepted users of an office, besides as many as were accepted, that may be
+/// misconfigured phones.
+const FORGOTTEN: usize = 16;
+
+/// Shortest interval between tries of one user by new connections that a phone makes: two tries per
+/// second. Phones wait longer before they reconnect (RFC 5626, section 4.5: 30 s).
 const FEW_PORTS: usize = 3;
 
 /// Tries of one user by new connections within so short a time that no phone makes them: two a
@@ -237,20 +244,10 @@ impl Detector {
         }
         let is_office = self.known.was_good(&source, now);
         let is_settled = is_office && self.known.has_place(&source, rejection.port);
-        let is_real = rejection.level == Level::Routable || rejection.network;
-        let pace = if is_real && !self.known.accepted(&source, &rejection.user, now) {
-            self.forgotten.note(source, rejection, at, slow.per.nanos())
-        } else {
-            Pace::default()
-        };
-        let is_shared = is_office || self.is_forgotten_site(&source, now);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
-        if pace.is_quick && rejection.level == Level::Routable {
-            state.counts.slow.quick.pour(at, slow.per.nanos());
-        }
-        if is_shared && !is_settled && rejection.level == Level::Routable {
+        if is_office && !is_settled && rejection.level == Level::Routable {
             // A misconfigured phone keeps its port; a guesser changes it.
             let (user, port) = (digest(&rejection.user), rejection.port);
             state.counts.rejected.ports.tidy(at, DAY_NS);
@@ -276,8 +273,9 @@ impl Detector {
         }
         state.counts.rejected.tries.note(at, rejection.clone(), rejected.per.nanos().max(GRACE_NS));
         self.hear(source, now, Signal::Rejected(rejection), actions);
+        let is_real = rejection.level == Level::Routable || rejection.network;
         if !is_office {
-            self.weigh_networks(source, &rejection.user, is_real, pace, now, actions);
+            self.weigh_networks(source, is_real, now, actions);
         }
     }
 
@@ -285,7 +283,7 @@ impl Detector {
         let found = if self.known.was_good(&source, now) {
             self.weigh_office(source, now, actions)
         } else {
-            self.weigh_stranger(source, now, actions)
+            self.weigh_stranger(source, now)
         };
         if let Some((level, finding)) = found {
             self.emit_ban(level, finding, now, actions);
@@ -293,50 +291,18 @@ impl Detector {
     }
 
     /// Weighs the rejections of an address without accepted users.
-    fn weigh_stranger(
-        &mut self,
-        source: IpKey,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) -> Option<(Level, Finding)> {
+    fn weigh_stranger(&self, source: IpKey, now: u64) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
-        let of = |level: Level| -> Vec<&(u64, Rejection)> {
-            state.counts.rejected.tries.iter().filter(|(_, one)| one.level >= level).collect()
-        };
-        let real = of(Level::Routable);
-        // Nobody was accepted there yet, but several phones may be forgotten ones of an office.
-        let is_shared = self.is_forgotten_site(&source, now)
-            && !self.is_quick(&source, &real, now)
-            && !self.is_sprayed_by_others(&source, &real, now);
-        let by_real = if is_shared {
-            None
-        } else {
-            self.weigh_tries(source, state, Level::Routable, &real, now)
-        };
-        if let Some(finding) = by_real {
-            return Some((Level::Routable, finding));
-        }
-        let all = of(Level::Seen);
-        let by_all = self.weigh_tries(source, state, Level::Seen, &all, now);
-        if let Some(finding) = by_all.filter(|_| !is_shared || all.len() > real.len()) {
-            if !self.looks_forgotten(&all) {
-                return Some((Level::Seen, finding));
+        for level in [Level::Routable, Level::Seen] {
+            let tries: Vec<&(u64, Rejection)> =
+                state.counts.rejected.tries.iter().filter(|(_, one)| one.level >= level).collect();
+            if let Some(finding) = self.weigh_tries(source, state, level, &tries, now) {
+                return Some((level, finding));
             }
-            // Whoever has a nonce of its own gets in.
-            let until = now + LADDER_NS;
-            actions.push(Action::Meter(Metering::of_host(
-                source,
-                Step::Down,
-                until,
-                finding.reason,
-            )));
-            let state = self.sources.get_mut(&source)?;
-            state.counts.rejected.tries.retain(|one| one.level > Level::Seen);
         }
-        if is_shared { self.weigh_office(source, now, actions) } else { None }
+        None
     }
 
-    /// Weighs tries of one level at an address without accepted users.
     fn weigh_tries(
         &self,
         source: IpKey,
@@ -374,7 +340,7 @@ impl Detector {
         let mut finding =
             self.about(source, kind, level, evidence_text(state, &users, tries, level, now));
         if is_phone && level == Level::Routable {
-            finding.growth = Growth::Mild(1);
+            finding.growth = Growth::Mild;
         }
         Some(finding)
     }
@@ -412,13 +378,7 @@ impl Detector {
                 .ports
                 .get(port)
                 .map_or(0.0, |bucket| bucket.level(now, slow.per.nanos()));
-            let is_stream = tries.iter().any(|(_, one)| one.transport.is_stream());
-            let has_used_up = !is_stream
-                && users.iter().any(|user| {
-                    !self.known.accepted(&source, user, now)
-                        && self.has_used_up(&source, user, bucket, now)
-                });
-            if !enough(tries.len(), bucket) && !has_used_up {
+            if !enough(tries.len(), bucket) {
                 continue;
             }
             let is_phone = is_phone(tries, &users);
@@ -452,14 +412,6 @@ impl Detector {
                 return self.convict_port(source, last, now, actions);
             }
             return Some(self.convict_address(source, tries, now));
-        }
-
-        // Each connection has another port.
-        if !self.known.was_good(&source, now) && self.has_used_up_tcp(&source, now) {
-            let (_, mut finding) = self.convict_address(source, &strange, now);
-            finding.kind = MISCONFIGURED;
-            finding.growth = Growth::Mild(self.hours_for_a_phone(&source, now));
-            return Some((Level::Routable, finding));
         }
 
         // More never-accepted users than an office has misconfigured phones.
@@ -529,11 +481,7 @@ impl Detector {
             .filter(|(_, one)| one.level == Level::Routable && one.port == port)
             .collect();
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
-        let is_stream = tries.iter().any(|(_, one)| one.transport.is_stream());
-        // Where nobody was accepted, several users of one port may be as many phones.
-        let is_phone = is_phone(&tries, &users)
-            || !self.known.was_good(&source, now)
-                && users.iter().all(|user| is_phone_of(&tries, user));
+        let is_phone = is_phone(&tries, &users);
         let reason = evidence_text(state, &users, &tries, Level::Routable, now);
         let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
         let mut roams = false;
@@ -555,9 +503,7 @@ impl Detector {
                 .iter()
                 .filter(|(_, (known, _))| *known == user)
                 .count();
-            // Each connection has another port, and the ladder meters UDP alone.
-            roams |= places >= MANY_CONVICTIONS && !is_stream;
-            self.forgotten.convict(&source, &user, now);
+            roams |= places >= MANY_CONVICTIONS;
         }
         if roams {
             self.meter_strange_ports(
@@ -568,8 +514,7 @@ impl Detector {
             );
         }
         let kind = if is_phone { MISCONFIGURED } else { Rejected::NAME };
-        let hours = self.hours_for_a_phone(&source, now);
-        let growth = if is_phone { Growth::Mild(hours) } else { Growth::Full };
+        let growth = if is_phone { Growth::Mild } else { Growth::Full };
         let finding = Finding {
             port: Some(port),
             growth,
@@ -583,12 +528,6 @@ impl Detector {
 fn is_phone(tries: &[&(u64, Rejection)], users: &BTreeSet<&str>) -> bool {
     let pauses = tries.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].0));
     users.len() == 1 && pauses.min().is_none_or(|pause| pause >= PATIENT_NS)
-}
-
-/// Whether the tries of a user may be those of such a phone.
-fn is_phone_of(tries: &[&(u64, Rejection)], user: &str) -> bool {
-    let own: Vec<_> = tries.iter().copied().filter(|(_, one)| one.user == user).collect();
-    is_phone(&own, &BTreeSet::from([user]))
 }
 
 /// Number of ports from which a user was tried. Over TCP each connection has another port, so that

@@ -51,9 +51,7 @@ pub(in super::super) struct Buckets {
     /// Level 1 rejections, and all.
     pub(in super::super) routable: LeakyBucket,
     pub(in super::super) all: LeakyBucket,
-    /// Level 1 rejections that came quicker than those of a phone.
-    pub(in super::super) quick: LeakyBucket,
-    /// Level 1 rejections by port, at an address with accepted users.
+    /// The former by port, at an address with accepted users.
     pub(in super::super) ports: BTreeMap<u16, LeakyBucket>,
     /// Level 0 rejections at an address with standing.
     pub(in super::super) hidden: LeakyBucket,

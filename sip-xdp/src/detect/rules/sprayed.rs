@@ -54,10 +54,6 @@ impl Counts for Window<Level> {}
 /// Tries that an unknown source has for sprayed users.
 const TRIES: usize = 3;
 
-/// Sources that try a user who is sprayed by many: with fewer, a phone that its user has left
-/// behind makes its user sprayed all alone.
-const MANY_SOURCES: u64 = 3;
-
 /// Maximum number of remembered users.
 const MAX_USERS: usize = 16_384;
 
@@ -265,23 +261,6 @@ impl Detector {
                 actions.push(Action::Meter(metering));
             }
         }
-    }
-
-    /// Whether an unknown source has used up its tries for users whom other sources try as well.
-    pub(in super::super) fn is_sprayed_by_others(
-        &self,
-        source: &IpKey,
-        tries: &[&(u64, Rejection)],
-        now: u64,
-    ) -> bool {
-        let others = |user: &str| {
-            self.memory.sprayed.users.get(user).is_some_and(|user| user.sources >= MANY_SOURCES)
-        };
-        tries.iter().any(|(_, one)| others(&one.user))
-            && self
-                .sources
-                .get(source)
-                .is_some_and(|state| self.is_third_for_a_sprayed_user(state, Level::Routable, now))
     }
 
     /// Whether an unknown source has used up its tries for sprayed users, by level 1 evidence.
