@@ -8,6 +8,7 @@ use sip_xdp_common::ip_key::IpKey;
 
 use crate::dataplane::counters;
 use crate::dataplane::tables::ledger::{Entry, OwnerName, Tier};
+use crate::detect::kinds;
 use crate::net::network::Network;
 use crate::sip::transport::Transport;
 use crate::sys::clock;
@@ -19,6 +20,40 @@ one_of!(
     "The name of an event.",
     NAMES
 );
+
+one_of!(
+    /// The kind of an event, in schemas.
+    EventKind,
+    "The kind of an event: of a ban its evidence, of a limit its bucket, of others what happened.",
+    kinds().iter().map(|(kind, _)| kind.name).filter(|kind| !KINDS.contains(kind)).chain(KINDS)
+);
+
+/// The kinds of events other than bans.
+const KINDS: [&str; 23] = [
+    "attached",
+    "blind",
+    "command",
+    "detached",
+    "displaced",
+    "dry_run_over",
+    "expired",
+    "failed",
+    "fragments",
+    "gone",
+    "guard",
+    "import",
+    "other",
+    "refused",
+    "register",
+    "renamed",
+    "requests",
+    "seeing",
+    "storm",
+    "suspect",
+    "swapped",
+    "synced",
+    "well",
+];
 
 /// The names of events.
 pub(crate) const NAMES: [&str; 20] = [
@@ -54,6 +89,7 @@ pub struct Event {
     #[schemars(with = "EventName")]
     pub event: Cow<'static, str>,
     /// Its kind, of a small set per event; for a ban the kind of evidence.
+    #[schemars(with = "Option<EventKind>")]
     pub kind: Option<String>,
     /// Its subject: an address or network.
     pub address: Option<Network>,

@@ -89,7 +89,7 @@ fn every_path_is_as_short_as_it_was() {
             "blocked by a feed, IPv6 network",
             &|n| sip(&format!("2001:db8:{n}::7"), &register),
             XDP_DROP,
-            700,
+            706,
         ),
         (
             "REGISTER of a stranger, the first",

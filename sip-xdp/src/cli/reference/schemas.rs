@@ -104,7 +104,6 @@ fn complete(value: &mut Value) {
             if fields.contains_key("properties") {
                 fields.entry("additionalProperties").or_insert(json!(false));
                 fields.entry("required").or_insert(json!([]));
-                present(fields);
             }
             match fields.get("format").and_then(Value::as_str) {
                 Some("date-time") => drop(fields.insert("pattern".to_owned(), json!("Z$"))),
@@ -125,31 +124,6 @@ fn complete(value: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(complete),
         _ => {}
-    }
-}
-
-/// Optional fields are left out rather than null.
-fn present(fields: &mut Map<String, Value>) {
-    let required = fields["required"].clone();
-    let names = required.as_array().into_iter().flatten().filter_map(Value::as_str);
-    let names: BTreeSet<&str> = names.collect();
-    let properties = fields["properties"].as_object_mut().into_iter().flatten();
-    for (_, field) in properties.filter(|(name, _)| !names.contains(name.as_str())) {
-        if let Some(Value::Array(types)) = field.get_mut("type") {
-            types.retain(|one| one != "null");
-            if let [only] = &types[..] {
-                field["type"] = only.clone();
-            }
-        }
-        if let Some(Value::Array(choices)) = field.get_mut("anyOf") {
-            choices.retain(|one| one["type"] != "null");
-            if let [Value::Object(only)] = &choices[..] {
-                let only = only.clone();
-                let field = field.as_object_mut().expect("a schema is an object");
-                field.remove("anyOf");
-                field.extend(only);
-            }
-        }
     }
 }
 
