@@ -37,8 +37,8 @@ pub trait Tables: ProgramSettings {
     /// Whether the policy is `closed`: only trusted, admitted, known-good and peer sources pass.
     fn is_closed(&self) -> bool;
 
-    /// The summary lookup of `source`; counts the hit if it is blocked, as `listing` does. Without a
-    /// summary it is [open](Listing::OPEN).
+    /// The summary lookup of `source`; counts the hit if it is blocked, as `listing` does. Without
+    /// a summary it is [open](Listing::OPEN).
     #[inline(always)]
     fn lookup_summary(&self, _source: &IpKey) -> Listing {
         Listing::OPEN

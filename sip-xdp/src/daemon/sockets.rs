@@ -77,7 +77,7 @@ impl SocketDestroyer {
         Self { queue, counts }
     }
 
-    /// Ends the connections of what entries block, where the whole of it is blocked for TCP as well.
+    /// Ends the connections of what entries block, where all of it is blocked for TCP as well.
     /// Called when the kernel drops its packets already, so that no connection comes up afterwards.
     pub(super) fn end<'a>(
         &self,

@@ -137,7 +137,8 @@ impl Fixture {
             (user.as_str(), format!("{target}@"))
         };
         let common = format!(
-            "Via: SIP/2.0/UDP h;branch=z9hG4bK{number}\r\nFrom: <sip:{aor}@{domain}>;tag=f{call}\r\n\
+            "Via: SIP/2.0/UDP h;branch=z9hG4bK{number}\r\n\
+             From: <sip:{aor}@{domain}>;tag=f{call}\r\n\
              To: <sip:{target}@{domain}>\r\nCall-ID: c{call}\r\nCSeq: {number} {method}\r\n"
         );
         let agent = who.agent;

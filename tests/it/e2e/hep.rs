@@ -1,6 +1,6 @@
 //! What cannot be read on the wire, told by the SIP server itself over HEP: guessers are banned,
-//! phones are known good, and nobody is believed who does not know the key. And the other way round:
-//! what a capture server is told. Needs root.
+//! phones are known good, and nobody is believed who does not know the key. And the other way
+//! round: what a capture server is told. Needs root.
 //!
 //! More than 400 lines: both directions of one protocol.
 

@@ -10,7 +10,8 @@ use super::page::{compare, wrap};
 const HEAD: &str = "Each decision is one line in the journal (`journalctl --unit sip-xdp`) and one \
     event for `sip-xdp watch`. These lines are stable: fields are added at the end, never renamed. \
     Words in capitals stand for values: PLACE is a network, or an address and `port=PORT`; WHO is \
-    `notify command`, `notify webhook`, `crowdsec` or `hep_export`; WHAT is `unban` or `untrust`; VERB of a feed \
+    `notify command`, `notify webhook`, `crowdsec` or `hep_export`; WHAT is `unban` or `untrust`; \
+    VERB of a feed \
     is `failed` or `refused`; VERB and UNDO of a host name are `trust` and `untrust`, or `admit` \
     and `unadmit`; KIND at the beginning of a line is the name of an event, such as \
     `registrar_failing`.";

@@ -223,7 +223,7 @@ pub(super) fn generate() -> BTreeMap<String, Value> {
         }
     }
 
-    // A type is defined by the output that is one, else by the only one that uses it, else in common.
+    // A type is defined by the output that is one, else by the only one that uses it, or in common.
     let mut places: BTreeMap<String, String> = BTreeMap::new();
     for (name, _, root) in &roots {
         if let Some(one) = named(root) {

@@ -59,7 +59,8 @@ impl Server {
         let parameter = if listen.is_tcp { ";transport=tcp" } else { "" };
         match self {
             Self::Asterisk => format!(
-                "{by_udp}in /etc/asterisk/hep.conf:\n[general]\nenabled = yes\ncapture_address = {to}\n\
+                "{by_udp}in /etc/asterisk/hep.conf:\n[general]\nenabled = yes\n\
+                 capture_address = {to}\n\
                  capture_id = 1\nand then: asterisk -rx 'module load res_hep.so'; asterisk -rx \
                  'module load res_hep_pjsip.so'"
             ),
