@@ -23,8 +23,7 @@ use crate::events::{EventDraft, report, sample};
 use crate::globals::Globals;
 use crate::lists::Lists;
 use crate::maps::{
-    FLOWS, LADDERS, PENDING_REQUESTS, RECORDS, SKETCH, SOURCES, STORM_STATE, TABLE_HEADER,
-    cpu_state,
+    FLOWS, LADDERS, PENDING_REQUESTS, RECORDS, SKETCH, SOURCES, STORM_STATE, cpu_state,
 };
 use crate::reader::bounded;
 use crate::{clock, globals, scan};
@@ -372,12 +371,6 @@ impl MapTables<'_> {
             // It was known before; its timestamps are those of another limit.
             *meter = Meter::new(meter_key.mark(), ticks(now));
         }
-        // As the ladder: what is dropped is no flood.
-        if self.is_wary(message, sent, now)
-            && meter.is_over_wary_burst(ticks(now), &Globals.requests())
-        {
-            return Charged::Limited;
-        }
         let mut over = meter.charge(message, ticks(now), &Globals);
         if over.is_none() && meter.mark & RECORDED == 0 && !sent.is_cut {
             return Charged::Within;
@@ -410,16 +403,6 @@ impl MapTables<'_> {
             }
             None => Charged::Within,
         }
-    }
-
-    /// Whether a request of a stranger is within a small burst only, because the password of a user
-    /// is tried from many places.
-    #[inline(always)]
-    fn is_wary(&self, message: Message, sent: &Sent, now: u64) -> bool {
-        let is_wary = message.is_request()
-            && !sent.listed.is_former()
-            && TABLE_HEADER.get(0).is_some_and(|table_header| table_header.is_wary(now));
-        self.verifier_widen(usize::from(is_wary)) != 0
     }
 
     /// Applies the policy for a source without a meter. Returns the charge, and the flags of its

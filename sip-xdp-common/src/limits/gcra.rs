@@ -222,19 +222,7 @@ pub struct Meter {
 
 const _: () = assert!(size_of::<Meter>() == 16);
 
-/// Requests at once of a stranger while the password of a user is tried from many places: what
-/// passes before the daemon has seen the first of them.
-pub const WARY_BURST: u32 = 4;
-
 impl Meter {
-    /// Whether one more request at `now` is beyond [`WARY_BURST`], under a limit of `requests`.
-    #[inline(always)]
-    pub const fn is_over_wary_burst(&self, now: u32, requests: &Pace) -> bool {
-        let ahead = self.requests.wrapping_sub(now);
-        let used = if ahead > requests.burst { 0 } else { ahead };
-        used > requests.interval.saturating_mul(WARY_BURST - 1)
-    }
-
     /// The meter of a source that is seen for the first time at `now`.
     #[inline(always)]
     pub const fn new(mark: u32, now: u32) -> Self {
@@ -330,24 +318,6 @@ mod tests {
     fn passed(messages: impl Iterator<Item = (u64, Message)>) -> usize {
         let mut meter = Meter::new(1, ticks(START));
         messages.filter(|(now, m)| meter.charge(*m, ticks(*now), &LIMITS).is_none()).count()
-    }
-
-    #[test]
-    fn a_small_burst_leaves_the_rate_as_it_is() {
-        let mut meter = Meter::new(1, ticks(START));
-        let mut passed = |at: u64| {
-            let now = ticks(START + at);
-            let is_over = meter.is_over_wary_burst(now, &LIMITS.requests);
-            !is_over && meter.charge(Message::Options, now, &LIMITS).is_none()
-        };
-        assert_eq!((0..50).filter(|_| passed(0)).count() as u32, WARY_BURST);
-        // 5 a second, as without it.
-        let later = (1..=1_000).filter(|n| passed(n * SECOND / 100)).count();
-        assert!((49..=51).contains(&later), "{later}");
-        assert_eq!((0..50).filter(|_| passed(60 * SECOND)).count() as u32, WARY_BURST);
-        // Without a limit there is no burst.
-        let free = Pace { interval: 0, burst: 0 };
-        assert!(!Meter::new(1, 7).is_over_wary_burst(7, &free));
     }
 
     #[test]

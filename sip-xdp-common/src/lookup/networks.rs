@@ -280,8 +280,8 @@ pub struct TableHeader {
     pub ipv6: u32,
     /// The current version: 0 or 1.
     pub version: u32,
-    /// Until when strangers have small bursts, in units of 2^[`WARY_BITS`] ns.
-    pub wary_until: u32,
+    /// Zero.
+    pub pad: u32,
     /// By version: number of IPv4 and of IPv6 lengths.
     pub counts: [[u32; 2]; 2],
     /// By version, then by family: the lengths in use, in the order of [`Kind::ALL`], longest
@@ -291,25 +291,10 @@ pub struct TableHeader {
 
 const _: () = assert!(size_of::<TableHeader>() == 56 + 2 * VERSION * 24);
 
-/// The unit of [`TableHeader::wary_until`]: 1.07 s, so that 32 bits last for 146 years.
-const WARY_BITS: u32 = 30;
-
 impl TableHeader {
     /// The header of empty tables.
     pub fn new(hashing: Hashing) -> Self {
         Self { hashing, ..Self::zeroed() }
-    }
-
-    /// The value of [`TableHeader::wary_until`] for a time in nanoseconds.
-    pub const fn wary_unit(until: u64) -> u32 {
-        (until >> WARY_BITS) as u32
-    }
-
-    /// Whether strangers have small bursts at `now`
-    /// ([`WARY_BURST`](crate::limits::gcra::WARY_BURST)).
-    #[inline(always)]
-    pub fn is_wary(&self, now: u64) -> bool {
-        super::search::current(&self.wary_until) > Self::wary_unit(now)
     }
 }
 

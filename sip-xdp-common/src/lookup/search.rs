@@ -14,8 +14,6 @@
 //! it whole or not at all, and never moves other entries.
 //!
 //! More than 400 lines: one lookup, which the verifier follows as a whole.
-//!
-//! More than 400 lines: layout, look-up and their proofs belong together.
 
 use crate::abi::layout::NEVER;
 use crate::ip_key::IpKey;

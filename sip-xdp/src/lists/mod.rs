@@ -599,12 +599,6 @@ impl Lists {
         Ok(self.announce(Kind::PerHost, network)?)
     }
 
-    /// Gives strangers small bursts until then
-    /// ([`WARY_BURST`](sip_xdp_common::limits::gcra::WARY_BURST)).
-    pub fn be_wary(&mut self, until: u64) {
-        self.table_header.be_wary(until);
-    }
-
     /// Whether a live trust entry covers `network`.
     pub fn trusts(&self, network: &Network, now: u64) -> bool {
         self.trusted.end(network).is_some_and(|end| end > now)

@@ -27,8 +27,6 @@ pub type Lengths = BTreeSet<(bool, Kind, u8)>;
 const COUNTS_WORD: usize = std::mem::offset_of!(TableHeader, ipv4) / size_of::<u64>();
 
 const _: () = assert!(std::mem::offset_of!(TableHeader, ipv4).is_multiple_of(size_of::<u64>()));
-const _: () =
-    assert!(std::mem::offset_of!(TableHeader, wary_until) / size_of::<u64>() == VERSION_WORD);
 const _: () = assert!(std::mem::offset_of!(TableHeader, ipv6) / size_of::<u64>() == COUNTS_WORD);
 
 /// The table header, with a copy of its contents.
@@ -64,16 +62,6 @@ impl TableHeaderWriter {
             // Only these: they change with every entry, the rest of the header hardly ever.
             let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&*self.copy));
             self.view.words()[COUNTS_WORD].store(words[COUNTS_WORD], Ordering::Relaxed);
-        }
-    }
-
-    /// Gives strangers small bursts until then, in nanoseconds of the filter's clock.
-    pub fn be_wary(&mut self, until: u64) {
-        let until = TableHeader::wary_unit(until);
-        if until > self.copy.wary_until {
-            self.copy.wary_until = until;
-            let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&*self.copy));
-            self.view.words()[VERSION_WORD].store(words[VERSION_WORD], Ordering::Release);
         }
     }
 

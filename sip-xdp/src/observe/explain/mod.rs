@@ -13,10 +13,10 @@ use serde::Serialize;
 use sip_xdp_common::abi::layout::{InterfaceRecord, List, MAX_INTERFACES, NEVER, Owner};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
-use sip_xdp_common::limits::gcra::{Meter, Pace, WARY_BURST, ticks};
+use sip_xdp_common::limits::gcra::{Meter, Pace, ticks};
 use sip_xdp_common::limits::ladder::{BURST, LOWEST, Ladder, PACES};
 use sip_xdp_common::limits::meters::{KNOWN, RECORDED, Records};
-use sip_xdp_common::lookup::networks::{FORMER, IPV6_LENGTHS, Kind, LABEL, TableHeader};
+use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, TableHeader};
 
 use crate::config::{Config, SourceRules};
 use crate::dataplane::counters;
@@ -136,7 +136,6 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     let metered = covering.iter().filter(|entry| entry.kind == Kind::Metered);
     let on_ladder: Vec<Ladder> = metered.filter_map(|entry| ladders.get(&entry.network)).collect();
     let ladder = on_ladder.iter().max_by_key(|ladder| ladder.step).copied();
-    let is_wary = table_header.is_wary(now) && reputation.scale() != FORMER;
 
     let is_per_host = source.is_v4() || covering.iter().any(|entry| entry.kind == Kind::PerHost);
     let metered_as =
@@ -165,7 +164,7 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     Ok(Kernel {
         dry_run: is_dry_run(pins)?,
         matches: matches(pins, &host, &covering, &banned.collect::<Vec<_>>(), now)?,
-        limits: levels(&config, meter, is_known, ladder, scale, is_wary, now),
+        limits: levels(&config, meter, is_known, ladder, scale, now),
         tracked: found.is_some(),
         limited,
         good_until: end(good),
@@ -277,7 +276,6 @@ fn levels(
     is_known: bool,
     ladder: Option<Ladder>,
     scale: u64,
-    is_wary: bool,
     time: u64,
 ) -> Vec<Level> {
     let now = ticks(time);
@@ -298,11 +296,6 @@ fn levels(
         level("requests", limits.requests, meter.requests),
         level("other", limits.other, meter.other),
     ];
-    if is_wary {
-        let Level { left, of, .. } = &mut levels[1];
-        *left = WARY_BURST.saturating_sub(*of - *left);
-        *of = WARY_BURST.min(*of);
-    }
     levels.extend(tries);
     levels
 }
