@@ -352,14 +352,8 @@ impl<C: EventSink> BanEngine<'_, C> {
             (Step::Down, Some(before)) => before.max((before + 1).min(LOWEST_BY_OFFENCES)),
             (Step::Last, _) => LOWEST,
         };
-        if let Err(error) = self.lists.meter(place, step, strict, until, now) {
-            if self.note_due(IpKey::v4(0), "ladder", now) {
-                log::error!("{place} is not limited further: {error}");
-            }
+        if !self.put_on_ladder(source, bits, step, strict, until, now) {
             return;
-        }
-        for nonce in self.detector.metered(source, bits, until, now) {
-            self.own_nonce(source, nonce, true, now);
         }
         let pace = PACES[step as usize];
         if self.note_due(source, pace, now) {
@@ -383,15 +377,31 @@ impl<C: EventSink> BanEngine<'_, C> {
             return;
         }
         let step = self.lists.ladder_step(&network, now).unwrap_or(0);
-        if let Err(error) = self.lists.meter(network, step, false, until, now) {
+        self.put_on_ladder(network.first(), network.bits(), step, false, until, now);
+    }
+
+    /// Writes the step of a source, or of a network around it, and the source's own nonces. Returns
+    /// whether there was room.
+    fn put_on_ladder(
+        &mut self,
+        source: IpKey,
+        bits: u8,
+        step: u32,
+        strict: bool,
+        until: u64,
+        now: u64,
+    ) -> bool {
+        let place = Network::around(source, bits);
+        if let Err(error) = self.lists.meter(place, step, strict, until, now) {
             if self.note_due(IpKey::v4(0), "ladder", now) {
-                log::error!("{network} is not limited further: {error}");
+                log::error!("{place} is not limited further: {error}");
             }
-            return;
+            return false;
         }
-        for nonce in self.detector.metered(network.first(), network.bits(), until, now) {
-            self.own_nonce(network.first(), nonce, true, now);
+        for nonce in self.detector.metered(source, bits, until, now) {
+            self.own_nonce(source, nonce, true, now);
         }
+        true
     }
 
     /// Bans the source of a finding, unless it is exempt.
