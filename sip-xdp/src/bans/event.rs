@@ -12,24 +12,28 @@ use crate::detect::kinds;
 use crate::net::network::Network;
 use crate::sip::transport::Transport;
 use crate::sys::clock;
-use crate::sys::schema::one_of;
+use crate::sys::schema::{one_of, schema_of};
 
-one_of!(
+schema_of!(
     /// The name of an event, in schemas.
     EventName,
-    "The name of an event.",
-    NAMES
+    one_of(
+        "The name of an event.",
+        NAMES
+    )
 );
 
-one_of!(
+schema_of!(
     /// The kind of an event, in schemas.
     EventKind,
-    "The kind of an event: of a ban its evidence, of a limit its bucket, of others what happened.",
-    kinds().iter().map(|(kind, _)| kind.name).filter(|kind| !KINDS.contains(kind)).chain(KINDS)
+    one_of(
+        "The kind of an event: of a ban its evidence, of a limit its bucket, of others what happened.",
+        kinds().iter().map(|(kind, _)| kind.name).chain(KINDS)
+    )
 );
 
-/// The kinds of events other than bans.
-const KINDS: [&str; 23] = [
+/// The kinds of events that are no kinds of bans.
+const KINDS: [&str; 21] = [
     "attached",
     "blind",
     "command",
@@ -44,9 +48,7 @@ const KINDS: [&str; 23] = [
     "import",
     "other",
     "refused",
-    "register",
     "renamed",
-    "requests",
     "seeing",
     "storm",
     "suspect",

@@ -35,7 +35,7 @@ use crate::dataplane::tables::meters::Sources;
 use crate::dataplane::tables::networks::Table;
 use crate::net::network::Network;
 use crate::sys::clock;
-use crate::sys::schema::counters_of;
+use crate::sys::schema::{counters_of, schema_of};
 
 /// Version of the JSON objects.
 pub const SCHEMA: u32 = 1;
@@ -48,25 +48,31 @@ fn reasons(verdict: Verdict) -> impl Iterator<Item = &'static str> {
     Reason::ALL.into_iter().filter(move |reason| reason.verdict() == verdict).map(Reason::name)
 }
 
-counters_of!(
+schema_of!(
     /// Counters of what passed, in schemas.
     PassCounters,
-    "Passed, by reason.",
-    reasons(Verdict::Pass)
+    counters_of(
+        "Passed, by reason.",
+        reasons(Verdict::Pass)
+    )
 );
 
-counters_of!(
+schema_of!(
     /// Counters of what was dropped, in schemas.
     DropCounters,
-    "Dropped, by reason.",
-    reasons(Verdict::Drop)
+    counters_of(
+        "Dropped, by reason.",
+        reasons(Verdict::Drop)
+    )
 );
 
-counters_of!(
+schema_of!(
     /// Counters of messages, in schemas.
     MessageCounters,
-    "UDP payloads to SIP ports, by method or kind.",
-    Message::ALL.map(Message::name)
+    counters_of(
+        "UDP payloads to SIP ports, by method or kind.",
+        Message::ALL.map(Message::name)
+    )
 );
 
 /// Packets or bytes, by verdict and reason.

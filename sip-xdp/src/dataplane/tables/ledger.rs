@@ -17,21 +17,25 @@ use sip_xdp_common::abi::layout::{
 
 use crate::net::network::Network;
 use crate::sys::clock;
-use crate::sys::schema::one_of;
+use crate::sys::schema::{one_of, schema_of};
 
-one_of!(
+schema_of!(
     /// The name of a list, in schemas.
     ListName,
-    "A list.",
-    List::ALL.map(List::name)
+    one_of(
+        "A list.",
+        List::ALL.map(List::name)
+    )
 );
 
-one_of!(
+schema_of!(
     /// The name of an owner, in schemas.
     OwnerName,
-    "The owner of an entry: an operator, the detector, the configuration, a trusted host name, a \
-     tool such as fail2ban, or a feed.",
-    (0..=Owner::LAST as u8).filter_map(Owner::from_number).map(Owner::name)
+    one_of(
+        "The owner of an entry: an operator, the detector, the configuration, a trusted host name, a \
+         tool such as fail2ban, or a feed.",
+        (0..=Owner::LAST as u8).filter_map(Owner::from_number).map(Owner::name)
+    )
 );
 
 /// Evidence tier of a ban; [`None`] for entries without evidence.

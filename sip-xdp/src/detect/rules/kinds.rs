@@ -2,7 +2,7 @@
 //! manual, whose chapter is made from this table.
 
 use super::rule::BanKind;
-use crate::sys::schema::one_of;
+use crate::sys::schema::{one_of, schema_of};
 
 /// Bans of a network, for bans of hosts in it: no rule makes them, but [`crate::bans`].
 const SITE: BanKind = BanKind {
@@ -21,25 +21,31 @@ pub(crate) fn kinds() -> Vec<(BanKind, Option<&'static str>)> {
     all
 }
 
-one_of!(
+schema_of!(
     /// The name of a kind, in schemas.
     KindName,
-    "The kind of evidence that leads to a ban.",
-    kinds().iter().map(|(kind, _)| kind.name)
+    one_of(
+        "The kind of evidence that leads to a ban.",
+        kinds().iter().map(|(kind, _)| kind.name)
+    )
 );
 
-one_of!(
+schema_of!(
     /// The name of a kind of evidence, in schemas.
     EvidenceName,
-    "A kind of evidence: one that leads to bans, or packets over a limit.",
-    kinds().iter().map(|(kind, _)| kind.name).chain(["limited"])
+    one_of(
+        "A kind of evidence: one that leads to bans, or packets over a limit.",
+        kinds().iter().map(|(kind, _)| kind.name).chain(["limited"])
+    )
 );
 
-one_of!(
+schema_of!(
     /// The name of a rule, in schemas.
     RuleName,
-    "A detection rule, which is a table below `[detect]`.",
-    super::KINDS.iter().map(|(rule, _)| *rule)
+    one_of(
+        "A detection rule, which is a table below `[detect]`.",
+        super::KINDS.iter().map(|(rule, _)| *rule)
+    )
 );
 
 #[cfg(test)]

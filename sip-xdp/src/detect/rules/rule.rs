@@ -148,6 +148,7 @@ macro_rules! threshold {
         }
     };
 }
+
 /// What a rule counts for one source.
 pub(in crate::detect) trait Counts: Debug + Default {
     /// Takes back evidence of users that were accepted, and of a call.

@@ -212,8 +212,7 @@ pub struct Ban {
 }
 
 /// What `limited` says of a source: a limit, or that it is a suspect.
-const LIMITS: [&str; 7] =
-    ["register", "requests", "other", "storm", "fragments", "connections", "suspect"];
+const LIMITS: [&str; 6] = ["register", "requests", "other", "storm", "fragments", "suspect"];
 
 /// A source that was over a limit.
 #[derive(Debug, Clone, JsonSchema, Serialize)]
