@@ -32,7 +32,7 @@ pub use metrics::{Listen, MetricsConfig};
 pub use program::SourceRules;
 pub use values::{HostName, PortRange, Span};
 
-// The one import from a room above: a rule's settings stand in the file of the rule.
+// From a room above, as is `FeedFormat`: a rule's settings stand in the file of the rule.
 pub use crate::detect::rules::Detect;
 
 /// Maximum number of host names followed through DNS, in all lists together.

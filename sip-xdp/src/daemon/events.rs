@@ -72,14 +72,21 @@ impl EventSink for DaemonSink<'_> {
     }
 }
 
+/// The daemon's sink. A macro, because beside a sink others of the daemon's fields are written.
+macro_rules! sink_of {
+    ($daemon:ident) => {
+        DaemonSink {
+            hub: &$daemon.hub,
+            store: &$daemon.store,
+            sockets: (!$daemon.confirmation.is_missed()).then_some(&$daemon.sockets),
+            ports: &$daemon.config.ports,
+        }
+    };
+}
+
 impl Daemon {
     pub(super) fn daemon_sink(&self) -> DaemonSink<'_> {
-        DaemonSink {
-            hub: &self.hub,
-            store: &self.store,
-            sockets: (!self.confirmation.is_missed()).then_some(&self.sockets),
-            ports: &self.config.ports,
-        }
+        sink_of!(self)
     }
 
     /// The ban engine at the current time.
@@ -94,12 +101,7 @@ impl Daemon {
             notes: &mut self.notes,
             learning_until: self.learning_until,
             at: Moment::present(),
-            event_sink: DaemonSink {
-                hub: &self.hub,
-                store: &self.store,
-                sockets: (!self.confirmation.is_missed()).then_some(&self.sockets),
-                ports: &self.config.ports,
-            },
+            event_sink: sink_of!(self),
         }
     }
 
