@@ -1,9 +1,7 @@
 //! Who attacks, and who lives there: guessers of passwords with their places, nonces and paces, an
 //! owner whose phone is registered, and a host that is a peer.
 
-use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::rc::Rc;
 
 use anyhow::Result;
 
@@ -126,8 +124,6 @@ pub struct Guesser {
     pace: Pace,
     account: Option<Account>,
     answered_at: Option<SocketAddr>,
-    /// Guesses after which it ends.
-    most: u64,
     /// When its own account is due.
     renewal: u64,
     guesses: u64,
@@ -151,7 +147,6 @@ impl Guesser {
             pace,
             account: None,
             answered_at: None,
-            most: u64::MAX,
             renewal: 0,
             guesses: 0,
             call: 0,
@@ -181,12 +176,6 @@ impl Guesser {
     #[must_use]
     pub fn account(self, account: Account) -> Self {
         Self { account: Some(account), ..self }
-    }
-
-    /// With so many guesses, and no more.
-    #[must_use]
-    pub fn at_most(self, most: u64) -> Self {
-        Self { most, ..self }
     }
 
     /// With another address of its own, to which the registrar sends all answers.
@@ -250,7 +239,7 @@ fn lender(to: &SocketAddr, number: u64) -> SocketAddr {
 }
 
 /// Registers with the right password. Returns whether that succeeded.
-pub(super) fn register(from: SocketAddr, user: &str, world: &mut World<'_>) -> Result<bool> {
+fn register(from: SocketAddr, user: &str, world: &mut World<'_>) -> Result<bool> {
     let call = world.number();
     let mut request = Try { is_right: true, ..Try::new(from, "REGISTER", user, call) };
     if let Reply::Challenge(nonce) = world.send(&request)? {
@@ -262,9 +251,6 @@ pub(super) fn register(from: SocketAddr, user: &str, world: &mut World<'_>) -> R
 
 impl Agent for Guesser {
     fn act(&mut self, world: &mut World<'_>) -> Result<Option<u64>> {
-        if self.guesses >= self.most {
-            return Ok(None);
-        }
         self.renew(world)?;
         let (from, user) = (self.places.of(self.guesses), self.users.of(self.guesses));
         let Some(nonce) = self.take_nonce(from, &user, world)? else {
@@ -297,63 +283,26 @@ impl Agent for Guesser {
 /// How often a client sends a request before it gives up: in 32 s.
 const REPETITIONS: u32 = 11;
 
-/// What became of an owner's registrations.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// Those that succeeded.
-    pub accepted: u64,
-    /// Packets of theirs that were dropped.
-    pub failed: u64,
-}
-
 /// Somebody whose phone is registered, and who renews that twice an hour.
 #[derive(Debug)]
 pub struct Owner {
     from: SocketAddr,
     user: u32,
-    /// Until the next try, if one fails.
-    retry: u64,
-    /// Until the first one.
-    wait: u64,
     /// The Call-ID and the nonce of the request that is due, if there are any.
     challenge: Option<(u64, Option<String>)>,
     /// How often it was sent in vain.
     repeated: u32,
-    outcome: Rc<Cell<Outcome>>,
 }
 
 impl Owner {
     /// Of a user, at a place.
     pub fn new(user: u32, from: SocketAddr) -> Self {
-        Self {
-            from,
-            user,
-            retry: MINUTE,
-            wait: 0,
-            challenge: None,
-            repeated: 0,
-            outcome: Rc::default(),
-        }
-    }
-
-    /// One who comes later, and is impatient: both in nanoseconds.
-    #[must_use]
-    pub fn arriving(self, wait: u64, retry: u64) -> Self {
-        Self { wait, retry, ..self }
-    }
-
-    /// What becomes of its registrations.
-    pub fn outcome(&self) -> Rc<Cell<Outcome>> {
-        Rc::clone(&self.outcome)
+        Self { from, user, challenge: None, repeated: 0 }
     }
 }
 
 impl Agent for Owner {
     fn act(&mut self, world: &mut World<'_>) -> Result<Option<u64>> {
-        if world.now() < self.wait {
-            return Ok(Some(self.wait - world.now()));
-        }
-        let Outcome { accepted, failed } = self.outcome.get();
         let (call, nonce) = self.challenge.take().unwrap_or_else(|| (world.number(), None));
         let request = Try {
             is_right: true,
@@ -362,7 +311,6 @@ impl Agent for Owner {
         };
         Ok(Some(match world.send(&request)? {
             Reply::Accepted => {
-                self.outcome.set(Outcome { accepted: accepted + 1, failed });
                 self.repeated = 0;
                 HOUR / 2
             }
@@ -374,10 +322,9 @@ impl Agent for Owner {
             // The same request again, at growing intervals, as RFC 3261 says (17.1.2.1); and then
             // from the beginning.
             Reply::Silence => {
-                self.outcome.set(Outcome { accepted, failed: failed + 1 });
                 self.repeated = (self.repeated + 1) % REPETITIONS;
                 self.challenge = (self.repeated != 0).then_some((call, nonce));
-                self.retry << self.repeated.min(3)
+                MINUTE << self.repeated.min(3)
             }
         }))
     }

@@ -6,10 +6,9 @@
 //! More than 400 lines: what all strategies are made of.
 
 pub mod budgets;
-mod fillers;
-mod forgers;
 mod frames;
 mod guessers;
+mod relay;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -20,10 +19,9 @@ use sip_xdp::config::Config;
 use sip_xdp::net::network::Network;
 use sip_xdp::tools::replay::{Session, SessionBan};
 
-pub use fillers::Filler;
-pub use forgers::{Poisoner, Relay, Trick};
 use frames::{LARGEST, frames};
-pub use guessers::{Account, Guesser, NonceSource, Outcome, Owner, Pace, Peer, Places, Users};
+pub use guessers::{Account, Guesser, NonceSource, Owner, Pace, Peer, Places, Users};
+pub use relay::Relay;
 
 /// Nanoseconds.
 pub const MILLISECOND: u64 = 1_000_000;
@@ -85,10 +83,6 @@ pub struct Try {
     pub shape: Shape,
     /// Where the registrar sends its answer, if not to where the request came from (`maddr`).
     pub answered_at: Option<SocketAddr>,
-    /// User-Agent, if it has one.
-    pub agent: Option<&'static str>,
-    /// Whom it calls.
-    pub number: String,
 }
 
 /// What comes back.
@@ -169,16 +163,6 @@ impl<'c> World<'c> {
     /// Guesses that were answered on each day.
     pub fn guesses(&self) -> &[u64] {
         &self.guesses
-    }
-
-    /// Guesses that were answered, on all days.
-    pub fn all_guesses(&self) -> u64 {
-        self.guesses.iter().sum()
-    }
-
-    /// Messages so far.
-    pub fn messages(&self) -> u64 {
-        self.serial
     }
 
     /// All bans so far.
@@ -289,11 +273,6 @@ impl<'c> World<'c> {
         Ok(())
     }
 
-    /// What else was decided, to be changed by an operator.
-    pub fn session_mut(&mut self) -> &mut Session<'c> {
-        &mut self.session
-    }
-
     /// Lets the registrar send something.
     fn leave(&mut self, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Result<()> {
         let id = self.number() as u32;
@@ -381,8 +360,6 @@ impl Try {
             is_right: false,
             shape: Shape::Plain,
             answered_at: None,
-            agent: None,
-            number: "900".to_owned(),
         }
     }
 
@@ -399,7 +376,7 @@ impl Try {
     }
 
     fn text(&self, serial: u64) -> String {
-        let Self { from, method, user, nonce, is_right, shape, number, .. } = self;
+        let Self { from, method, user, nonce, is_right, shape, .. } = self;
         let to = World::registrar(from);
         let padding = |of: Shape| {
             if *shape == of {
@@ -409,7 +386,6 @@ impl Try {
             }
         };
         let (padding, behind) = (padding(Shape::Padded), padding(Shape::PaddedBehind));
-        let agent = self.agent.map(|agent| format!("User-Agent: {agent}\r\n")).unwrap_or_default();
         let name = if *method == "REGISTER" { "Authorization" } else { "Proxy-Authorization" };
         let response = if *is_right { 0 } else { serial };
         let credentials = nonce.as_ref().map_or_else(String::new, |nonce| {
@@ -418,11 +394,11 @@ impl Try {
                  uri=\"sip:{to}\", response=\"{response:032x}\", algorithm=MD5\r\n"
             )
         });
-        let target = if *method == "REGISTER" { to.to_string() } else { format!("{number}@{to}") };
+        let target = if *method == "REGISTER" { to.to_string() } else { format!("900@{to}") };
         let dialog = self.dialog(serial, "");
         format!(
             "{method} sip:{target} SIP/2.0\r\n{padding}{dialog}Max-Forwards: 70\r\n\
-             Contact: <sip:{user}@{from}>\r\n{agent}{behind}{credentials}Content-Length: 0\r\n\r\n"
+             Contact: <sip:{user}@{from}>\r\n{behind}{credentials}Content-Length: 0\r\n\r\n"
         )
     }
 

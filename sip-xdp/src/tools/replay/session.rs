@@ -5,19 +5,15 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use bytemuck::Zeroable as _;
-use sip_xdp_common::abi::layout::{KernelEvent, List, NEVER};
+use sip_xdp_common::abi::layout::KernelEvent;
 use sip_xdp_common::verdict::{Reason, Verdict};
 
 use super::kernel::{Kernel, OneCpu};
 use super::registrar::Registrar;
 use super::{Buffers, Packet, Replay};
-use crate::bans::offences::OffenceRecord;
 use crate::config::Config;
-use crate::dataplane::tables::ledger::{Entry, Tier};
-use crate::lists::Fill;
+use crate::dataplane::tables::ledger::Tier;
 use crate::net::network::{Network, address_of};
-use crate::store::{self, Accepted, Change, End, Store};
-use crate::sys::clock;
 
 /// The link type of Ethernet in capture files (tcpdump's `LINKTYPE_ETHERNET`).
 const ETHERNET: i32 = 1;
@@ -82,73 +78,6 @@ impl<'c> Session<'c> {
     /// As [`Session::frame`].
     pub fn arrives(&mut self, at: u64, frame: &[u8]) -> Result<bool> {
         Ok(self.frame(at, frame)?.is_some_and(|reason| reason.verdict() == Verdict::Pass))
-    }
-
-    /// How full the tables of the lists are.
-    pub fn fill(&self) -> [Fill; 8] {
-        self.replay.lists.fill()
-    }
-
-    /// How many sources the detector watches.
-    pub fn watched(&self) -> usize {
-        self.replay.detector.watched()
-    }
-
-    /// Blocks a network, as an operator does by command.
-    ///
-    /// # Errors
-    ///
-    /// If the tables have no room.
-    pub fn block(&mut self, network: Network) -> Result<()> {
-        Ok(self.replay.lists.put(List::Block, Entry::manual(network, NEVER, "an operator"))?)
-    }
-
-    /// Records in a store what a daemon would: entries, offences, acceptances, bans, and evidence.
-    ///
-    /// # Errors
-    ///
-    /// If the evidence cannot be written down.
-    pub fn remember(&mut self, store: &Store) -> Result<()> {
-        let Replay { lists, detector, offences, timeline, ticked, .. } = &mut self.replay;
-        store.record(Change::Entries(lists.all_entries()));
-        for (network, offence) in offences.iter() {
-            let last_ms = clock::wall_ms();
-            store.record(Change::Offence(OffenceRecord {
-                network: *network,
-                count: offence.count,
-                last_ms,
-            }));
-        }
-        for one in detector.acceptances() {
-            let last_ms = clock::wall_ms();
-            store.record(Change::Accepted(Accepted {
-                address: address_of(one.source),
-                user: one.user,
-                port: one.port,
-                transport: one.transport,
-                first_ms: last_ms,
-                last_ms,
-                until_ms: last_ms,
-            }));
-        }
-        for ban in &timeline.bans {
-            let (from_ms, hits) = (clock::to_ms(ban.at), Some(ban.after.dropped));
-            let until = from_ms.saturating_add(ban.length.saturating_mul(1_000));
-            let past = store::Ban {
-                network: ban.network,
-                port: ban.port,
-                kind: ban.kind.clone(),
-                tier: ban.tier,
-                reason: ban.reason.clone(),
-                from_ms,
-                until_ms: Some(until),
-            };
-            let end = End { at_ms: until, by: "expired".to_owned(), hits };
-            store.record(Change::Past(past, Some(end)));
-        }
-        let value = detector.evidence(*ticked, clock::wall_ms())?;
-        store.record(Change::Note { name: "evidence".to_owned(), value });
-        Ok(())
     }
 
     /// All bans so far, in the order of time.
