@@ -12,11 +12,11 @@ use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::limits::meters::MeterKey;
 use sip_xdp_common::lookup::search::{self, Counting};
 use sip_xdp_common::packet::reader::Reader;
-use sip_xdp_common::pipeline::egress::{self, Answer, Leaving};
+use sip_xdp_common::pipeline::egress::{self, Answer, Leaves, Leaving, LeavingSegment};
 use sip_xdp_common::verdict::Message;
 
 use crate::clock;
-use crate::events::{EventDraft, sample};
+use crate::events::{EventDraft, sample, sample_segment};
 use crate::globals::{self, Globals};
 use crate::lists::Lists;
 use crate::maps::{PENDING_REQUESTS, RESPONSES, STORM_STATE, scratch};
@@ -34,11 +34,58 @@ const REFRESH: u64 = 1_000_000_000;
 pub(crate) fn read(ctx: &TcContext) -> i32 {
     if let Some(scratch) = scratch() {
         let packet = Packet::leaving(ctx, scratch);
-        if let Some(leaving) = egress::read(&packet, &Globals) {
-            note(ctx, scratch, &packet, &leaving);
+        match egress::read(&packet, &Globals) {
+            Some(Leaves::Message(leaving)) => note(ctx, scratch, &packet, &leaving),
+            Some(Leaves::Segment(leaving)) => follow(ctx, scratch, &packet, &leaving),
+            None => {}
         }
     }
     NEXT
+}
+
+/// Samples a TCP segment that the detector reads, or that opens a connection.
+#[inline(always)]
+fn follow<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: &LeavingSegment) {
+    let segment = &leaving.segment;
+    let budget = if segment.is_handshake() {
+        SampleBudget::Handshakes
+    } else if segment.is_read() {
+        SampleBudget::LeavingSegments
+    } else {
+        return;
+    };
+    // Widened, so that the rest is verified once and not once per header path.
+    let (high, low) = leaving.destination.words();
+    let destination = IpKey::from_words(
+        packet.verifier_widen(high as usize) as u64,
+        packet.verifier_widen(low as usize) as u64,
+    );
+    let (at, transport) =
+        (packet.verifier_widen(leaving.ip), packet.verifier_widen(leaving.transport));
+    let listed = search::lookup(&Lists::new(scratch), &destination, Counting::Nothing);
+    if listed.is_trusted() {
+        return;
+    }
+    let flags =
+        (u8::from(listed.is_per_host()) * BY_ADDRESS) | (u8::from(listed.is_good()) * FROM_GOOD);
+    let mut draft = EventDraft {
+        ctx,
+        scratch,
+        kind: EventKind::SegmentLeaving,
+        source: &destination,
+        port: leaving.port,
+        local_port: leaving.local_port,
+        message: Message::Unparsed,
+        bucket: LimitKind::Connections,
+        flags,
+        ip: Some(at),
+        payload: transport,
+        end: leaving.end,
+        now: clock::now(scratch),
+    };
+    let meter_key = MeterKey::of(&destination, search::current(&globals::hashing().seed));
+    // What is not sampled is a gap, which the daemon reads over.
+    let _ = sample_segment(&mut draft, segment, &meter_key, budget);
 }
 
 #[inline(always)]

@@ -8,13 +8,14 @@ use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::abi::layout::{
-    EventKind, HEAD, IN_DRY_RUN, KernelEvent, SLICES, SampleBudget, Scratch,
+    CHUNKS, EventKind, HEAD, IN_DRY_RUN, KernelEvent, SEGMENT, SLICES, SampleBudget, Scratch,
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::{Limit, LimitKind};
 use sip_xdp_common::limits::meters::MeterKey;
 use sip_xdp_common::limits::over_limit::Record;
-use sip_xdp_common::pipeline::ingress::Judgement;
+use sip_xdp_common::packet::headers::tcp_flags;
+use sip_xdp_common::pipeline::ingress::{Judgement, Segment};
 use sip_xdp_common::verdict::{Message, Verdict};
 
 use crate::clock;
@@ -45,6 +46,23 @@ pub(crate) struct EventDraft<'a, C> {
     pub(crate) payload: usize,
     pub(crate) end: usize,
     pub(crate) now: u64,
+}
+
+/// The numbers of an event: see the fields of [`KernelEvent`].
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Numbers {
+    pub(crate) first: u64,
+    pub(crate) seen: u32,
+    pub(crate) registers: u32,
+    pub(crate) limited: u32,
+}
+
+impl Numbers {
+    #[inline(always)]
+    pub(crate) fn of(record: &Record, now: u64) -> Self {
+        let Record { seen, registers, limited, .. } = *record;
+        Self { first: record.since(now), seen, registers, limited }
+    }
 }
 
 /// A program context (XDP or tc), with the helpers that events need.
@@ -104,9 +122,9 @@ impl Origin for aya_ebpf::programs::TcContext {
     }
 }
 
-/// Reports a source that is over a limit, with its record.
+/// Reports a source that is over a limit, with the numbers of its record.
 #[inline(always)]
-pub(crate) fn report<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) {
+pub(crate) fn report<C: Origin>(draft: &EventDraft<'_, C>, numbers: &Numbers) {
     let Some(state) = cpu_state() else {
         return;
     };
@@ -116,7 +134,7 @@ pub(crate) fn report<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) {
         unsafe { (*state).lost_events += 1 };
         return;
     };
-    if send(draft, record) {
+    if send::<C, HEAD>(draft, numbers) {
         // SAFETY: as above.
         unsafe { (*state).events = full_at };
     } else {
@@ -132,10 +150,59 @@ pub(crate) fn sample<C: Origin>(
     meter_key: &MeterKey,
     budget: SampleBudget,
 ) -> bool {
+    sample_with::<C, HEAD>(draft, meter_key, budget as usize, &Numbers::default())
+}
+
+/// Samples a TCP segment, from its TCP header on, in as many events as it takes, at most
+/// [`CHUNKS`]. Returns whether all of it was sampled.
+#[inline(always)]
+pub(crate) fn sample_segment<C: Origin>(
+    draft: &mut EventDraft<'_, C>,
+    segment: &Segment,
+    meter_key: &MeterKey,
+    budget: SampleBudget,
+) -> bool {
+    let budget = draft.ctx.verifier_widen(draft.scratch, budget as usize);
+    let there = draft.ctx.length();
+    let end = if draft.end < there { draft.end } else { there };
+    let (mut sequence, mut header) = (segment.sequence, segment.header);
+    for chunk in 1..=CHUNKS {
+        let whole = draft.ctx.verifier_widen(draft.scratch, end.saturating_sub(draft.payload));
+        let is_last = whole <= SEGMENT || chunk == CHUNKS;
+        let length = (if is_last { whole } else { SEGMENT }).saturating_sub(header);
+        // The end of a connection is behind the last byte.
+        let ends = if is_last { 0 } else { tcp_flags::FIN | tcp_flags::RST };
+        let numbers = Numbers {
+            first: length as u64,
+            seen: sequence,
+            registers: segment.acknowledges,
+            limited: u32::from(segment.flags & !ends) | (header as u32) << 8,
+        };
+        if !sample_with::<C, SEGMENT>(draft, meter_key, budget, &numbers) {
+            return false;
+        }
+        if is_last {
+            return whole <= SEGMENT;
+        }
+        draft.payload = draft.ctx.verifier_widen(draft.scratch, draft.payload + SEGMENT);
+        sequence = sequence.wrapping_add(length as u32);
+        header = 0;
+    }
+    false
+}
+
+#[inline(always)]
+fn sample_with<C: Origin, const MOST: usize>(
+    draft: &EventDraft<'_, C>,
+    meter_key: &MeterKey,
+    budget: usize,
+    numbers: &Numbers,
+) -> bool {
     let Some(state) = cpu_state() else {
         return false;
     };
-    let budget = bounded::<3>(draft.ctx.verifier_widen(draft.scratch, budget as usize));
+    let budget =
+        bounded::<{ SampleBudget::COUNT - 1 }>(draft.ctx.verifier_widen(draft.scratch, budget));
     let slice =
         bounded::<{ SLICES - 1 }>(draft.ctx.verifier_widen(draft.scratch, meter_key.sketch()));
     // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's
@@ -147,7 +214,7 @@ pub(crate) fn sample<C: Origin>(
         Some(full_at) => {
             // SAFETY: as above.
             unsafe { *bucket = full_at };
-            send(draft, &Record::default())
+            send::<C, MOST>(draft, numbers)
         }
         None => false,
     };
@@ -191,14 +258,15 @@ pub(crate) fn sample_drop(ctx: &XdpContext, scratch: *mut Scratch, judgement: &J
         end: usize::MAX,
         now: clock::now(scratch),
     };
-    let record = Record { seen: judgement.reason as u32, ..Record::default() };
+    let numbers = Numbers { seen: judgement.reason as u32, ..Numbers::default() };
     // Lossy by design: `watch` and the detector both tolerate a missing drop sample.
-    let _ = send(&draft, &record);
+    let _ = send::<_, HEAD>(&draft, &numbers);
 }
 
-/// Writes an event into the ring. Returns whether there was room.
+/// Writes an event into the ring, with at most `MOST` bytes of the packet. Returns whether there was
+/// room.
 #[inline(always)]
-fn send<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) -> bool {
+fn send<C: Origin, const MOST: usize>(draft: &EventDraft<'_, C>, numbers: &Numbers) -> bool {
     let Some(mut entry) = EVENTS.reserve(0) else {
         return false;
     };
@@ -209,18 +277,21 @@ fn send<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) -> bool {
         (&raw mut (*event).time).write(draft.now);
         // Volatile stores keep these as words: most records are zero, and the compiler would call
         // `memset`, which in BPF is a byte loop that the verifier follows step by step.
-        (&raw mut (*event).first).write_volatile(record.first);
-        (&raw mut (*event).seen).write_volatile(record.seen.into());
-        (&raw mut (*event).registers).write_volatile(record.registers.into());
-        (&raw mut (*event).limited).write_volatile(record.limited.into());
+        (&raw mut (*event).first).write_volatile(numbers.first);
+        (&raw mut (*event).seen).write_volatile(numbers.seen.into());
+        (&raw mut (*event).registers).write_volatile(numbers.registers.into());
+        (&raw mut (*event).limited).write_volatile(numbers.limited.into());
         (&raw mut (*event).source).write(*draft.source);
         (&raw mut (*event).ip).write([0; 40]);
         (&raw mut (*event).udp).write([0; 8]);
         if let Some(ip) = draft.ip {
             // On failure the helper leaves the field zero.
             let _ = draft.ctx.load(ip as u32, (&raw mut (*event).ip).cast(), 40);
-            let udp = draft.payload.wrapping_sub(8) as u32;
-            let _ = draft.ctx.load(udp, (&raw mut (*event).udp).cast(), 8);
+            // A segment's head begins with its TCP header.
+            if MOST == HEAD {
+                let udp = draft.payload.wrapping_sub(8) as u32;
+                let _ = draft.ctx.load(udp, (&raw mut (*event).udp).cast(), 8);
+            }
         }
         (&raw mut (*event).slot).write(SLOT.load());
         (&raw mut (*event).port).write(draft.port);
@@ -229,7 +300,7 @@ fn send<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) -> bool {
         (&raw mut (*event).message).write(draft.message as u8);
         (&raw mut (*event).bucket).write(draft.bucket as u8);
         (&raw mut (*event).flags).write(draft.flags);
-        copy_head(draft, event);
+        copy_head::<C, MOST>(draft, event);
     }
     entry.submit(0);
     true
@@ -241,15 +312,19 @@ fn send<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) -> bool {
 ///
 /// `event` must be writable.
 #[inline(always)]
-unsafe fn copy_head<C: Origin>(draft: &EventDraft<'_, C>, event: *mut KernelEvent) {
+unsafe fn copy_head<C: Origin, const MOST: usize>(
+    draft: &EventDraft<'_, C>,
+    event: *mut KernelEvent,
+) {
+    const { assert!(MOST <= SEGMENT) };
     let there = draft.ctx.length();
     let end = if draft.end < there { draft.end } else { there };
     // Widened, so that the size is derived from a number that nothing else depends on.
     let whole = draft.ctx.verifier_widen(draft.scratch, end.saturating_sub(draft.payload));
     let mut copied = 0;
     if whole != 0 {
-        let length = size_up_to::<HEAD>(whole);
-        // SAFETY: the head has room for `HEAD` bytes, and `length` is at most that.
+        let length = size_up_to::<MOST>(whole);
+        // SAFETY: the head has room for `MOST` bytes, and `length` is at most that.
         let failed = unsafe {
             draft.ctx.load(draft.payload as u32, (&raw mut (*event).head).cast(), length as u32)
         };

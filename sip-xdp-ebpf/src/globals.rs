@@ -16,8 +16,13 @@ const NONE: Pace = Pace { interval: 0, burst: 0 };
 static PORTS: Global<[u64; 1024]> = Global::new([0; 1024]);
 
 #[unsafe(no_mangle)]
-static LIMITS: Global<Limits> =
-    Global::new(Limits { register: NONE, requests: NONE, other: NONE, fragments: NONE });
+static LIMITS: Global<Limits> = Global::new(Limits {
+    register: NONE,
+    requests: NONE,
+    other: NONE,
+    fragments: NONE,
+    connections: NONE,
+});
 
 /// The limit of known-good addresses and peers.
 #[unsafe(no_mangle)]
@@ -136,5 +141,11 @@ impl LimitSource for Globals {
     fn fragments(&self) -> Pace {
         // SAFETY: as above.
         unsafe { (&raw const (*limits()).fragments).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn connections(&self) -> Pace {
+        // SAFETY: as above.
+        unsafe { (&raw const (*limits()).connections).read_volatile() }
     }
 }

@@ -2,24 +2,27 @@
 //!
 //! Above 400 lines: one implementation of one trait.
 
+use core::mem::offset_of;
+
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::abi::layout::{
-    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, SampleBudget,
-    Scratch,
+    BY_ADDRESS, Counters, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED,
+    SampleBudget, Scratch,
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{FlowKey, RESERVE};
 use sip_xdp_common::limits::gcra::{LimitKind, LimitSource as _, Meter, ticks};
 use sip_xdp_common::limits::ladder;
 use sip_xdp_common::limits::meters::{self, KNOWN, MeterKey, MeterSet, RECORDED, WAYS as MEMBERS};
-use sip_xdp_common::limits::over_limit::Record;
 use sip_xdp_common::limits::storm::{self, NewSourcePolicy};
 use sip_xdp_common::lookup::search::{self, Counting, Listing, LookupTables as _};
 use sip_xdp_common::packet::headers::{Inspects, Link};
-use sip_xdp_common::pipeline::ingress::{Charged, FlowState, ProgramSettings, Sent, Tables};
+use sip_xdp_common::pipeline::ingress::{
+    Charged, FlowState, ProgramSettings, Segment, Sent, Tables,
+};
 use sip_xdp_common::verdict::Message;
 
-use crate::events::{EventDraft, report, sample};
+use crate::events::{EventDraft, Numbers, report, sample, sample_segment};
 use crate::globals::Globals;
 use crate::lists::Lists;
 use crate::maps::{
@@ -36,8 +39,20 @@ pub(crate) struct MapTables<'a> {
 
 impl<'a> MapTables<'a> {
     #[inline(always)]
-    pub(crate) fn new(ctx: &'a XdpContext, scratch: *mut Scratch) -> Self {
-        Self { ctx, scratch }
+    pub(crate) fn new(ctx: &'a XdpContext, counters: *mut Counters) -> Self {
+        // SAFETY: a field's address inside this CPU's map value; nothing is read.
+        Self { ctx, scratch: unsafe { &raw mut (*counters).scratch } }
+    }
+
+    /// The counter of TCP at this offset in [`Counters`] counts one more.
+    #[inline(always)]
+    fn count(&self, offset: usize) {
+        // SAFETY: the scratch space is a field of this CPU's counters, and `offset` that of one of
+        // its words; nothing else on this CPU writes them now.
+        unsafe {
+            let counters = self.scratch.byte_sub(offset_of!(Counters, scratch));
+            *counters.byte_add(offset).cast::<u64>() += 1;
+        }
     }
 
     /// The key under which a source is metered: its address, or its IPv6 network.
@@ -165,7 +180,7 @@ impl Tables for MapTables<'_> {
         let (charged, flags) = if sent.listed.is_good() || sent.listed.is_peer() {
             (self.charge_known(set, way, &meter_key, sent, now), 0)
         } else if way >= MEMBERS {
-            self.on_new_source(set, &meter_key, message, sent, now)
+            self.on_new_source(set, &meter_key, Some(message), sent, now)
         } else {
             (self.charge_unknown(set, way, number, &meter_key, message, sent, now), 0)
         };
@@ -173,6 +188,63 @@ impl Tables for MapTables<'_> {
             self.sample(message, sent, flags, &meter_key, now);
         }
         charged
+    }
+
+    #[inline(always)]
+    fn charge_segment(&self, segment: &Segment, sent: &Sent, place: MeterSlot) -> Charged {
+        let is_metered = segment.is_request() || sent.first_fragment;
+        if segment.is_request() {
+            self.count(offset_of!(Counters, tcp.connections));
+        } else if segment.has_payload {
+            self.count(offset_of!(Counters, tcp.segments));
+        }
+        if !is_metered && !segment.is_read() {
+            return Charged::Within;
+        }
+        let now = clock::now(self.scratch);
+        let MeterSlot { meter_key, set: number } = place;
+        let Some(set) = SOURCES.get_ptr_mut(number) else {
+            return Charged::Within;
+        };
+        // SAFETY: as for a message.
+        let set = unsafe { &mut *set };
+        let way = meters::way_of(&meter_key, &set.ways);
+        let is_known = sent.listed.is_good() || sent.listed.is_peer();
+        if is_metered {
+            let charged = if is_known {
+                self.charge_known(set, way, &meter_key, sent, now)
+            } else {
+                self.charge_connection(set, way, number, &meter_key, sent, now)
+            };
+            if !matches!(charged, Charged::Within) {
+                self.count(offset_of!(Counters, tcp.limited));
+                return charged;
+            }
+        }
+        if !segment.is_read() {
+            return Charged::Within;
+        }
+        let budget = if is_known || way < MEMBERS {
+            SampleBudget::Segments
+        } else {
+            SampleBudget::StrangeSegments
+        };
+        let mut draft = self.draft_event(
+            EventKind::Segment,
+            LimitKind::Connections,
+            Message::Unparsed,
+            sent,
+            now,
+        );
+        let is_whole = sample_segment(&mut draft, segment, &meter_key, budget);
+        if segment.has_payload {
+            self.count(if is_whole {
+                offset_of!(Counters, tcp.sampled)
+            } else {
+                offset_of!(Counters, tcp.unsampled)
+            });
+        }
+        Charged::Within
     }
 }
 
@@ -396,7 +468,7 @@ impl MapTables<'_> {
                 if record.note_limited(now) {
                     report(
                         &self.draft_event(EventKind::Limited, bucket, message, sent, now),
-                        record,
+                        &Numbers::of(record, now),
                     );
                 }
                 Charged::Limited
@@ -405,14 +477,74 @@ impl MapTables<'_> {
         }
     }
 
+    /// Charges a TCP connection, or a first fragment of a segment, of a source that is not known.
+    #[inline(always)]
+    fn charge_connection(
+        &self,
+        set: &mut MeterSet,
+        way: usize,
+        number: u32,
+        meter_key: &MeterKey,
+        sent: &Sent,
+        now: u64,
+    ) -> Charged {
+        if way >= MEMBERS {
+            let (charged, _) = self.on_new_source(set, meter_key, None, sent, now);
+            if !matches!(charged, Charged::Within) {
+                return charged;
+            }
+        }
+        let way = meters::way_of(meter_key, &set.ways);
+        if way >= MEMBERS {
+            // In a storm, within the shared budget.
+            return Charged::Within;
+        }
+        let meter = member(&mut set.ways, way);
+        if meter.mark & KNOWN != 0 {
+            *meter = Meter::new(meter_key.mark(), ticks(now));
+        }
+        meter.touch(ticks(now));
+        let Some(records) = RECORDS.get_ptr_mut(number) else {
+            return Charged::Within;
+        };
+        // SAFETY: as for a message.
+        let record = member(unsafe { &mut (*records).ways }, way);
+        if meter.mark & RECORDED == 0 || record.mark != meter_key.mark() {
+            meter.mark |= RECORDED;
+            record.begin(meter_key.mark(), now);
+        }
+        let (taken, bucket) = if sent.first_fragment {
+            let taken = Globals.fragments().take(record.fragments, ticks(now));
+            record.fragments = taken.unwrap_or(record.fragments);
+            (taken, LimitKind::Fragments)
+        } else {
+            let limit = if sent.listed.is_admitted() {
+                globals::GOOD_LIMIT.load()
+            } else {
+                Globals.connections()
+            };
+            let taken = limit.take(record.connections, ticks(now));
+            record.connections = taken.unwrap_or(record.connections);
+            (taken, LimitKind::Connections)
+        };
+        if taken.is_some() {
+            return Charged::Within;
+        }
+        if record.note_limited(now) {
+            let draft = self.draft_event(EventKind::Limited, bucket, Message::Unparsed, sent, now);
+            report(&draft, &Numbers::of(record, now));
+        }
+        Charged::Limited
+    }
+
     /// Applies the policy for a source without a meter. Returns the charge, and the flags of its
-    /// sample.
+    /// sample. `None` for a message: a TCP connection, which is charged elsewhere.
     #[inline(always)]
     fn on_new_source(
         &self,
         set: &mut MeterSet,
         meter_key: &MeterKey,
-        message: Message,
+        message: Option<Message>,
         sent: &Sent,
         now: u64,
     ) -> (Charged, u8) {
@@ -444,17 +576,20 @@ impl MapTables<'_> {
                 let meter = member(&mut set.ways, way);
                 *meter = Meter::new(meter_key.mark(), ticks(now));
                 // The first message of a source is within any limit: a limit allows at least one.
-                meter.charge(message, ticks(now), &Globals);
+                if let Some(message) = message {
+                    meter.charge(message, ticks(now), &Globals);
+                }
                 Charged::Within
             }
             NewSourcePolicy::Pass => Charged::Within,
             NewSourcePolicy::Drop => {
                 if storm_state.report_due(now) {
-                    let mut record = Record { first: now, ..Record::default() };
-                    record.seen = storm_state.new_sources as u32;
+                    let seen = storm_state.new_sources as u32;
+                    let numbers = Numbers { first: now, seen, ..Numbers::default() };
+                    let message = message.unwrap_or(Message::Unparsed);
                     report(
                         &self.draft_event(EventKind::Storm, LimitKind::Storm, message, sent, now),
-                        &record,
+                        &numbers,
                     );
                 }
                 Charged::Storm

@@ -10,7 +10,7 @@ use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::lookup::search::Listing;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::pipeline::ingress::{
-    Charged, FlowState, Judgement, ProgramSettings, Sent, Tables,
+    Charged, FlowState, Judgement, ProgramSettings, Segment, Sent, Tables,
 };
 use sip_xdp_common::verdict::Message;
 
@@ -99,13 +99,24 @@ impl<T: Tables> Tables for Traced<'_, T> {
     #[inline(always)]
     fn charge(&self, message: Message, sent: &Sent, slot: Self::MeterSlot) -> Charged {
         let charged = self.tables.charge(message, sent, slot);
-        let name = match charged {
-            Charged::Within => "within its limits",
-            Charged::Limited => "over a limit",
-            Charged::Storm => "over the budget of a storm",
-        };
-        info!(self.ctx, "trace: message {} is {}", message as u8, name);
+        info!(self.ctx, "trace: message {} is {}", message as u8, name_of(charged));
         charged
+    }
+
+    #[inline(always)]
+    fn charge_segment(&self, segment: &Segment, sent: &Sent, slot: Self::MeterSlot) -> Charged {
+        let charged = self.tables.charge_segment(segment, sent, slot);
+        info!(self.ctx, "trace: segment, flags {:x}, is {}", segment.flags, name_of(charged));
+        charged
+    }
+}
+
+#[inline(always)]
+const fn name_of(charged: Charged) -> &'static str {
+    match charged {
+        Charged::Within => "within its limits",
+        Charged::Limited => "over a limit",
+        Charged::Storm => "over the budget of a storm",
     }
 }
 

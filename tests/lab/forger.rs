@@ -15,6 +15,7 @@ use crate::stream::Stream;
 const IP_HEADER: u16 = 20;
 const UDP_HEADER: u16 = 8;
 const UDP: u8 = 17;
+const TCP: u8 = 6;
 
 /// A stream of REGISTERs with the source address `source`, every second one with invented
 /// credentials; `port` gives each source port.
@@ -49,15 +50,46 @@ pub fn forge_sources(
     rate: u32,
     request: impl Fn(u64, SocketAddrV4) -> Vec<u8> + Send + 'static,
 ) -> Result<Stream> {
-    /// Sources are scattered over 64.0.0.0/6: none repeats before all have occurred.
-    const FIRST: u32 = 64 << 24;
-    const HOSTS: u32 = (1 << 26) - 1;
     let socket = namespace.enter(|| raw_socket(to))?;
     Stream::start(socket, rate, move |number| {
-        let scattered = (number as u32).wrapping_mul(2_654_435_761) & HOSTS;
-        let from = SocketAddrV4::new(Ipv4Addr::from(FIRST | scattered), 5060);
+        let from = SocketAddrV4::new(scattered(number), 5060);
         packet(from, to, &request(number, from))
     })
+}
+
+/// A stream of SYNs, each with another source, as [`forge_sources`] has them.
+pub fn forge_connections(namespace: &Namespace, to: SocketAddrV4, rate: u32) -> Result<Stream> {
+    let socket = namespace.enter(|| raw_socket(to))?;
+    Stream::start(socket, rate, move |number| {
+        let from = SocketAddrV4::new(scattered(number), 1_024 + (number % 60_000) as u16);
+        syn(from, to, number as u32)
+    })
+}
+
+/// Scattered over 64.0.0.0/6: none repeats before all have occurred.
+fn scattered(number: u64) -> Ipv4Addr {
+    const FIRST: u32 = 64 << 24;
+    const HOSTS: u32 = (1 << 26) - 1;
+    Ipv4Addr::from(FIRST | ((number as u32).wrapping_mul(2_654_435_761) & HOSTS))
+}
+
+/// A SYN with its checksum, so that the host answers it.
+fn syn(from: SocketAddrV4, to: SocketAddrV4, sequence: u32) -> Vec<u8> {
+    let mut tcp = from.port().to_be_bytes().to_vec();
+    tcp.extend(to.port().to_be_bytes());
+    tcp.extend(sequence.to_be_bytes());
+    tcp.extend([0, 0, 0, 0, 0x50, 2, 0x20, 0, 0, 0, 0, 0]);
+    let pseudo = [&from.ip().octets()[..], &to.ip().octets(), &[0, TCP, 0, 20], &tcp].concat();
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair[1]);
+    let sum: u32 = pseudo.chunks(2).map(word).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let checksum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+    tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
+    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, TCP, 0, 0];
+    packet.extend(from.ip().octets());
+    packet.extend(to.ip().octets());
+    packet.extend(tcp);
+    packet
 }
 
 const CREDENTIALS: &str = "Authorization: Digest username=\"101\", realm=\"lab.example\", \
@@ -95,6 +127,17 @@ fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writes_a_syn_that_others_can_read() {
+        let (from, to) = ("64.0.2.7:2000".parse().unwrap(), "198.51.100.1:5060".parse().unwrap());
+        let packet = syn(from, to, 7);
+        let read = etherparse::SlicedPacket::from_ip(&packet).unwrap();
+        let Some(etherparse::TransportSlice::Tcp(tcp)) = read.transport else { panic!("{read:?}") };
+        let right = tcp.calc_checksum_ipv4(from.ip().octets(), to.ip().octets()).unwrap();
+        assert_eq!((tcp.syn(), tcp.ack(), tcp.destination_port()), (true, false, 5060));
+        assert_eq!(tcp.checksum(), right);
+    }
 
     #[test]
     fn writes_a_packet_that_others_can_read() {

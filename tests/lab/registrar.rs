@@ -55,6 +55,8 @@ pub struct RegistrarOptions<'a> {
     pub hep: Option<&'a str>,
     /// Whether it takes TLS on port 5061, and WebSocket on both ports; only with HEP.
     pub is_encrypted: bool,
+    /// Whether it takes TCP.
+    pub tcp: bool,
 }
 
 /// The registrar's behaviour.
@@ -93,6 +95,7 @@ impl Default for RegistrarOptions<'_> {
             nonce_expire: 300,
             hep: None,
             is_encrypted: false,
+            tcp: false,
         }
     }
 }
@@ -250,10 +253,9 @@ fn configuration(
             .replace("@KEY@", &key.display().to_string())
             .replace("@CERTIFICATE@", &certificate.display().to_string())
     });
-    let (listen, trace) = match options.hep {
-        Some(to) => ("listen=tcp:0.0.0.0:5060", TRACE.replace("@HEP@", to)),
-        None => ("", String::new()),
-    };
+    let trace = options.hep.map_or(String::new(), |to| TRACE.replace("@HEP@", to));
+    let takes_tcp = options.tcp || options.hep.is_some();
+    let listen = if takes_tcp { "listen=tcp:0.0.0.0:5060" } else { "" };
     TEMPLATE
         .replace("@LISTEN_TCP@", listen)
         .replace("@TRACE@", &(trace + &encrypted.unwrap_or_default()))

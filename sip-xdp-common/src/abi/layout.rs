@@ -14,7 +14,7 @@ use crate::verdict::{Message, Reason};
 
 /// Version of all layouts in this module. Pinned maps of another version are replaced; their bans
 /// are carried over.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 
 /// Expiry of permanent entries.
 pub const NEVER: u64 = u64::MAX;
@@ -26,7 +26,15 @@ pub const MAX_INTERFACES: usize = 64;
 /// padding headers of an unfragmented message cannot push others out of the sample.
 pub const HEAD: usize = 1472;
 
-/// The size of [`names::EVENTS`](crate::abi::names::EVENTS) in bytes: about 2,700 events.
+/// Bytes of a TCP segment in an event, its TCP header included: the whole of what fits into an
+/// Ethernet MTU (1,500 - 20), and of a VLAN's or a tunnel's little more.
+pub const SEGMENT: usize = 1536;
+
+/// Events that a longer segment (one that the host has put together from several, or that its
+/// network device will cut) is sampled in, so that at least 4 KiB of it are seen.
+pub const CHUNKS: usize = 3;
+
+/// The size of [`names::EVENTS`](crate::abi::names::EVENTS) in bytes: about 2,500 events.
 pub const EVENTS_BYTES: usize = 4 << 20;
 
 /// Maximum number of (address, port) pairs that are banned or known good.
@@ -209,13 +217,37 @@ pub struct Counters {
     pub would_drop_bytes: [u64; Reason::COUNT],
     /// Packets by [`Message`].
     pub messages: [u64; Message::SLOTS],
+    /// SIP over TCP.
+    pub tcp: TcpCounters,
     /// Scratch space of the programs, here so that one map lookup finds both.
     pub scratch: Scratch,
 }
 
 const _: () = assert!(
-    size_of::<Counters>() == 8 * (4 * Reason::COUNT + Message::SLOTS) + size_of::<Scratch>()
+    size_of::<Counters>()
+        == 8 * (4 * Reason::COUNT + Message::SLOTS)
+            + size_of::<TcpCounters>()
+            + size_of::<Scratch>()
 );
+
+/// TCP to SIP ports on one CPU, in packets, of sources that are neither trusted nor blocked.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct TcpCounters {
+    /// SYNs, passed or not.
+    pub connections: u64,
+    /// SYNs and first fragments that were dropped: over a limit, or over a storm's budget.
+    pub limited: u64,
+    /// Segments with payload.
+    pub segments: u64,
+    /// Of these, sampled as a whole.
+    pub sampled: u64,
+    /// Of these, not sampled, or not as a whole: the budget was spent, the ring full, or the
+    /// segment longer than [`CHUNKS`] samples.
+    pub unsampled: u64,
+}
+
+const _: () = assert!(size_of::<TcpCounters>() == 40);
 
 /// Scratch space of one interface's programs on one CPU.
 #[repr(C)]
@@ -257,7 +289,7 @@ pub struct CpuState {
     /// Samples lost to their slice's budget or to a full ring.
     pub lost_samples: u64,
     /// When each slice's bucket of samples is full again, by [`SampleBudget`].
-    pub samples: [[u64; SLICES]; 4],
+    pub samples: [[u64; SLICES]; SampleBudget::COUNT],
     /// What is known of the request that is being scanned, and its first bytes.
     pub scan: Scan,
     /// As many as [`HEAD`]; the rest is unused, so that a mask bounds a place in it.
@@ -272,7 +304,10 @@ pub struct CpuState {
 pub const SCANNED: usize = 2_048;
 
 const _: () = assert!(HEAD <= SCANNED && SCANNED.is_power_of_two());
-const _: () = assert!(size_of::<CpuState>() == 24 + 32 * SLICES + size_of::<Scan>() + SCANNED + 32);
+const _: () = assert!(
+    size_of::<CpuState>()
+        == 24 + 8 * SampleBudget::COUNT * SLICES + size_of::<Scan>() + SCANNED + 32
+);
 
 /// The budget of a sample; separate, so that no class crowds out another.
 #[repr(usize)]
@@ -286,6 +321,20 @@ pub enum SampleBudget {
     Responses = 2,
     /// Requests of sources on the ladder, which are scanned for credentials.
     Scans = 3,
+    /// Incoming TCP segments of sources with a meter, of known-good ones, and of peers.
+    Segments = 4,
+    /// Incoming TCP segments of other sources: whoever has completed a handshake had a meter, but
+    /// for a storm, so that most of these are forged in a flood.
+    StrangeSegments = 5,
+    /// Outgoing TCP segments.
+    LeavingSegments = 6,
+    /// Outgoing SYN/ACKs and RSTs, which forged SYNs cause.
+    Handshakes = 7,
+}
+
+impl SampleBudget {
+    /// Number of budgets, a power of two.
+    pub const COUNT: usize = 8;
 }
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
@@ -375,6 +424,10 @@ pub enum EventKind {
     /// frame, [`KernelEvent::length`] the frame's length, [`KernelEvent::seen`] the [`Reason`]; the
     /// source has to be parsed from the frame.
     Dropped,
+    /// A sample of an incoming TCP segment: see [`KernelEvent::segment`].
+    Segment,
+    /// A sample of an outgoing TCP segment.
+    SegmentLeaving,
 }
 
 impl EventKind {
@@ -389,6 +442,8 @@ impl EventKind {
             5 => Self::PendingRequest,
             6 => Self::Conflict,
             7 => Self::Dropped,
+            8 => Self::Segment,
+            9 => Self::SegmentLeaving,
             _ => return None,
         })
     }
@@ -428,33 +483,80 @@ pub struct KernelEvent {
     pub head_length: u16,
     /// Payload length in bytes, as far as this packet (fragment) goes.
     pub length: u16,
-    /// Incoming packets: the first 40 bytes from the IP header on, which include the destination
-    /// address. Zero if the packet is shorter.
+    /// Incoming packets and TCP segments: the first 40 bytes from the IP header on, which include
+    /// both addresses. Zero if the packet is shorter.
     pub ip: [u8; 40],
     /// Incoming packets: the UDP header. Zero if it is missing.
     pub udp: [u8; 8],
-    /// Start of the payload.
-    pub head: [u8; HEAD],
+    /// Start of the payload, at most [`HEAD`] bytes; of a TCP segment, up to [`SEGMENT`] bytes from
+    /// its TCP header on.
+    pub head: [u8; SEGMENT],
 }
 
-const _: () =
-    assert!(size_of::<KernelEvent>() == 120 + HEAD && size_of::<KernelEvent>().is_multiple_of(8));
+const _: () = assert!(
+    HEAD <= SEGMENT
+        && size_of::<KernelEvent>() == 120 + SEGMENT
+        && size_of::<KernelEvent>().is_multiple_of(8)
+);
 
 impl KernelEvent {
     /// The destination address of an incoming packet.
     pub fn destination(&self) -> Option<IpKey> {
+        self.addresses().map(|(_, destination)| destination)
+    }
+
+    /// Source and destination address, in the packet's direction, where its IP header was copied.
+    pub fn addresses(&self) -> Option<(IpKey, IpKey)> {
         let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|n| self.ip[at + n]));
         match self.ip[0] >> 4 {
-            4 => Some(IpKey::v4((word(16) & 0xffff_ffff) as u32)),
-            6 => Some(IpKey::from_words(word(24), word(32))),
+            4 => Some((IpKey::v4(word(12) as u32), IpKey::v4(word(16) as u32))),
+            6 => {
+                Some((IpKey::from_words(word(8), word(16)), IpKey::from_words(word(24), word(32))))
+            }
             _ => None,
         }
+    }
+
+    /// The TCP segment, or the part of it, in an event of a segment. `None` in other events.
+    pub fn segment(&self) -> Option<SampledSegment<'_>> {
+        if self.kind != EventKind::Segment as u8 && self.kind != EventKind::SegmentLeaving as u8 {
+            return None;
+        }
+        let (header, flags) = ((self.limited >> 8) as u8, self.limited as u8);
+        let head = self.head.get(..usize::from(self.head_length))?;
+        let (header, payload) = head.split_at_checked(usize::from(header))?;
+        Some(SampledSegment {
+            header,
+            payload,
+            length: (self.first as usize).max(payload.len()),
+            sequence: self.seen as u32,
+            acknowledges: self.registers as u32,
+            flags,
+        })
     }
 
     /// The UDP checksum of an incoming packet, in host order.
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes([self.udp[6], self.udp[7]])
     }
+}
+
+/// A TCP segment as it is sampled: see [`KernelEvent::segment`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampledSegment<'a> {
+    /// The TCP header; empty in the second and later events of a segment.
+    pub header: &'a [u8],
+    /// The payload, or the part of it that this event holds.
+    pub payload: &'a [u8],
+    /// Bytes of payload that this event stands for: in the last one of a segment also those that
+    /// were not sampled.
+    pub length: usize,
+    /// The sequence number of the first byte of `payload`, or of the SYN.
+    pub sequence: u32,
+    /// The acknowledgement number.
+    pub acknowledges: u32,
+    /// The flags (RFC 9293, section 3.1): [`crate::packet::headers::tcp_flags`].
+    pub flags: u8,
 }
 
 /// [`KernelEvent::flags`]: the source is metered by its full address, even in IPv6.

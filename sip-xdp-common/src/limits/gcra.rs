@@ -131,9 +131,11 @@ pub struct Limits {
     pub other: Pace,
     /// First fragments, and messages longer than a sample ([`crate::abi::layout::HEAD`]), together.
     pub fragments: Pace,
+    /// TCP connections, by their SYN.
+    pub connections: Pace,
 }
 
-const _: () = assert!(size_of::<Limits>() == 32);
+const _: () = assert!(size_of::<Limits>() == 40);
 
 /// A source of limits. The kernel loads each field when it is needed.
 pub trait LimitSource {
@@ -145,6 +147,8 @@ pub trait LimitSource {
     fn other(&self) -> Pace;
     /// Limit of first fragments and of messages longer than a sample.
     fn fragments(&self) -> Pace;
+    /// Limit of TCP connections.
+    fn connections(&self) -> Pace;
 }
 
 impl LimitSource for Limits {
@@ -163,6 +167,10 @@ impl LimitSource for Limits {
     fn fragments(&self) -> Pace {
         self.fragments
     }
+
+    fn connections(&self) -> Pace {
+        self.connections
+    }
 }
 
 /// The limit that a packet exceeded.
@@ -179,6 +187,8 @@ pub enum LimitKind {
     Storm,
     /// [`Limits::fragments`].
     Fragments,
+    /// [`Limits::connections`].
+    Connections,
 }
 
 impl LimitKind {
@@ -190,6 +200,7 @@ impl LimitKind {
             Self::Other => "other",
             Self::Storm => "storm",
             Self::Fragments => "fragments",
+            Self::Connections => "connections",
         }
     }
 
@@ -201,6 +212,7 @@ impl LimitKind {
             2 => Some(Self::Other),
             3 => Some(Self::Storm),
             4 => Some(Self::Fragments),
+            5 => Some(Self::Connections),
             _ => None,
         }
     }
@@ -270,6 +282,19 @@ impl Meter {
         }
     }
 
+    /// Notes that its source is in use at `now`, so that it is not the first to be replaced. A
+    /// bucket that was full before is full now.
+    #[inline(always)]
+    pub const fn touch(&mut self, now: u32) {
+        // The upper half of the range is the future: such a bucket is not full yet.
+        if now.wrapping_sub(self.other) <= u32::MAX / 2 {
+            self.other = now;
+        }
+        if now.wrapping_sub(self.requests) <= u32::MAX / 2 {
+            self.requests = now;
+        }
+    }
+
     /// This meter with timestamps that cannot wrap: one older than [`OLDEST`] is moved up to it.
     /// Its bucket has been full since, so nothing else changes.
     pub const fn refreshed(self, now: u32) -> Self {
@@ -310,6 +335,7 @@ mod tests {
         requests: Pace::new(50, 10 * SECOND),
         other: Pace::new(300, 10 * SECOND),
         fragments: Pace::new(10, 10 * SECOND),
+        connections: Pace::new(60, 10 * SECOND),
     };
 
     /// A start far from zero, as on a host with some uptime.
@@ -417,8 +443,7 @@ mod tests {
         for per in [HOUR, 12 * HOUR, 24 * HOUR, 39 * HOUR] {
             for count in [1, 4, 1_000] {
                 let pace = Pace::new(count, per);
-                let limits =
-                    Limits { register: pace, requests: pace, other: pace, fragments: pace };
+                let limits = Limits { register: pace, requests: pace, ..LIMITS };
                 for silent in 40..320 {
                     let mut meter = Meter::new(1, ticks(START));
                     for message in [Message::Register, Message::Keepalive] {

@@ -3,19 +3,19 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::limits::gcra::ticks;
+use crate::limits::gcra::{TICK_BITS, ticks};
 use crate::verdict::Message;
 
 /// Minimum interval between two events about one source, in [`ticks`]: 50 ms. Twenty per second are
 /// enough to classify a sender, and bound what a flood makes the daemon read.
 const EVENT_INTERVAL: u32 = 763;
 
-/// The record of a source that exceeded a limit.
+/// The record of a source that exceeded a limit, or opened a TCP connection.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Record {
-    /// Time of the first excess, in nanoseconds of the filter's clock.
-    pub first: u64,
+    /// Time of the first excess, in [`ticks`]: see [`Record::since`].
+    pub first: u32,
     /// Time of the last event about this source, in [`ticks`].
     pub reported: u32,
     /// The mark of its source: [`Meter::mark`](crate::limits::gcra::Meter::mark).
@@ -28,6 +28,8 @@ pub struct Record {
     pub limited: u32,
     /// Time at which the bucket of fragmented and overlong messages is full, in [`ticks`].
     pub fragments: u32,
+    /// Time at which the bucket of TCP connections is full, in [`ticks`].
+    pub connections: u32,
 }
 
 const _: () = assert!(size_of::<Record>() == 32);
@@ -36,12 +38,18 @@ impl Record {
     /// Starts the record of a source that exceeds a limit at `now`, in nanoseconds.
     #[inline(always)]
     pub fn begin(&mut self, mark: u32, now: u64) {
-        self.first = now;
+        self.first = ticks(now);
         // So that the first event is due at once.
         self.reported = ticks(now).wrapping_sub(EVENT_INTERVAL);
         self.mark = mark;
         (self.seen, self.registers, self.limited) = (0, 0, 0);
-        self.fragments = ticks(now);
+        (self.fragments, self.connections) = (ticks(now), ticks(now));
+    }
+
+    /// Time of the first excess in nanoseconds of the filter's clock, as exact as a tick.
+    #[inline(always)]
+    pub const fn since(&self, now: u64) -> u64 {
+        now.saturating_sub((ticks(now).wrapping_sub(self.first) as u64) << TICK_BITS)
     }
 
     /// Counts a message of its source.
@@ -82,5 +90,7 @@ mod tests {
             (0..2_000).filter(|n| record.note_limited(START + n * SECOND / 1_000)).count();
         assert!((35..=40).contains(&reports), "{reports} events in two seconds");
         assert_eq!(record.limited, 2_000);
+        let since = record.since(START + 2 * SECOND);
+        assert!(since.abs_diff(START) < 1 << TICK_BITS, "{since}");
     }
 }

@@ -1,8 +1,8 @@
-//! The UDP checksum (RFC 768; over IPv6: RFC 8200, 8.1). Hosts discard datagrams with a wrong
-//! checksum, so that these are no evidence.
+//! The checksums of UDP (RFC 768) and TCP (RFC 9293, 3.1; over IPv6: RFC 8200, 8.1). Hosts discard
+//! packets with a wrong checksum, so that these are no evidence.
 
 use crate::ip_key::IpKey;
-use crate::packet::headers::UDP;
+use crate::packet::headers::{TCP, TCP_HEADER, UDP};
 
 /// A UDP datagram, as its checksum covers it.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +40,25 @@ impl Datagram<'_> {
             u64::from(pseudo) + u64::from(header) + u64::from(self.checksum) + sum(self.payload);
         fold(all) == u16::MAX || fold(u64::from(pseudo)) == self.checksum
     }
+}
+
+/// Whether Linux delivers a TCP segment with this header and payload, both whole: by its checksum,
+/// as [`Datagram::is_delivered`], but that there is always one.
+pub fn is_segment_delivered(
+    source: &IpKey,
+    destination: &IpKey,
+    header: &[u8],
+    payload: &[u8],
+) -> bool {
+    let Some(fixed) = header.first_chunk::<TCP_HEADER>() else {
+        return false;
+    };
+    let length = (header.len() + payload.len()) as u32;
+    let pseudo = sum_of_address(source) + sum_of_address(destination) + u32::from(TCP) + length;
+    // A header is a multiple of four bytes, so that the payload begins a word.
+    let all = u64::from(pseudo) + sum(header) + sum(payload);
+    let checksum = u16::from_be_bytes([fixed[16], fixed[17]]);
+    fold(all) == u16::MAX || fold(u64::from(pseudo)) == checksum
 }
 
 /// The sum of an address's 16-bit words in network order.
@@ -127,6 +146,33 @@ mod tests {
             let pseudo = addresses + 17 + 8 + payload.len() as u32;
             let is_other = one.checksum == 0 && is_v4 || one.checksum == fold(u64::from(pseudo));
             prop_assert_eq!(one.is_delivered(), is_other, "right is {}", right);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_segment_is_delivered_with_the_right_checksum_only(
+            addresses in any::<[u32; 2]>(),
+            options in 0_usize..=10,
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+            flip in 0_u32..16,
+        ) {
+            let [source, destination] = addresses.map(IpKey::v4);
+            let mut header = vec![7; TCP_HEADER + 4 * options];
+            header[16..18].copy_from_slice(&[0, 0]);
+            let length = header.len() + payload.len();
+            let pseudo = sum_of_address(&source) + sum_of_address(&destination) + 6 + length as u32;
+            let right = !fold(u64::from(pseudo) + sum(&header) + sum(&payload));
+            for (checksum, expected) in [
+                (right, true),
+                (fold(u64::from(pseudo)), true),
+                (right ^ 1 << flip, right ^ 1 << flip == fold(u64::from(pseudo))),
+            ] {
+                header[16..18].copy_from_slice(&checksum.to_be_bytes());
+                let is_delivered = is_segment_delivered(&source, &destination, &header, &payload);
+                prop_assert_eq!(is_delivered, expected);
+            }
+            prop_assert!(!is_segment_delivered(&source, &destination, &header[..19], &[]));
         }
     }
 

@@ -60,6 +60,21 @@ pub const ICMP: u8 = 1;
 /// IP protocol number of ICMPv6, neighbour discovery among it.
 pub const ICMPV6: u8 = 58;
 
+/// Control bits of the TCP header (RFC 9293, section 3.1).
+pub mod tcp_flags {
+    /// No more data.
+    pub const FIN: u8 = 1;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 2;
+    /// Reset.
+    pub const RST: u8 = 4;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 16;
+}
+
+/// Length of a TCP header without options, in bytes (RFC 9293, section 3.1).
+pub const TCP_HEADER: usize = 20;
+
 /// IPv6 fragment header.
 const FRAGMENT: u8 = 44;
 /// IPv6 authentication header.
@@ -137,6 +152,21 @@ impl PortPair {
     pub const fn destination(self) -> u16 {
         ((self.0 >> 16) as u16).swap_bytes()
     }
+}
+
+/// A TCP header (RFC 9293, section 3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tcp {
+    /// The ports.
+    pub ports: PortPair,
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgement number.
+    pub acknowledges: u32,
+    /// Length of the header with its options, in bytes: 20 to 60.
+    pub header: usize,
+    /// The lower eight control bits: [`tcp_flags`].
+    pub flags: u8,
 }
 
 /// The fast path: Ethernet without tags, IPv4 without options, not fragmented, as nearly all frames
@@ -377,6 +407,26 @@ impl Ip {
     #[inline(always)]
     pub fn ports<R: Reader>(&self, packet: &R) -> Option<PortPair> {
         packet.four(self.transport).map(PortPair::new)
+    }
+
+    /// The TCP header. `None` if it is not all there, or invalid for every host.
+    #[inline(always)]
+    pub fn tcp<R: Reader>(&self, packet: &R) -> Option<Tcp> {
+        // Ports and sequence number; acknowledgement number, data offset, flags, window.
+        let first = packet.eight(self.transport)?;
+        let second = packet.eight(self.transport + 8)?;
+        let header = (second >> 32) as usize >> 2 & 0x3c;
+        // As `tcp_v4_rcv` (net/ipv4/tcp_ipv4.c).
+        if header < TCP_HEADER {
+            return None;
+        }
+        Some(Tcp {
+            ports: PortPair::new(first as u32),
+            sequence: ((first >> 32) as u32).swap_bytes(),
+            acknowledges: (second as u32).swap_bytes(),
+            header,
+            flags: (second >> 40) as u8,
+        })
     }
 
     /// Start and end of the UDP payload. `None` if the UDP header is invalid for every host.

@@ -1,9 +1,9 @@
 //! The egress pipeline: classification of outgoing SIP messages. Nothing outgoing is ever dropped.
 
 use crate::ip_key::IpKey;
-use crate::packet::headers::{self, Fragmentation};
+use crate::packet::headers::{self, Fragmentation, TCP};
 use crate::packet::reader::Reader;
-use crate::pipeline::ingress::ProgramSettings;
+use crate::pipeline::ingress::{ProgramSettings, Segment};
 use crate::sip;
 use crate::verdict::Message;
 
@@ -58,6 +58,34 @@ pub struct Leaving {
     pub first_fragment: bool,
 }
 
+/// An outgoing TCP segment from a SIP port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeavingSegment {
+    /// Destination address.
+    pub destination: IpKey,
+    /// Destination port, in host order.
+    pub port: u16,
+    /// Source port, in host order.
+    pub local_port: u16,
+    /// Offset of the IP header.
+    pub ip: usize,
+    /// Offset of the TCP header.
+    pub transport: usize,
+    /// End of the payload.
+    pub end: usize,
+    /// The segment.
+    pub segment: Segment,
+}
+
+/// What leaves by a SIP port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaves {
+    /// A SIP message by UDP.
+    Message(Leaving),
+    /// A TCP segment.
+    Segment(LeavingSegment),
+}
+
 /// The lowest final status code (RFC 3261, 7.2).
 pub const FINAL: u16 = 200;
 
@@ -74,17 +102,36 @@ pub const fn is_refusal(status: u16) -> bool {
     matches!(status, 401 | 403 | 407)
 }
 
-/// Parses an outgoing packet. `None` if it is not a SIP message from a SIP port.
+/// Parses an outgoing packet. `None` if it is neither a SIP message by UDP from a SIP port nor a
+/// TCP segment from one.
 #[inline(always)]
-pub fn read<R: Reader, S: ProgramSettings>(packet: &R, site: &S) -> Option<Leaving> {
+pub fn read<R: Reader, S: ProgramSettings>(packet: &R, site: &S) -> Option<Leaves> {
     let ip = headers::parse_headers(packet, site.link(), site.inspects())?;
-    if !ip.is_udp() || matches!(ip.fragmentation, Fragmentation::Later | Fragmentation::Hidden) {
+    let is_tcp = ip.protocol == TCP;
+    if !(ip.is_udp() || is_tcp)
+        || matches!(ip.fragmentation, Fragmentation::Later | Fragmentation::Hidden)
+    {
         return None;
     }
     let ports = ip.ports(packet)?;
     let (local_port, port) = (ports.source(), ports.destination());
     if !site.is_sip_port(local_port) {
         return None;
+    }
+    if is_tcp {
+        let tcp = ip.tcp(packet)?;
+        let segment = Segment {
+            sequence: tcp.sequence,
+            acknowledges: tcp.acknowledges,
+            header: packet.verifier_widen(tcp.header),
+            flags: tcp.flags,
+            has_payload: ip.transport + tcp.header < ip.end,
+        };
+        let destination = ip.destination(packet)?;
+        let (at, transport, end) = (ip.at, ip.transport, ip.end);
+        let leaving =
+            LeavingSegment { destination, port, local_port, ip: at, transport, end, segment };
+        return Some(Leaves::Segment(leaving));
     }
     let (payload, end) = ip.udp_payload(packet)?;
     // The server's messages begin with their start line: no blanks to skip.
@@ -99,7 +146,9 @@ pub fn read<R: Reader, S: ProgramSettings>(packet: &R, site: &S) -> Option<Leavi
     };
     let destination = ip.destination(packet)?;
     let first_fragment = matches!(ip.fragmentation, Fragmentation::First);
-    Some(Leaving { destination, port, local_port, message, status, payload, end, first_fragment })
+    let leaving =
+        Leaving { destination, port, local_port, message, status, payload, end, first_fragment };
+    Some(Leaves::Message(leaving))
 }
 
 #[cfg(test)]
@@ -133,7 +182,47 @@ mod tests {
         packet.extend((8 + payload.len() as u16).to_be_bytes());
         packet.extend([0, 0]);
         packet.extend(payload.as_bytes());
-        read(&Bytes(&packet), &Tun)
+        match read(&Bytes(&packet), &Tun)? {
+            Leaves::Message(leaving) => Some(leaving),
+            Leaves::Segment(segment) => panic!("{segment:?}"),
+        }
+    }
+
+    #[test]
+    fn segments_are_read_with_their_numbers() {
+        let segment = |port: u16, flags: u8, payload: &[u8]| {
+            let mut packet = vec![0x45, 0];
+            packet.extend((44 + payload.len() as u16).to_be_bytes());
+            packet.extend([0, 0, 0, 0, 64, TCP, 0, 0, 192, 0, 2, 1, 192, 0, 2, 7]);
+            packet.extend(port.to_be_bytes());
+            packet.extend([0x9c, 0x40, 1, 2, 3, 4, 5, 6, 7, 8, 0x60, flags, 0, 0, 0, 0, 0, 0]);
+            packet.extend([1; 4]);
+            packet.extend(payload);
+            match read(&Bytes(&packet), &Tun) {
+                Some(Leaves::Segment(segment)) => Some(segment),
+                _ => None,
+            }
+        };
+        let found = segment(5060, 0x18, b"SIP/2.0 200").unwrap();
+        assert_eq!((found.port, found.local_port), (0x9c40, 5060));
+        assert_eq!((found.ip, found.transport, found.end), (0, 20, 55));
+        let Segment { sequence, acknowledges, header, has_payload, .. } = found.segment;
+        assert_eq!((sequence, acknowledges, header), (0x0102_0304, 0x0506_0708, 24));
+        assert!(has_payload && found.segment.is_read() && !found.segment.is_handshake());
+        assert_eq!(segment(5080, 0x18, b"x"), None);
+        // ACK, FIN, RST, SYN/ACK, SYN: read, handshake, request.
+        for (flags, expected) in [
+            (0x10, [false, false, false]),
+            (0x11, [true, false, false]),
+            (0x14, [true, true, false]),
+            (0x12, [false, true, false]),
+            (0x02, [false, false, true]),
+            (0xc2, [false, false, true]),
+        ] {
+            let found = segment(5060, flags, b"").unwrap().segment;
+            let is = [found.is_read(), found.is_handshake(), found.is_request()];
+            assert_eq!(is, expected, "{flags:#x}");
+        }
     }
 
     #[test]

@@ -8,7 +8,8 @@ use crate::abi::layout::HEAD;
 use crate::ip_key::IpKey;
 use crate::lookup::search::Listing;
 use crate::packet::headers::{
-    self, FastPathHeaders, Fragmentation, ICMP, ICMPV6, Inspects, Ip, Link, PortPair, TCP, UDP_LITE,
+    self, FastPathHeaders, Fragmentation, ICMP, ICMPV6, Inspects, Ip, Link, PortPair, TCP,
+    UDP_LITE, tcp_flags,
 };
 use crate::packet::reader::Reader;
 use crate::sip;
@@ -66,6 +67,48 @@ pub trait Tables: ProgramSettings {
     /// Charges a message to its source's meter, or to the shared budget in a storm, and sends the
     /// event that is due.
     fn charge(&self, message: Message, sent: &Sent, place: Self::MeterSlot) -> Charged;
+
+    /// Charges a TCP segment to its source's meter, if it is one that is metered, and samples what
+    /// the detector reads. In `sent` the payload begins with the TCP header.
+    fn charge_segment(&self, segment: &Segment, sent: &Sent, place: Self::MeterSlot) -> Charged;
+}
+
+/// A TCP segment, as far as it is metered and sampled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgement number.
+    pub acknowledges: u32,
+    /// Length of the TCP header in bytes; 0 if it is not all there.
+    pub header: usize,
+    /// Control bits: [`tcp_flags`].
+    pub flags: u8,
+    /// Whether there is payload.
+    pub has_payload: bool,
+}
+
+impl Segment {
+    /// Whether it asks for a connection: a SYN that acknowledges nothing.
+    #[inline(always)]
+    pub const fn is_request(&self) -> bool {
+        self.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+    }
+
+    /// Whether the detector reads it: it has payload, or ends a connection. Acknowledgements come
+    /// with the payload of the other direction as well.
+    #[inline(always)]
+    pub const fn is_read(&self) -> bool {
+        self.flags & tcp_flags::SYN == 0
+            && (self.has_payload || self.flags & (tcp_flags::FIN | tcp_flags::RST) != 0)
+    }
+
+    /// Whether it is a part of a handshake that anybody can cause: a SYN/ACK, or a RST.
+    #[inline(always)]
+    pub const fn is_handshake(&self) -> bool {
+        self.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN | tcp_flags::ACK
+            || (self.flags & tcp_flags::RST != 0 && !self.has_payload)
+    }
 }
 
 /// The state of a flow.
@@ -274,7 +317,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         return Judgement::by(Reason::Closed, ip.end);
     }
     if ip.protocol == TCP {
-        return Judgement::by(by_the_way, ip.end);
+        return judge_segment(packet, tables, &ip, &source, &listed);
     }
     // UDP-Lite carries no SIP: only attackers send it. A datagram from port 0 wants no answer (RFC
     // 768), so that no client sends one; but a server may answer to the port in its Via.
@@ -351,6 +394,64 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         Charged::Storm => Reason::Storm,
     };
     Judgement { reason, message: Some(message), end: ip.end }
+}
+
+/// Judges a TCP segment to a SIP port: connections of unknown sources are metered by their SYN,
+/// and so are first fragments, which could hide what they carry. All else passes, and is sampled
+/// for the detector. No state is kept of a connection.
+#[inline(always)]
+fn judge_segment<R: Reader, T: Tables>(
+    packet: &R,
+    tables: &T,
+    ip: &Ip,
+    source: &IpKey,
+    listed: &Listing,
+) -> Judgement {
+    // Widened, as for UDP: list and family of the source no longer matter.
+    let listed = Listing::new(packet.verifier_widen(listed.bits() as usize) as u64);
+    let (high, low) = source.words();
+    let source = IpKey::from_words(
+        packet.verifier_widen(high as usize) as u64,
+        packet.verifier_widen(low as usize) as u64,
+    );
+    let place = tables.place(&source, &listed);
+    let first_fragment =
+        packet.verifier_widen(usize::from(matches!(ip.fragmentation, Fragmentation::First))) != 0;
+    let (mut source_port, mut destination_port) = (0, 0);
+    let mut segment = Segment::default();
+    if let Some(tcp) = ip.tcp(packet) {
+        (source_port, destination_port) = (tcp.ports.source(), tcp.ports.destination());
+        segment = Segment {
+            sequence: tcp.sequence,
+            acknowledges: tcp.acknowledges,
+            header: packet.verifier_widen(tcp.header),
+            flags: tcp.flags,
+            has_payload: ip.transport + tcp.header < ip.end,
+        };
+    } else if !first_fragment {
+        // The host throws it away.
+        return Judgement::by(Reason::Unknown, ip.end);
+    }
+    let sent = Sent {
+        source,
+        listed,
+        spared: false,
+        source_port,
+        destination_port,
+        ip: packet.verifier_widen(ip.at),
+        payload: ip.transport,
+        end: ip.end,
+        first_fragment,
+        is_cut: first_fragment,
+    };
+    let reason = match tables.charge_segment(&segment, &sent, place) {
+        Charged::Within if listed.is_good() => Reason::Good,
+        Charged::Within if listed.is_peer() => Reason::Peer,
+        Charged::Within => Reason::Unknown,
+        Charged::Limited => Reason::Limited,
+        Charged::Storm => Reason::Storm,
+    };
+    Judgement::by(reason, ip.end)
 }
 
 #[inline(always)]

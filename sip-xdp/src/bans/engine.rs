@@ -44,7 +44,7 @@ const SITE_BITS: u8 = 64;
 const SPRAYED: &str = "sprayed";
 
 /// Events older than this were queued for an earlier daemon, in nanoseconds.
-const STALE: u64 = 5_000_000_000;
+pub(crate) const STALE: u64 = 5_000_000_000;
 
 /// The longest ban of a misconfigured phone.
 const LONGEST_MILD: Duration = Duration::from_secs(3_600);

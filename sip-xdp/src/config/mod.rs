@@ -173,6 +173,8 @@ pub struct UnknownLimits {
     pub other: Rate,
     /// Fragmented messages, and messages longer than a sample (1,472 bytes), together.
     pub fragments: Rate,
+    /// TCP connections. Known-good and admitted sources and peers have the limit of good ones.
+    pub connections: Rate,
 }
 
 /// Limits of a known-good source or a peer.
@@ -278,6 +280,7 @@ impl Default for UnknownLimits {
             requests: Rate { count: 50, per: Span::seconds(10) },
             other: Rate { count: 300, per: Span::seconds(10) },
             fragments: Rate { count: 10, per: Span::seconds(10) },
+            connections: Rate { count: 60, per: Span::seconds(10) },
         }
     }
 }
@@ -382,6 +385,7 @@ impl Config {
             ("requests", limits.requests),
             ("other", limits.other),
             ("fragments", limits.fragments),
+            ("connections", limits.connections),
         ] {
             check_rate(&format!("limits.unknown.{name}"), rate.count, rate.per)?;
             if u64::from(rate.count) * 1_000_000_000 > MAX_PER_SECOND * rate.per.nanos() {

@@ -59,6 +59,7 @@ impl Config {
             requests: limit(limits.requests),
             other: limit(limits.other),
             fragments: limit(limits.fragments),
+            connections: limit(limits.connections),
         }
     }
 

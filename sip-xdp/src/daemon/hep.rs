@@ -49,6 +49,12 @@ impl Daemon {
         };
         let (peer, ours) =
             if arrives { (received.from, received.to) } else { (received.to, received.from) };
+        // Nothing counts twice. What the message says of its transport is the sender's to choose.
+        let ends = [peer, ours].map(|end| (source_of(end.ip()), end.port()));
+        if self.streams.has_read(ends[0], ends[1]) {
+            self.hep.input.ignore(received);
+            return;
+        }
         if !is_listed(ours.port()) && self.hep.unlisted.len() < MAX_PORTS {
             self.hep.unlisted.insert(ours.port());
         }

@@ -17,6 +17,7 @@ mod import;
 mod interfaces;
 mod packets;
 mod restore;
+mod segments;
 mod sockets;
 mod startup;
 mod tables;
@@ -51,6 +52,7 @@ use crate::lists::Lists;
 use crate::lists::never_ban::NeverBan;
 use crate::net::network::Network;
 use crate::observe::metrics::Metrics;
+use crate::sip::stream::Streams;
 use crate::store::{Change, Store};
 use crate::sys::clock::{self, WallWatch};
 use crate::sys::paths::Paths;
@@ -156,6 +158,10 @@ struct Daemon {
     hep: hep::Hep,
     /// Ends connections of banned sources.
     sockets: sockets::SocketDestroyer,
+    /// SIP over TCP, as it is read on the wire.
+    streams: Box<Streams>,
+    /// A stranger's segment was among the events: the next ones do not wait.
+    is_urgent: bool,
     /// End of the learning period, in which volume does not ban.
     learning_until: u64,
     repeats: Repeats,
@@ -220,10 +226,10 @@ impl Daemon {
                 continue;
             };
             drop(item);
-            if event.kind == EventKind::Dropped as u8 {
-                self.show_packet(&event);
-            } else {
-                self.ban_engine().observe(&event);
+            match EventKind::from_number(event.kind) {
+                Some(EventKind::Dropped) => self.show_packet(&event),
+                Some(EventKind::Segment | EventKind::SegmentLeaving) => self.follow(&event),
+                _ => self.ban_engine().observe(&event),
             }
         }
         false
@@ -258,6 +264,7 @@ impl Daemon {
         }
         if ticks.is_multiple_of(MINUTE_TICKS) {
             self.detector.tidy(now);
+            self.streams.tidy(now);
             self.ban_engine().forgive();
             self.remember_evidence();
         }

@@ -186,6 +186,8 @@ impl Daemon {
             integrations: Default::default(),
             hep: Default::default(),
             sockets: SocketDestroyer::start(),
+            streams: Default::default(),
+            is_urgent: false,
             repeats: Default::default(),
             notes: Default::default(),
             nearly_full: Default::default(),

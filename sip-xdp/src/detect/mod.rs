@@ -36,6 +36,7 @@ use std::sync::Arc;
 
 use sip_xdp_common::abi::layout::{EventKind, IN_STORM, KernelEvent, LADDERS, SUSPECTED};
 use sip_xdp_common::ip_key::{IpKey, mask};
+use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::limits::ladder::WIDTHS;
 
 use crate::config::{Config, Detect};
@@ -504,6 +505,10 @@ impl Detector {
         head: Option<&Head<'_>>,
         actions: &mut Vec<Action>,
     ) {
+        // Anybody can send the SYN of another one, and no message was lost with it.
+        if event.bucket == LimitKind::Connections as u8 {
+            return;
+        }
         let (source, now) = (event.source, event.time);
         let state = self.source_state(source, now);
         state.transport = event.transport;

@@ -3,9 +3,11 @@
 
 use sip_xdp_common::abi::layout::{BY_ADDRESS, EventKind, FRAGMENTED, KernelEvent};
 use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::packet::checksum::Datagram;
 
 use crate::sip::message::StartLine;
+use crate::sip::stream::{self, Direction, Segment};
 use crate::sip::transport::Transport;
 
 /// A message that was seen. Times in nanoseconds of the filter's clock.
@@ -82,6 +84,25 @@ impl<'a> Observation<'a> {
         })
     }
 
+    /// A message of plain TCP that ended with a segment. None if it is neither a request nor a
+    /// response.
+    pub fn of_tcp(segment: &Segment<'_>, message: &stream::Message<'a>) -> Option<Self> {
+        let observation = Self::of_stream(
+            segment.time,
+            (segment.peer, segment.peer_port),
+            segment.local_port,
+            Transport::Tcp,
+            message.direction == Direction::In,
+            message.bytes,
+        )?;
+        Some(Self {
+            is_proven: message.is_proven,
+            is_certain: message.is_certain,
+            is_cut: !message.is_whole,
+            ..observation
+        })
+    }
+
     /// Whether the host takes a datagram that arrived, as far as that is seen: it throws away what
     /// has a wrong checksum, so that no answer of ours is to it.
     pub(super) fn is_delivered(&self) -> bool {
@@ -111,7 +132,11 @@ impl<'a> TryFrom<&'a KernelEvent> for Observation<'a> {
             source: event.source,
             port: event.port,
             local_port: event.local_port,
-            transport: Transport::Udp,
+            transport: if event.bucket == LimitKind::Connections as u8 {
+                Transport::Tcp
+            } else {
+                Transport::Udp
+            },
             kind: EventKind::from_number(event.kind).ok_or(())?,
             is_proven: false,
             is_certain: true,

@@ -49,6 +49,8 @@ const MAX_KEY: usize = 256;
 pub(crate) struct Received {
     /// Who told it.
     pub(crate) teller: IpAddr,
+    /// Where it was taken.
+    pub(crate) listen: HepListen,
     /// How it was carried: never a transport that is read on the wire.
     pub(crate) transport: Transport,
     /// Where it came from.
@@ -148,6 +150,15 @@ impl HepInput {
             }
         };
         Place { config, state, _stop: stop }
+    }
+
+    /// Notes that a message which was taken is ignored after all: it was read on the wire.
+    pub(crate) fn ignore(&self, received: &Received) {
+        let is_place = |place: &&Place| place.config.listen == received.listen;
+        if let Some(Place { state, .. }) = self.places.iter().find(is_place) {
+            state.counts.taken.fetch_sub(1, Ordering::Relaxed);
+            state.counts.ignored.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Its fields in `status`.
@@ -293,17 +304,19 @@ impl Gate {
         let kept = message.len().min(MESSAGE);
         let received = Received {
             teller: sender,
+            listen: self.listen,
             transport,
             from: SocketAddr::new(from.to_canonical(), packet.from_port),
             to: SocketAddr::new(to.to_canonical(), packet.to_port),
             message: message[..kept].to_vec(),
             is_cut: kept < message.len(),
         };
-        let count = match self.queue.try_send(received) {
-            Ok(()) => &counts.taken,
-            Err(_) => &counts.lost,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
+        // Counted first: whoever takes it may move it to `ignored`.
+        counts.taken.fetch_add(1, Ordering::Relaxed);
+        if self.queue.try_send(received).is_err() {
+            counts.taken.fetch_sub(1, Ordering::Relaxed);
+            counts.lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -524,6 +537,7 @@ mod tests {
     fn our_side_is_known_by_its_address_or_else_by_its_port() {
         let told = |teller: &str, from: &str, to: &str| Received {
             teller: teller.parse().unwrap(),
+            listen: HepConfig::default().listen,
             transport: Transport::Tls,
             from: from.parse().unwrap(),
             to: to.parse().unwrap(),

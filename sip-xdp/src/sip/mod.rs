@@ -3,5 +3,6 @@
 
 pub mod hep;
 pub mod message;
+pub mod sampled;
 pub mod stream;
 pub mod transport;

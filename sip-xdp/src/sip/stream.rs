@@ -208,6 +208,8 @@ struct Connection {
     opened: Option<(u32, u32)>,
     sides: [Side; 2],
     is_proven: bool,
+    /// Messages were read.
+    is_read: bool,
     last: u64,
     /// What it counts for in the sum of bytes.
     cost: usize,
@@ -242,6 +244,16 @@ impl Streams {
     /// Counts so far.
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// Whether messages of a connection between these ends (the other side's, and ours) were read.
+    pub fn has_read(
+        &self,
+        (peer, peer_port): (IpKey, u16),
+        (local, local_port): (IpKey, u16),
+    ) -> bool {
+        let key = Key { peer, peer_port, local, local_port };
+        self.connections.get(&key).is_some_and(|connection| connection.is_read)
     }
 
     /// Takes a segment, and hands on the messages that end in it.
@@ -382,7 +394,8 @@ impl Connection {
     fn new(time: u64, opened: Option<(u32, u32)>, is_late: bool) -> Self {
         // What was evicted may come back at a moment that its peer has chosen.
         let side = || Side::new(is_late);
-        Self { id: 0, opened, sides: [side(), side()], is_proven: false, last: time, cost: 0 }
+        let sides = [side(), side()];
+        Self { id: 0, opened, sides, is_proven: false, is_read: false, last: time, cost: 0 }
     }
 
     fn cost(&self) -> usize {
@@ -411,6 +424,7 @@ impl Connection {
             let side = &mut self.sides[at];
             let mut hand_on = |frame: Frame<'_>| {
                 counts.messages += 1;
+                self.is_read = true;
                 let Frame { bytes, length, is_whole, is_certain } = frame;
                 deliver(&Message { direction, bytes, length, is_whole, is_certain, is_proven });
             };

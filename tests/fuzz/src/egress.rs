@@ -2,7 +2,7 @@
 
 use sip_xdp_common::packet::headers::{self, FastPathHeaders, Link};
 use sip_xdp_common::packet::reader::Bytes;
-use sip_xdp_common::pipeline::egress::{self, Leaving};
+use sip_xdp_common::pipeline::egress::{self, Leaves, Leaving, LeavingSegment};
 use sip_xdp_common::pipeline::ingress::ProgramSettings;
 use sip_xdp_common::verdict::Message;
 
@@ -24,9 +24,21 @@ pub fn run(bytes: &[u8]) {
             (Some(source), Some(ports))
         );
     }
-    if let Some(leaving) = egress::read(&Bytes(bytes), &site) {
-        check(bytes, &site, &leaving);
+    match egress::read(&Bytes(bytes), &site) {
+        Some(Leaves::Message(leaving)) => check(bytes, &site, &leaving),
+        Some(Leaves::Segment(leaving)) => check_segment(bytes, &site, &leaving),
+        None => {}
     }
+}
+
+fn check_segment(bytes: &[u8], site: &Interface, leaving: &LeavingSegment) {
+    let LeavingSegment { port, local_port, ip, transport, segment, .. } = *leaving;
+    assert!(site.is_sip_port(local_port));
+    assert!((20..=60).contains(&segment.header));
+    assert!(ip + 20 <= transport && transport + 16 <= bytes.len());
+    let word = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    assert_eq!((word(transport), word(transport + 2)), (local_port, port));
+    assert!(!(segment.is_request() && (segment.is_read() || segment.is_handshake())));
 }
 
 fn check(bytes: &[u8], site: &Interface, leaving: &Leaving) {

@@ -8,7 +8,7 @@ use sip_xdp_common::lookup::search::Listing;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::pipeline::ingress::{
-    self, Charged, FlowState, Judgement, ProgramSettings, Sent, Tables,
+    self, Charged, FlowState, Judgement, ProgramSettings, Segment, Sent, Tables,
 };
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
@@ -30,6 +30,7 @@ struct Answers {
     source: Cell<Option<IpKey>>,
     flow_asked: Cell<bool>,
     sent: Cell<Option<(Message, Sent)>>,
+    segment: Cell<Option<(Segment, Sent)>>,
 }
 
 impl Answers {
@@ -48,6 +49,7 @@ impl Answers {
             source: Cell::new(None),
             flow_asked: Cell::new(false),
             sent: Cell::new(None),
+            segment: Cell::new(None),
         }
     }
 }
@@ -99,6 +101,12 @@ impl Tables for Answers {
         assert_eq!(self.sent.replace(Some((message, *sent))), None, "a message is charged twice");
         self.charged
     }
+
+    fn charge_segment(&self, segment: &Segment, sent: &Sent, (): ()) -> Charged {
+        let before = self.segment.replace(Some((*segment, *sent)));
+        assert_eq!((before, self.sent.get()), (None, None), "a segment is charged twice");
+        self.charged
+    }
 }
 
 /// Judges any bytes, and panics if an invariant is violated.
@@ -110,6 +118,8 @@ pub fn run(bytes: &[u8]) {
     let judgement = ingress::judge(&Bytes(packet), &tables);
     if let Some((message, sent)) = tables.sent.get() {
         check_charge(packet, &tables, message, &sent, &judgement);
+    } else if let Some((segment, sent)) = tables.segment.get() {
+        check_segment(packet, &tables, &segment, &sent, &judgement);
     } else {
         let reasons =
             [Reason::NotSip, Reason::Trusted, Reason::Fragment, Reason::Blocked, Reason::Closed];
@@ -158,6 +168,40 @@ fn check_charge(
     }
 }
 
+/// The same of a TCP segment.
+fn check_segment(
+    packet: &[u8],
+    tables: &Answers,
+    segment: &Segment,
+    sent: &Sent,
+    judgement: &Judgement,
+) {
+    assert_eq!(judgement.message, None);
+    assert_eq!((Some(sent.source), sent.listed), (tables.source.get(), tables.listed));
+    let expected = match tables.charged {
+        Charged::Limited => Reason::Limited,
+        Charged::Storm => Reason::Storm,
+        Charged::Within if tables.listed.is_good() => Reason::Good,
+        Charged::Within if tables.listed.is_peer() => Reason::Peer,
+        Charged::Within => Reason::Unknown,
+    };
+    assert_eq!(judgement.reason, expected);
+    let listed = tables.listed;
+    assert!(!listed.is_blocked() || listed.is_udp_only());
+    if segment.header == 0 {
+        assert!(sent.first_fragment, "a segment without its header");
+        return;
+    }
+    assert!((20..=60).contains(&segment.header) && sent.payload + 16 <= packet.len());
+    let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    assert_eq!(
+        (word(sent.payload), word(sent.payload + 2)),
+        (sent.source_port, sent.destination_port)
+    );
+    assert_eq!(packet[sent.payload + 13], segment.flags);
+    assert!(!segment.has_payload || sent.payload + segment.header < sent.end);
+}
+
 /// Trust first, then blocks, then the policy.
 fn check_lists(tables: &Answers, judgement: &Judgement) {
     let reason = judgement.reason;
@@ -170,7 +214,8 @@ fn check_lists(tables: &Answers, judgement: &Judgement) {
         return;
     }
     if listed.is_trusted() {
-        assert!(passes && tables.sent.get().is_none(), "a trusted source meets {reason:?}");
+        let is_charged = tables.sent.get().is_some() || tables.segment.get().is_some();
+        assert!(passes && !is_charged, "a trusted source meets {reason:?}");
         assert!(!tables.flow_asked.get());
         return;
     }
@@ -184,8 +229,8 @@ fn check_lists(tables: &Answers, judgement: &Judgement) {
         // phone's.
         let may_pass = listed.is_udp_only() || (listed.is_good() && !listed.is_blocked_by_hand());
         let is_elsewhere = matches!(reason, Reason::NotSip | Reason::Fragment);
-        let is_tcp =
-            judgement.message.is_none() && matches!(reason, Reason::Unknown | Reason::Closed);
+        let is_tcp = tables.segment.get().is_some()
+            || (judgement.message.is_none() && matches!(reason, Reason::Unknown | Reason::Closed));
         assert!(
             reason == Reason::Blocked || (may_pass && (is_elsewhere || is_tcp)),
             "{reason:?} although it is blocked"

@@ -13,7 +13,7 @@ use sip_xdp_common::lookup::search::Listing;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::pipeline::ingress::{
-    self, Charged, FlowState, Judgement, ProgramSettings, Sent, Tables,
+    self, Charged, FlowState, Judgement, ProgramSettings, Segment, Sent, Tables,
 };
 use sip_xdp_common::verdict::{Message, Reason};
 
@@ -30,6 +30,8 @@ struct HostTables {
     scope_all: bool,
     now: Cell<u64>,
     meters: RefCell<HashMap<IpKey, Meter>>,
+    /// Full times of the buckets of connections, and of first fragments of segments.
+    connections: RefCell<HashMap<(IpKey, bool), u32>>,
 }
 
 const BLOCKED: &str = "203.0.113.66";
@@ -44,6 +46,7 @@ impl HostTables {
             scope_all: settings.scope_all,
             now: Cell::new(START),
             meters: RefCell::default(),
+            connections: RefCell::default(),
         }
     }
 }
@@ -100,6 +103,25 @@ impl Tables for HostTables {
         match meter.charge(message, now, &self.limits) {
             None => Charged::Within,
             Some(_) => Charged::Limited,
+        }
+    }
+
+    fn charge_segment(&self, segment: &Segment, sent: &Sent, (): ()) -> Charged {
+        if !segment.is_request() && !sent.first_fragment {
+            return Charged::Within;
+        }
+        let key = if sent.source.is_v4() { sent.source } else { sent.source.masked(mask(64)) };
+        let now = ticks(self.now.get());
+        let limits = &self.limits;
+        let limit = if sent.first_fragment { limits.fragments } else { limits.connections };
+        let mut connections = self.connections.borrow_mut();
+        let full_at = connections.entry((key, sent.first_fragment)).or_insert(now);
+        match limit.take(*full_at, now) {
+            Some(next) => {
+                *full_at = next;
+                Charged::Within
+            }
+            None => Charged::Limited,
         }
     }
 }

@@ -163,3 +163,22 @@ pub(crate) fn request(method: &str) -> Vec<u8> {
 pub(crate) fn sip(source: &str, payload: &[u8]) -> Vec<u8> {
     Ip::udp(source).frame(&udp(5060, payload))
 }
+
+/// A TCP segment from one port to another, with its options, flags and payload.
+pub(crate) fn segment(
+    (from, to): (u16, u16),
+    flags: u8,
+    sequence: u32,
+    acknowledges: u32,
+    options: usize,
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut bytes = from.to_be_bytes().to_vec();
+    bytes.extend(to.to_be_bytes());
+    bytes.extend(sequence.to_be_bytes());
+    bytes.extend(acknowledges.to_be_bytes());
+    bytes.extend([(((20 + 4 * options) / 4) << 4) as u8, flags, 0x20, 0, 0, 0, 0, 0]);
+    bytes.extend([1; 4].repeat(options));
+    bytes.extend(payload);
+    bytes
+}

@@ -42,6 +42,7 @@ pub(crate) fn limits() -> Limits {
         requests: Pace::new(50, 10 * SECOND),
         other: Pace::new(300, 10 * SECOND),
         fragments: Pace::new(10, 10 * SECOND),
+        connections: Pace::new(60, 10 * SECOND),
     }
 }
 
@@ -146,6 +147,11 @@ impl Kernel {
             .test_run(options)
             .expect("a test run")
             .return_value
+    }
+
+    /// All counters so far.
+    pub(crate) fn counted(&self) -> Counters {
+        sum(&self.counters, 0)
     }
 
     /// Synchronises the counters of [`Kernel::run`] after frames that it has not seen.

@@ -24,6 +24,7 @@ mod model;
 mod quotas;
 mod reputation;
 mod samples;
+mod segments;
 mod storm;
 mod table;
 mod trace;

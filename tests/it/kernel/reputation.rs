@@ -285,6 +285,7 @@ fn one_that_sends_much_cannot_use_up_what_others_are_seen_by() {
             register: Pace::new(10_000, SECOND),
             other: Pace::new(10_000, SECOND),
             fragments: Pace::new(10_000, SECOND),
+            connections: Pace::new(10_000, SECOND),
         },
         ..settings()
     });
@@ -345,7 +346,8 @@ fn port_0_is_no_flow() {
 fn a_limit_per_day_passes_a_source_after_days_of_silence() {
     let day = 24 * HOUR;
     let pace = Pace::new(1, day);
-    let limits = Limits { register: pace, requests: pace, other: pace, fragments: pace };
+    let limits =
+        Limits { register: pace, requests: pace, other: pace, fragments: pace, connections: pace };
     let mut kernel = Kernel::new(&Settings { limits, ..settings() });
     let frame = sip(HOST, &request("REGISTER"));
     assert_eq!(reasons(&mut kernel, &frame, 2), [Unknown, Limited]);

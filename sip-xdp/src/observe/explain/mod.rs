@@ -326,7 +326,7 @@ fn limited(pins: &Pins, meter: &Meter, set: u32, way: usize, now: u64) -> Result
         return Ok(None);
     }
     let ago = ticks(now).wrapping_sub(record.reported);
-    let since = clock::to_wall(record.first).unwrap_or_default();
+    let since = clock::to_wall(record.since(now)).unwrap_or_default();
     Ok(Some(Limited { since, packets: record.limited, now: ago < LATELY }))
 }
 

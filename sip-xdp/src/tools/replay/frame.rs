@@ -4,8 +4,10 @@ use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::lookup::search::Listing;
 use sip_xdp_common::packet::headers::{self, Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
-use sip_xdp_common::pipeline::egress;
-use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, ProgramSettings, Sent, Tables};
+use sip_xdp_common::pipeline::egress::{self, Leaves};
+use sip_xdp_common::pipeline::ingress::{
+    self, Charged, FlowState, ProgramSettings, Segment, Sent, Tables,
+};
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::dataplane::loader::Ports;
@@ -74,12 +76,10 @@ impl Prefilter {
         (reason != Reason::Trusted).then_some(reason)
     }
 
-    /// Whether an outgoing packet may be sampled: a request, or a final or 18x response.
+    /// Whether an outgoing packet of UDP may be sampled: a request, or a final or 18x response.
     pub(super) fn may_matter(&self, frame: &[u8]) -> bool {
-        let leaving = egress::read(&Bytes(frame), self);
-        leaving.is_some_and(|leaving| {
-            leaving.message != Message::Response || egress::is_sampled(leaving.status)
-        })
+        matches!(egress::read(&Bytes(frame), self), Some(Leaves::Message(leaving))
+            if leaving.message != Message::Response || egress::is_sampled(leaving.status))
     }
 }
 
@@ -123,6 +123,10 @@ impl Tables for Prefilter {
     fn place(&self, _: &IpKey, _: &Listing) {}
 
     fn charge(&self, _: Message, _: &Sent, (): ()) -> Charged {
+        Charged::Within
+    }
+
+    fn charge_segment(&self, _: &Segment, _: &Sent, (): ()) -> Charged {
         Charged::Within
     }
 }

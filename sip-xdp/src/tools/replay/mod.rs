@@ -43,7 +43,6 @@ use crate::lists::Lists;
 use crate::lists::never_ban::NeverBan;
 use crate::net::network::{Network, address_of};
 use crate::sip::stream::{Direction, Streams};
-use crate::sip::transport::Transport;
 use crate::sys::clock::{self, Moment};
 
 use duplicates::Duplicates;
@@ -494,23 +493,8 @@ impl<'c> Replay<'c> {
         };
         let mut streams = std::mem::take(&mut self.streams);
         streams.take(&segment, &mut |message| {
-            let peer = (segment.peer, segment.peer_port);
-            let arrives = direction_arrives(message.direction);
-            let observation = Observation::of_stream(
-                now,
-                peer,
-                segment.local_port,
-                Transport::Tcp,
-                arrives,
-                message.bytes,
-            );
-            if let Some(observation) = observation {
-                self.ban_engine(now).observe_message(&Observation {
-                    is_proven: message.is_proven,
-                    is_certain: message.is_certain,
-                    is_cut: !message.is_whole,
-                    ..observation
-                });
+            if let Some(observation) = Observation::of_tcp(&segment, message) {
+                self.ban_engine(now).observe_message(&observation);
             }
         });
         self.streams = streams;
@@ -550,10 +534,6 @@ impl<'c> Replay<'c> {
         let time = |at: u64| clock::from_ms(at / 1_000_000);
         (self.facts.packets > 0).then(|| (time(self.first), time(self.latest)))
     }
-}
-
-const fn direction_arrives(direction: Direction) -> bool {
-    matches!(direction, Direction::In)
 }
 
 /// The share of the evidence needed for a ban; `None` without any.

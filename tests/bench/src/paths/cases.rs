@@ -402,6 +402,7 @@ fn settings() -> Settings {
             requests: unlimited,
             other: unlimited,
             fragments: unlimited,
+            connections: unlimited,
         },
         good: unlimited,
         storm: StormLimits { new_sources: u64::MAX, budget: endless },

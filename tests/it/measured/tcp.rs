@@ -1,0 +1,272 @@
+//! SIP over plain TCP, read on the wire, against a real Kamailio: guessers are banned however their
+//! messages are cut, phones are known good, and floods of connections cost nobody else anything.
+//! Needs root and Linux 6.6 or later.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use sip_xdp_tests::forger::forge_connections;
+use sip_xdp_tests::registrar::{USERS, phone_password};
+use sip_xdp_tests::topology::{ATTACKER, PBX_LAN, PBX_WAN, PHONE};
+use sip_xdp_tests::{
+    Connection, Filter, Lab, Pieces, Registrar, RegistrarOptions, short_or_long,
+    wait_for_a_nonce_of_its_own, wait_until,
+};
+
+const SOON: Duration = Duration::from_secs(10);
+const TO_WAN: SocketAddrV4 = SocketAddrV4::new(PBX_WAN, 5060);
+const TO_LAN: SocketAddrV4 = SocketAddrV4::new(PBX_LAN, 5060);
+
+/// Guesses that Kamailio may answer at full speed, and at two a second.
+const AT_FULL_SPEED: usize = 30;
+const AT_TWO_A_SECOND: usize = 12;
+
+struct Site<'a> {
+    lab: &'a Lab,
+    registrar: Registrar,
+    filter: Filter<'a>,
+}
+
+impl<'a> Site<'a> {
+    fn new(lab: &'a Lab) -> Result<Self> {
+        let options = RegistrarOptions { phones: true, tcp: true, ..RegistrarOptions::default() };
+        let registrar = Registrar::start_with(&lab.pbx, lab.directory(), &options)?;
+        let filter = Filter::start(&lab.pbx, lab.directory())?;
+        Ok(Self { lab, registrar, filter })
+    }
+
+    fn attacker(&self, from: Ipv4Addr) -> Result<Connection> {
+        Connection::open(&self.lab.attacker, from.into(), TO_WAN)
+    }
+
+    fn phone(&self) -> Result<Connection> {
+        Connection::open(&self.lab.phone, PHONE.into(), TO_LAN)
+    }
+
+    /// Checks a guesser's ban, and how many of its guesses Kamailio refused.
+    fn is_banned(&self, what: &str, from: Ipv4Addr, most: usize) -> Result<()> {
+        let address = from.to_string();
+        let ban = self.filter.wait_for_ban(&address, SOON).with_context(|| what.to_owned())?;
+        let refused = self.registrar.failures_of(from).len();
+        println!("{what:28} {refused:3} guesses answered; {} \"{}\"", ban.tier, ban.reason);
+        assert!((1..=most).contains(&refused), "{what}: {refused} guesses, at most {most}");
+        assert_eq!((ban.tier.as_str(), ban.lasts.is_some()), ("proven", true), "{what}");
+        // Neither what is connected nor a new connection gets through.
+        assert!(self.attacker(from).is_err(), "{what}: it can still connect");
+        Ok(())
+    }
+}
+
+/// Guesses over one connection until it goes dead, at most `count` times.
+fn guess(connection: &mut Connection, count: usize, every: Duration) {
+    let mut challenge = None;
+    for number in 0..count {
+        let credentials = challenge
+            .as_ref()
+            .map(|one| connection.credentials(one, "alice", &format!("guess-{number}")));
+        let headers = credentials.unwrap_or_default();
+        let request = connection.request("REGISTER", "alice", "guesses", &headers);
+        match connection.ask(&request) {
+            Ok((_, next)) => challenge = next,
+            Err(_) => return,
+        }
+        std::thread::sleep(every);
+    }
+}
+
+#[test]
+fn guesses_over_tcp_are_banned_however_they_are_sent() -> Result<()> {
+    let lab = Lab::new()?;
+    let site = Site::new(&lab)?;
+    let (pause, none) = (Duration::from_millis(500), Duration::ZERO);
+
+    let from = lab.further_attacker(0)?;
+    wait_for_a_nonce_of_its_own();
+    guess(&mut site.attacker(from)?, 2_000, none);
+    site.is_banned("one connection", from, AT_FULL_SPEED)?;
+
+    let from = lab.further_attacker(1)?;
+    wait_for_a_nonce_of_its_own();
+    guess(&mut site.attacker(from)?, 40, pause);
+    site.is_banned("one connection, 2 a second", from, AT_TWO_A_SECOND)?;
+
+    let from = lab.further_attacker(2)?;
+    wait_for_a_nonce_of_its_own();
+    guess(&mut site.attacker(from)?.pieces(Pieces::Bytes), 2_000, none);
+    site.is_banned("single bytes", from, AT_FULL_SPEED)?;
+
+    let from = lab.further_attacker(3)?;
+    wait_for_a_nonce_of_its_own();
+    for number in 0..100 {
+        let Ok(mut connection) = site.attacker(from) else { break };
+        let password = format!("guess-{number}");
+        let call = format!("call-{number}");
+        if connection.register("alice", &password, &call).is_err() {
+            break;
+        }
+    }
+    site.is_banned("a connection for each", from, AT_FULL_SPEED)?;
+    Ok(())
+}
+
+/// All guesses in one segment: a nonce is good for many, and Kamailio answers whatever stands in
+/// its buffer.
+#[test]
+fn pipelined_guesses_are_banned() -> Result<()> {
+    let lab = Lab::new()?;
+    let site = Site::new(&lab)?;
+    let from = lab.further_attacker(0)?;
+    wait_for_a_nonce_of_its_own();
+    let mut connection = site.attacker(from)?;
+    let first = connection.request("REGISTER", "alice", "guesses", "");
+    let (_, challenge) = connection.ask(&first)?;
+    let challenge = challenge.context("no challenge")?;
+    let mut bursts = 0;
+    'guessing: for burst in 0..20 {
+        let mut all = String::new();
+        for number in 0..5 {
+            let password = format!("guess-{burst}-{number}");
+            let credentials = connection.credentials(&challenge, "alice", &password);
+            all += &connection.request("REGISTER", "alice", "guesses", &credentials);
+        }
+        if connection.write(all.as_bytes()).is_err() {
+            break;
+        }
+        bursts += 1;
+        for _ in 0..5 {
+            if connection.read().is_err() {
+                break 'guessing;
+            }
+        }
+    }
+    println!("{bursts} bursts of 5 guesses");
+    site.is_banned("pipelined", from, AT_FULL_SPEED)
+}
+
+#[test]
+fn enumeration_over_tcp_is_banned() -> Result<()> {
+    let lab = Lab::new()?;
+    let site = Site::new(&lab)?;
+    let mut connection = site.attacker(ATTACKER)?;
+    let mut asked = 0;
+    for number in 0..200 {
+        let call = format!("scan-{number}");
+        let request = connection.request("REGISTER", &format!("{}", 5_000 + number), &call, "");
+        if connection.ask(&request).is_err() {
+            break;
+        }
+        asked += 1;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let ban = site.filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
+    println!("{asked} users were asked for; {} \"{}\"", ban.tier, ban.reason);
+    assert_eq!(site.filter.ban_kind(&ATTACKER.to_string()).as_deref(), Some("enumeration"));
+    assert!(asked < 60, "{asked} users were asked for");
+    Ok(())
+}
+
+/// A phone is known good by its registration, stays connected through a restart of the daemon, and
+/// is known again at its next one.
+#[test]
+fn a_phone_over_tcp_is_known_good_and_survives_a_restart() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut site = Site::new(&lab)?;
+    let (user, password) = USERS[0];
+    let mut phone = site.phone()?;
+    assert_eq!(phone.register(user, password, "phone")?, 200);
+    let address = PHONE.to_string();
+    wait_until("the phone is known good", SOON, || {
+        Ok(site.filter.json(&["explain", &address])?["accepted"][0]["user"] == user)
+    })?;
+    let known = site.filter.json(&["explain", &address])?;
+    assert_eq!(known["accepted"][0]["transport"], "tcp", "{known:#}");
+    assert!(known["good_until"].is_string(), "{known:#}");
+
+    let from = lab.further_attacker(0)?;
+    wait_for_a_nonce_of_its_own();
+    guess(&mut site.attacker(from)?, 2_000, Duration::ZERO);
+    site.is_banned("before", from, AT_FULL_SPEED)?;
+    site.filter.kill9()?;
+    assert!(site.attacker(from).is_err(), "the ban does not hold without a daemon");
+    assert_eq!(phone.register(user, password, "phone")?, 200, "without a daemon");
+    site.filter.launch()?;
+    assert!(site.attacker(from).is_err(), "the ban does not hold after a restart");
+    assert_eq!(phone.register(user, password, "phone")?, 200, "the connection goes on");
+    let from = lab.further_attacker(1)?;
+    wait_for_a_nonce_of_its_own();
+    guess(&mut site.attacker(from)?, 2_000, Duration::ZERO);
+    site.is_banned("after a restart", from, AT_FULL_SPEED)
+}
+
+/// Fifty-five phones behind one address lose their connections and come back at once, twice.
+#[test]
+fn many_phones_on_tcp_behind_one_address_come_back() -> Result<()> {
+    const PHONES: usize = 55;
+    let lab = Lab::new()?;
+    let site = Site::new(&lab)?;
+    for round in 0..2 {
+        let mut refused = 0;
+        let mut connections = Vec::new();
+        let start = Instant::now();
+        for number in 0..PHONES {
+            let user = (1_000 + number).to_string();
+            let call = format!("phone-{number}-{round}");
+            match site.phone() {
+                Ok(mut phone) => {
+                    assert_eq!(phone.register(&user, &phone_password(&user), &call)?, 200);
+                    connections.push(phone);
+                }
+                Err(error) => {
+                    println!("{user}: {error:#}");
+                    refused += 1;
+                }
+            }
+        }
+        println!("round {round}: {PHONES} phones in {:?}, {refused} refused", start.elapsed());
+        assert_eq!(refused, 0, "connections of round {round} were refused");
+    }
+    site.filter.nobody_is_banned("phones came back")
+}
+
+/// Resident memory in KiB (proc(5)).
+fn memory(filter: &Filter<'_>) -> Result<u64> {
+    let pid = filter.pid().context("no daemon")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    Ok(line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?.parse()?)
+}
+
+#[test]
+fn a_flood_of_forged_connections_harms_nobody() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.accept_forgeries()?;
+    let site = Site::new(&lab)?;
+    let (user, password) = USERS[0];
+    assert_eq!(site.phone()?.register(user, password, "before")?, 200);
+    let address: IpAddr = PHONE.into();
+    wait_until("the phone is known good", SOON, || {
+        Ok(site.filter.json(&["explain", &address.to_string()])?["good_until"].is_string())
+    })?;
+    let before = memory(&site.filter)?;
+    let flood = forge_connections(&lab.attacker, TO_WAN, 20_000)?;
+    let lasts = short_or_long(Duration::from_secs(10), Duration::from_secs(60));
+    let (start, mut tries, mut registered) = (Instant::now(), 0, 0);
+    while start.elapsed() < lasts {
+        tries += 1;
+        let register = || site.phone()?.register(user, password, &format!("during-{tries}"));
+        registered += u32::from(register().is_ok_and(|status| status == 200));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let sent = flood.stop()?;
+    let after = memory(&site.filter)?;
+    let dropped = site.filter.packets("wan", "drop.storm")?;
+    println!(
+        "{sent} SYNs, {dropped} dropped; the phone registered {registered} times of {tries}; \
+         memory {before} KiB, then {after} KiB"
+    );
+    assert!(20 * registered >= 19 * tries, "{registered} of {tries}");
+    assert!(after < before + 8 * 1_024, "{before} KiB, then {after} KiB");
+    assert!(dropped > sent / 2, "{dropped} of {sent}");
+    site.filter.nobody_is_banned("a SYN proves nothing")
+}
