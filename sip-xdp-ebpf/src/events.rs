@@ -263,6 +263,21 @@ pub(crate) fn sample_drop(ctx: &XdpContext, scratch: *mut Scratch, judgement: &J
     let _ = send::<_, HEAD>(&draft, &numbers);
 }
 
+/// Writes zero words. Volatile, since the compiler would call `memset`: a function of its own, of
+/// whose loop Linux before 6.4 takes every number of all callers to be precise (`backtrack_insn`,
+/// kernel/bpf/verifier.c), so that no two states are equal any more.
+///
+/// # Safety
+///
+/// There are `WORDS` writable words at `start`, aligned.
+#[inline(always)]
+unsafe fn zero<const WORDS: usize>(start: *mut u64) {
+    for at in 0..WORDS {
+        // SAFETY: as the caller promises.
+        unsafe { start.add(at).write_volatile(0) };
+    }
+}
+
 /// Writes an event into the ring, with at most `MOST` bytes of the packet. Returns whether there was
 /// room.
 #[inline(always)]
@@ -275,15 +290,14 @@ fn send<C: Origin, const MOST: usize>(draft: &EventDraft<'_, C>, numbers: &Numbe
     // but the unused rest of `head` is written.
     unsafe {
         (&raw mut (*event).time).write(draft.now);
-        // Volatile stores keep these as words: most records are zero, and the compiler would call
-        // `memset`, which in BPF is a byte loop that the verifier follows step by step.
+        // Volatile, as in `zero`: most numbers are zero.
         (&raw mut (*event).first).write_volatile(numbers.first);
         (&raw mut (*event).seen).write_volatile(numbers.seen.into());
         (&raw mut (*event).registers).write_volatile(numbers.registers.into());
         (&raw mut (*event).limited).write_volatile(numbers.limited.into());
         (&raw mut (*event).source).write(*draft.source);
-        (&raw mut (*event).ip).write([0; 40]);
-        (&raw mut (*event).udp).write([0; 8]);
+        zero::<5>((&raw mut (*event).ip).cast());
+        zero::<1>((&raw mut (*event).udp).cast());
         if let Some(ip) = draft.ip {
             // On failure the helper leaves the field zero.
             let _ = draft.ctx.load(ip as u32, (&raw mut (*event).ip).cast(), 40);

@@ -11,7 +11,9 @@ use sip_xdp_common::abi::layout::{
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{FlowKey, RESERVE};
-use sip_xdp_common::limits::gcra::{LimitKind, LimitSource as _, Meter, ticks};
+use sip_xdp_common::limits::gcra::{
+    LimitKind, LimitSource as _, Meter, STREAM, STREAM_UNIT, ticks,
+};
 use sip_xdp_common::limits::ladder;
 use sip_xdp_common::limits::meters::{self, KNOWN, MeterKey, MeterSet, RECORDED, WAYS as MEMBERS};
 use sip_xdp_common::limits::storm::{self, NewSourcePolicy};
@@ -192,10 +194,13 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn charge_segment(&self, segment: &Segment, sent: &Sent, place: MeterSlot) -> Charged {
-        let is_metered = segment.is_request() || sent.first_fragment;
+        let is_known = sent.listed.is_good() || sent.listed.is_peer();
+        let is_metered = segment.is_request()
+            || sent.first_fragment
+            || (segment.has_payload() && !is_known && !sent.listed.is_admitted());
         if segment.is_request() {
             self.count(offset_of!(Counters, tcp.connections));
-        } else if segment.has_payload {
+        } else if segment.has_payload() {
             self.count(offset_of!(Counters, tcp.segments));
         }
         if !is_metered && !segment.is_read() {
@@ -209,12 +214,11 @@ impl Tables for MapTables<'_> {
         // SAFETY: as for a message.
         let set = unsafe { &mut *set };
         let way = meters::way_of(&meter_key, &set.ways);
-        let is_known = sent.listed.is_good() || sent.listed.is_peer();
         if is_metered {
             let charged = if is_known {
                 self.charge_known(set, way, &meter_key, sent, now)
             } else {
-                self.charge_connection(set, way, number, &meter_key, sent, now)
+                self.charge_stranger(segment, set, way, number, &meter_key, sent, now)
             };
             if !matches!(charged, Charged::Within) {
                 self.count(offset_of!(Counters, tcp.limited));
@@ -237,7 +241,7 @@ impl Tables for MapTables<'_> {
             now,
         );
         let is_whole = sample_segment(&mut draft, segment, &meter_key, budget);
-        if segment.has_payload {
+        if segment.has_payload() {
             self.count(if is_whole {
                 offset_of!(Counters, tcp.sampled)
             } else {
@@ -477,10 +481,12 @@ impl MapTables<'_> {
         }
     }
 
-    /// Charges a TCP connection, or a first fragment of a segment, of a source that is not known.
+    /// Charges a segment of a source that is not known: a connection, payload, or a fragment.
     #[inline(always)]
-    fn charge_connection(
+    #[expect(clippy::too_many_arguments, reason = "what `charge_segment` has looked up already")]
+    fn charge_stranger(
         &self,
+        segment: &Segment,
         set: &mut MeterSet,
         way: usize,
         number: u32,
@@ -517,6 +523,11 @@ impl MapTables<'_> {
             let taken = Globals.fragments().take(record.fragments, ticks(now));
             record.fragments = taken.unwrap_or(record.fragments);
             (taken, LimitKind::Fragments)
+        } else if !segment.is_request() {
+            let units = (segment.payload as u32).div_ceil(STREAM_UNIT);
+            let taken = STREAM.take_many(units, record.stream, ticks(now));
+            record.stream = taken.unwrap_or(record.stream);
+            (taken, LimitKind::Stream)
         } else {
             let limit = if sent.listed.is_admitted() {
                 globals::GOOD_LIMIT.load()

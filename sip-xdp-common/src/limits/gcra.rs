@@ -102,6 +102,15 @@ impl Pace {
         if to > self.burst { None } else { Some(now.wrapping_add(to)) }
     }
 
+    /// Takes `count` packets' worth at once, or all that a full bucket holds if that is less: what
+    /// is larger than the bucket passes when it is full.
+    #[inline(always)]
+    pub const fn take_many(&self, count: u32, full_at: u32, now: u32) -> Option<u32> {
+        let cost = self.interval.saturating_mul(count);
+        let cost = if cost > self.burst { self.burst } else { cost };
+        Self { interval: cost, burst: self.burst }.take(full_at, now)
+    }
+
     /// Packets that a bucket which is full at `full_at` would pass at once at `now`.
     pub const fn left(&self, full_at: u32, now: u32) -> u32 {
         let ahead = full_at.wrapping_sub(now);
@@ -118,6 +127,14 @@ impl Pace {
         self.left(0, 0)
     }
 }
+
+/// Bytes of [`STREAM`]'s unit.
+pub const STREAM_UNIT: u32 = 64;
+
+/// Bytes of TCP payload of an unknown source: 8 KiB at once, then 8 KiB/s, in [`STREAM_UNIT`]s. The
+/// daemon bans a guesser within 10 ms of the last guess that it may make; until then a server would
+/// answer all guesses that stand in its buffer. What is dropped is sent again, more slowly.
+pub const STREAM: Pace = Pace::new(128, 1_000_000_000);
 
 /// The limits of an unknown source.
 #[repr(C)]
@@ -189,6 +206,8 @@ pub enum LimitKind {
     Fragments,
     /// [`Limits::connections`].
     Connections,
+    /// [`STREAM`].
+    Stream,
 }
 
 impl LimitKind {
@@ -201,6 +220,7 @@ impl LimitKind {
             Self::Storm => "storm",
             Self::Fragments => "fragments",
             Self::Connections => "connections",
+            Self::Stream => "stream",
         }
     }
 
@@ -213,6 +233,7 @@ impl LimitKind {
             3 => Some(Self::Storm),
             4 => Some(Self::Fragments),
             5 => Some(Self::Connections),
+            6 => Some(Self::Stream),
             _ => None,
         }
     }

@@ -226,11 +226,12 @@ impl Scan {
         }
     }
 
-    /// Begins with another message. Digests stay: they count only as far as there are nonces.
+    /// Begins with another message. Digests stay: they count only as far as there are nonces, and
+    /// begin with each of them.
     #[inline(always)]
     pub fn begin(&mut self) {
         (self.credentials, self.nonces, self.odd) = (0, 0, 0);
-        (self.state, self.place, self.continues, self.digest) = (SKIP, 0, 0, 0);
+        (self.state, self.place, self.continues) = (SKIP, 0, 0);
     }
 
     /// Reads the next byte.

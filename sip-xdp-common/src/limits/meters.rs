@@ -40,7 +40,7 @@ pub struct Records {
     pub ways: [Record; WAYS],
 }
 
-const _: () = assert!(size_of::<MeterSet>() == 64 && size_of::<Records>() == 128);
+const _: () = assert!(size_of::<MeterSet>() == 64 && size_of::<Records>() == 144);
 
 /// [`Meter::mark`]: the source has a [`Record`].
 pub const RECORDED: u32 = 1;

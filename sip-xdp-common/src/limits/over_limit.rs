@@ -10,7 +10,7 @@ use crate::verdict::Message;
 /// enough to classify a sender, and bound what a flood makes the daemon read.
 const EVENT_INTERVAL: u32 = 763;
 
-/// The record of a source that exceeded a limit, or opened a TCP connection.
+/// The record of a source that exceeded a limit, or uses TCP.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Record {
@@ -30,9 +30,11 @@ pub struct Record {
     pub fragments: u32,
     /// Time at which the bucket of TCP connections is full, in [`ticks`].
     pub connections: u32,
+    /// Time at which the bucket of TCP payload is full, in [`ticks`].
+    pub stream: u32,
 }
 
-const _: () = assert!(size_of::<Record>() == 32);
+const _: () = assert!(size_of::<Record>() == 36);
 
 impl Record {
     /// Starts the record of a source that exceeds a limit at `now`, in nanoseconds.
@@ -43,7 +45,7 @@ impl Record {
         self.reported = ticks(now).wrapping_sub(EVENT_INTERVAL);
         self.mark = mark;
         (self.seen, self.registers, self.limited) = (0, 0, 0);
-        (self.fragments, self.connections) = (ticks(now), ticks(now));
+        (self.fragments, self.connections, self.stream) = (ticks(now), ticks(now), ticks(now));
     }
 
     /// Time of the first excess in nanoseconds of the filter's clock, as exact as a tick.

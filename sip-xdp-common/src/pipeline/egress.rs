@@ -125,7 +125,7 @@ pub fn read<R: Reader, S: ProgramSettings>(packet: &R, site: &S) -> Option<Leave
             acknowledges: tcp.acknowledges,
             header: packet.verifier_widen(tcp.header),
             flags: tcp.flags,
-            has_payload: ip.transport + tcp.header < ip.end,
+            payload: packet.verifier_widen(ip.end.saturating_sub(ip.transport + tcp.header)),
         };
         let destination = ip.destination(packet)?;
         let (at, transport, end) = (ip.at, ip.transport, ip.end);
@@ -206,9 +206,9 @@ mod tests {
         let found = segment(5060, 0x18, b"SIP/2.0 200").unwrap();
         assert_eq!((found.port, found.local_port), (0x9c40, 5060));
         assert_eq!((found.ip, found.transport, found.end), (0, 20, 55));
-        let Segment { sequence, acknowledges, header, has_payload, .. } = found.segment;
+        let Segment { sequence, acknowledges, header, payload, .. } = found.segment;
         assert_eq!((sequence, acknowledges, header), (0x0102_0304, 0x0506_0708, 24));
-        assert!(has_payload && found.segment.is_read() && !found.segment.is_handshake());
+        assert!(payload == 11 && found.segment.is_read() && !found.segment.is_handshake());
         assert_eq!(segment(5080, 0x18, b"x"), None);
         // ACK, FIN, RST, SYN/ACK, SYN: read, handshake, request.
         for (flags, expected) in [

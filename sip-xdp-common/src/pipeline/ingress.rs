@@ -84,11 +84,17 @@ pub struct Segment {
     pub header: usize,
     /// Control bits: [`tcp_flags`].
     pub flags: u8,
-    /// Whether there is payload.
-    pub has_payload: bool,
+    /// Length of the payload in bytes.
+    pub payload: usize,
 }
 
 impl Segment {
+    /// Whether there is payload.
+    #[inline(always)]
+    pub const fn has_payload(&self) -> bool {
+        self.payload != 0
+    }
+
     /// Whether it asks for a connection: a SYN that acknowledges nothing.
     #[inline(always)]
     pub const fn is_request(&self) -> bool {
@@ -100,14 +106,14 @@ impl Segment {
     #[inline(always)]
     pub const fn is_read(&self) -> bool {
         self.flags & tcp_flags::SYN == 0
-            && (self.has_payload || self.flags & (tcp_flags::FIN | tcp_flags::RST) != 0)
+            && (self.has_payload() || self.flags & (tcp_flags::FIN | tcp_flags::RST) != 0)
     }
 
     /// Whether it is a part of a handshake that anybody can cause: a SYN/ACK, or a RST.
     #[inline(always)]
     pub const fn is_handshake(&self) -> bool {
         self.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN | tcp_flags::ACK
-            || (self.flags & tcp_flags::RST != 0 && !self.has_payload)
+            || (self.flags & tcp_flags::RST != 0 && !self.has_payload())
     }
 }
 
@@ -396,9 +402,9 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     Judgement { reason, message: Some(message), end: ip.end }
 }
 
-/// Judges a TCP segment to a SIP port: connections of unknown sources are metered by their SYN,
-/// and so are first fragments, which could hide what they carry. All else passes, and is sampled
-/// for the detector. No state is kept of a connection.
+/// Judges a TCP segment to a SIP port. Of unknown sources, connections are metered by their SYN,
+/// payload by its length, and first fragments, which could hide what they carry. All else passes,
+/// and is sampled for the detector. No state is kept of a connection.
 #[inline(always)]
 fn judge_segment<R: Reader, T: Tables>(
     packet: &R,
@@ -426,7 +432,7 @@ fn judge_segment<R: Reader, T: Tables>(
             acknowledges: tcp.acknowledges,
             header: packet.verifier_widen(tcp.header),
             flags: tcp.flags,
-            has_payload: ip.transport + tcp.header < ip.end,
+            payload: packet.verifier_widen(ip.end.saturating_sub(ip.transport + tcp.header)),
         };
     } else if !first_fragment {
         // The host throws it away.

@@ -505,8 +505,9 @@ impl Detector {
         head: Option<&Head<'_>>,
         actions: &mut Vec<Action>,
     ) {
-        // Anybody can send the SYN of another one, and no message was lost with it.
-        if event.bucket == LimitKind::Connections as u8 {
+        // Anybody can send a SYN or a segment in the name of another one, and what a connection
+        // has lost is sent again.
+        if [LimitKind::Connections as u8, LimitKind::Stream as u8].contains(&event.bucket) {
             return;
         }
         let (source, now) = (event.source, event.time);

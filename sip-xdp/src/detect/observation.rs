@@ -132,7 +132,9 @@ impl<'a> TryFrom<&'a KernelEvent> for Observation<'a> {
             source: event.source,
             port: event.port,
             local_port: event.local_port,
-            transport: if event.bucket == LimitKind::Connections as u8 {
+            transport: if [LimitKind::Connections as u8, LimitKind::Stream as u8]
+                .contains(&event.bucket)
+            {
                 Transport::Tcp
             } else {
                 Transport::Udp

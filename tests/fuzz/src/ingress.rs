@@ -199,7 +199,7 @@ fn check_segment(
         (sent.source_port, sent.destination_port)
     );
     assert_eq!(packet[sent.payload + 13], segment.flags);
-    assert!(!segment.has_payload || sent.payload + segment.header < sent.end);
+    assert!(segment.payload == 0 || sent.payload + segment.header + segment.payload == sent.end);
 }
 
 /// Trust first, then blocks, then the policy.

@@ -163,9 +163,11 @@ impl Volume {
         let (rule, limit) = match kind {
             LimitKind::Register => self.rules.register,
             LimitKind::Requests => self.rules.requests,
-            LimitKind::Other | LimitKind::Storm | LimitKind::Fragments | LimitKind::Connections => {
-                return None;
-            }
+            LimitKind::Other
+            | LimitKind::Storm
+            | LimitKind::Fragments
+            | LimitKind::Connections
+            | LimitKind::Stream => return None,
         };
         // The width of the kernel's meter.
         let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();
