@@ -536,6 +536,9 @@ impl MapTables<'_> {
             };
             let taken = limit.take(record.connections, ticks(now));
             record.connections = taken.unwrap_or(record.connections);
+            // TCP Fast Open (RFC 7413): payload ahead of the handshake. Clients do without after a
+            // loss.
+            let taken = taken.filter(|_| !segment.has_payload());
             (taken, LimitKind::Connections)
         };
         if taken.is_some() {

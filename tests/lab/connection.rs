@@ -70,7 +70,8 @@ impl Connection {
         self.from
     }
 
-    /// A request of a user in a call, with further headers, each with its line end.
+    /// A request of a user in a call, with further headers, each with its line end. All of a user's
+    /// connections from one address have one contact: registrars allow few.
     pub fn request(&mut self, method: &str, user: &str, call: &str, headers: &str) -> String {
         self.sequence += 1;
         let Self { from, to, sequence, .. } = self;
@@ -79,9 +80,10 @@ impl Connection {
              Via: SIP/2.0/TCP {from};branch=z9hG4bK{call}-{sequence}-{};rport\r\n\
              Max-Forwards: 70\r\nFrom: <sip:{user}@lab.example>;tag={call}\r\n\
              To: <sip:{user}@lab.example>\r\nCall-ID: {call}\r\nCSeq: {sequence} {method}\r\n\
-             Contact: <sip:{user}@{from};transport=tcp>\r\nExpires: 300\r\n\
+             Contact: <sip:{user}@{};transport=tcp>\r\nExpires: 300\r\n\
              User-Agent: lab phone\r\n{headers}Content-Length: 0\r\n\r\n",
-            from.port()
+            from.port(),
+            from.ip()
         )
     }
 

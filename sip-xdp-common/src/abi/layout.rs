@@ -249,6 +249,16 @@ pub struct TcpCounters {
 
 const _: () = assert!(size_of::<TcpCounters>() == 40);
 
+impl core::ops::AddAssign for TcpCounters {
+    fn add_assign(&mut self, one: Self) {
+        self.connections += one.connections;
+        self.limited += one.limited;
+        self.segments += one.segments;
+        self.sampled += one.sampled;
+        self.unsampled += one.unsampled;
+    }
+}
+
 /// Scratch space of one interface's programs on one CPU.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]

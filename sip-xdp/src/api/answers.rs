@@ -83,6 +83,9 @@ pub struct DaemonStatus {
     pub crowdsec: Option<CrowdsecStatus>,
     /// Where SIP servers send copies of messages.
     pub hep: Vec<HepStatus>,
+    /// SIP over TCP, as it is read on the wire.
+    #[serde(default)]
+    pub tcp: TcpStatus,
     /// State of sending HEP; `None` without it.
     #[serde(default)]
     pub hep_export: Option<HepExportStatus>,
@@ -152,6 +155,40 @@ pub struct CrowdsecStatus {
     pub waiting: usize,
     /// Current error.
     pub error: Option<String>,
+}
+
+/// SIP over TCP, as it is read on the wire. Counts are those since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct TcpStatus {
+    /// Connections that are followed.
+    pub followed: usize,
+    /// Connections that were followed.
+    pub connections: u64,
+    /// SIP messages that were read, in both directions.
+    pub messages: u64,
+    /// Connections that speak TLS, which cannot be read.
+    pub tls: u64,
+    /// Connections that speak WebSocket, which is not read.
+    pub websocket: u64,
+    /// Bytes that belong to no message, but for TLS and WebSocket.
+    pub garbage: u64,
+    /// Pieces that were not seen.
+    pub lost: u64,
+    /// Connections that made room for others.
+    pub evicted: u64,
+}
+
+impl TcpStatus {
+    /// Describes what was not read, if anything.
+    pub fn unread(&self) -> Option<String> {
+        let Self { tls, websocket, .. } = *self;
+        (tls + websocket > 0).then(|| {
+            format!(
+                "{tls} TLS and {websocket} WebSocket connections to SIP ports were not read since \
+                 the start"
+            )
+        })
+    }
 }
 
 /// A place where HEP is taken, and its packets by what became of them.

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use anyhow::Result;
 use clap::Args;
 use sip_xdp::config::Span;
-use sip_xdp::dataplane::counters::{self, ByVerdict, Named};
+use sip_xdp::dataplane::counters::{self, ByVerdict, Named, TcpStats};
 use sip_xdp::dataplane::pins::Pins;
 use sip_xdp::sys::paths::Paths;
 
@@ -84,6 +84,13 @@ fn text(stats: &counters::Stats, before: Option<&counters::Stats>) -> String {
             .collect();
         if !methods.is_empty() {
             text.push_str(&format!("messages: {}\n", methods.join(", ")));
+        }
+        let TcpStats { connections, limited, segments, sampled, unsampled } = interface.tcp;
+        if connections + segments > 0 {
+            text.push_str(&format!(
+                "TCP: {connections} SYNs, {segments} segments with payload: {limited} over a \
+                 limit, {sampled} read, {unsampled} passed unread\n"
+            ));
         }
         text.push('\n');
     }

@@ -407,6 +407,7 @@ impl Daemon {
             notify: self.integrations.notify_status(),
             crowdsec: self.integrations.crowdsec_status(),
             hep: self.hep.input.status(),
+            tcp: self.tcp_status(),
             hep_export: self.integrations.hep_export_status(),
             sockets: self.sockets.status(),
             confirm: self.confirmation.status(),

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{
-    Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses,
+    Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses, TcpCounters,
 };
 use sip_xdp_common::abi::names;
 use sip_xdp_common::limits::storm::StormState;
@@ -103,6 +103,23 @@ pub struct InterfaceStats {
     /// UDP payloads to SIP ports, by message kind.
     #[schemars(with = "MessageCounters")]
     pub methods: Named,
+    /// TCP to SIP ports.
+    pub tcp: TcpStats,
+}
+
+/// SIP over TCP at one interface, of sources that are neither trusted nor blocked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize)]
+pub struct TcpStats {
+    /// SYNs, passed or not.
+    pub connections: u64,
+    /// SYNs and segments over a limit or over a storm's budget, dropped unless in a dry run.
+    pub limited: u64,
+    /// Segments with payload, TLS and WebSocket among them.
+    pub segments: u64,
+    /// Of these, read as a whole by the detector.
+    pub sampled: u64,
+    /// Of these, passed without being read, or not read as a whole: for lack of room.
+    pub unsampled: u64,
 }
 
 /// Fill level of the block list.
@@ -272,6 +289,10 @@ pub fn packets(pins: &Pins) -> Result<Vec<InterfaceStats>> {
                 .iter()
                 .map(|message| (message.name(), sum.messages[*message as usize]))
                 .collect(),
+            tcp: {
+                let TcpCounters { connections, limited, segments, sampled, unsampled } = sum.tcp;
+                TcpStats { connections, limited, segments, sampled, unsampled }
+            },
         });
     }
     Ok(interfaces)
@@ -475,6 +496,7 @@ fn add(mut sum: Counters, one: &Counters) -> Counters {
     for (sum, one) in pairs {
         sum.iter_mut().zip(one).for_each(|(sum, one)| *sum += one);
     }
+    sum.tcp += one.tcp;
     sum
 }
 

@@ -123,6 +123,10 @@ pub struct Counts {
     pub connections: u64,
     /// Messages.
     pub messages: u64,
+    /// Connections that speak TLS, which cannot be read.
+    pub tls: u64,
+    /// Connections that speak WebSocket, which is not read.
+    pub websocket: u64,
     /// Pieces of streams that nobody saw.
     pub lost: u64,
     /// Bytes between messages that are no message.
@@ -210,6 +214,8 @@ struct Connection {
     is_proven: bool,
     /// Messages were read.
     is_read: bool,
+    /// Another protocol is spoken: nothing is read any more.
+    is_foreign: bool,
     last: u64,
     /// What it counts for in the sum of bytes.
     cost: usize,
@@ -394,8 +400,16 @@ impl Connection {
     fn new(time: u64, opened: Option<(u32, u32)>, is_late: bool) -> Self {
         // What was evicted may come back at a moment that its peer has chosen.
         let side = || Side::new(is_late);
-        let sides = [side(), side()];
-        Self { id: 0, opened, sides, is_proven: false, is_read: false, last: time, cost: 0 }
+        Self {
+            id: 0,
+            opened,
+            sides: [side(), side()],
+            is_proven: false,
+            is_read: false,
+            is_foreign: false,
+            last: time,
+            cost: 0,
+        }
     }
 
     fn cost(&self) -> usize {
@@ -405,6 +419,25 @@ impl Connection {
             pieces + side.framer.buffer.capacity() + side.framer.head.capacity()
         };
         size_of::<Self>() + self.sides.iter().map(of).sum::<usize>()
+    }
+
+    /// Whether the first bytes that arrive are those of TLS or WebSocket, on a connection of which
+    /// no message was read. From an address that is not proven anybody may have sent them.
+    fn is_other_protocol(&mut self, segment: &Segment<'_>, counts: &mut Counts) -> bool {
+        let is_first = self.sides[Direction::In as usize].is_at(segment.sequence);
+        if segment.direction == Direction::Out || !is_first || !self.is_proven || self.is_read {
+            return false;
+        }
+        if segment.payload.starts_with(&TLS_HANDSHAKE) {
+            counts.tls += 1;
+        } else if segment.payload.starts_with(WEBSOCKET) {
+            counts.websocket += 1;
+        } else {
+            return false;
+        }
+        self.is_foreign = true;
+        self.sides.iter_mut().for_each(Side::clear);
+        true
     }
 
     fn take(
@@ -418,6 +451,10 @@ impl Connection {
         if let Some(number) = segment.acknowledges {
             let is_real = self.sides[other].note_acknowledged(number);
             self.is_proven |= is_real && segment.direction == Direction::In;
+        }
+        if self.is_foreign || self.is_other_protocol(segment, counts) {
+            self.sides[own].ended |= segment.fin;
+            return;
         }
         let is_proven = self.is_proven;
         for (at, direction) in [(own, segment.direction), (other, opposite(segment.direction))] {
@@ -438,6 +475,13 @@ impl Connection {
         }
     }
 }
+
+/// The first bytes of a TLS ClientHello: a handshake record of a version 3.x (RFC 8446, section
+/// 5.1).
+const TLS_HANDSHAKE: [u8; 2] = [22, 3];
+
+/// How the request begins that opens a WebSocket (RFC 6455, section 4.1).
+const WEBSOCKET: &[u8] = b"GET /";
 
 const fn opposite(direction: Direction) -> Direction {
     match direction {
@@ -466,6 +510,17 @@ impl Side {
             self.framer.state = State::Start;
             self.framer.uncertain = 0;
         }
+    }
+
+    /// Whether a segment with this number has the very first byte.
+    fn is_at(&self, number: u32) -> bool {
+        self.position(number) == Some(ORIGIN)
+    }
+
+    /// Drops what is kept.
+    fn clear(&mut self) {
+        self.pieces = Vec::new();
+        self.framer = Framer::new(false);
     }
 
     /// The position of a number, if the side has begun.

@@ -100,6 +100,33 @@ fn calls(told: &[Told]) -> Vec<String> {
     told.iter().map(call).collect()
 }
 
+/// TLS and WebSocket are counted by connection, and nothing is read or kept of them; what only
+/// looks so behind a message, or in a stranger's name, is not.
+#[test]
+fn other_protocols_are_counted_and_not_read() {
+    let hello = [&TLS_HANDSHAKE[..], &[1, 0, 200], &[7; 200]].concat();
+    let upgrade = b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n".to_vec();
+    let mut streams = Streams::default();
+    for (peer, first) in [(1, &hello), (2, &upgrade), (3, &hello)] {
+        let mut wire = Wire::new(peer, [100, 200]);
+        wire.open(&mut streams);
+        assert!(wire.send(&mut streams, Direction::In, first).is_empty());
+        for _ in 0..10 {
+            assert!(wire.send(&mut streams, Direction::In, &request(1, "")).is_empty());
+            assert!(wire.send(&mut streams, Direction::Out, &answer(1)).is_empty());
+        }
+    }
+    let counts = streams.counts();
+    assert_eq!((counts.tls, counts.websocket, counts.messages, counts.garbage), (2, 1, 0, 0));
+    assert_eq!(streams.bytes(), 3 * size_of::<Connection>(), "nothing is kept");
+    let mut wire = Wire::new(9, [100, 200]);
+    wire.open(&mut streams);
+    assert_eq!(wire.send(&mut streams, Direction::In, &request(4, "")).len(), 1);
+    wire.send(&mut streams, Direction::In, &hello);
+    assert_eq!(wire.send(&mut streams, Direction::Out, &answer(4)).len(), 1);
+    assert_eq!(streams.counts().tls, 2);
+}
+
 /// What a conversation holds: several messages, keepalives, bodies, one of 64 KiB.
 fn conversation() -> Vec<u8> {
     let body = "v=0\r\n\r\nREGISTER sip:no SIP/2.0\r\nCall-ID: in a body\r\n\r\n";

@@ -74,6 +74,52 @@ fn connections_are_limited_and_nothing_else_with_them() {
     }
 }
 
+/// 8 KiB of payload at once, then 8 KiB/s, however it is cut; a segment that is longer than the
+/// bucket passes when that is full. Known-good and admitted sources have no such limit.
+#[test]
+fn payload_of_strangers_is_limited_by_its_length() {
+    for host in [HOST, "2001:db8:7::7"] {
+        for (length, expected) in [(1, 128), (64, 128), (65, 64), (400, 18), (1_400, 5)] {
+            let mut kernel = Kernel::new(&settings());
+            let frame = data(host, 2, &vec![b'x'; length]);
+            let passed = reasons(&mut kernel, &frame, 200);
+            let count = passed.iter().filter(|one| **one == Reason::Unknown).count();
+            assert_eq!(count, expected, "{host}, {length} bytes");
+            let events = of(&mut kernel, EventKind::Limited);
+            assert_eq!(LimitKind::from_number(events[0].bucket), Some(LimitKind::Stream));
+            // Neither acknowledgements nor connections, nor UDP.
+            let empty = data(host, 2, b"");
+            assert_eq!(kernel.run(&empty).reason, Reason::Unknown, "{host}");
+            assert_eq!(kernel.run(&syn(host)).reason, Reason::Unknown, "{host}");
+            assert_eq!(kernel.run(&sip(host, &request("OPTIONS"))).reason, Reason::Unknown);
+            kernel.set_clock(START + SECOND / 2);
+            let later = reasons(&mut kernel, &frame, 200);
+            let count = later.iter().filter(|one| **one == Reason::Unknown).count();
+            let half = expected / 2;
+            assert!((half.saturating_sub(1)..=half + 1).contains(&count), "{host}: {count}");
+        }
+    }
+    let mut kernel = Kernel::new(&settings());
+    let long = data(HOST, 2, &[b'x'; 9_000]);
+    assert_eq!(reasons(&mut kernel, &long, 2), [Reason::Unknown, Reason::Limited]);
+    kernel.list(List::Admit, "203.0.113.2", NEVER);
+    let good = source_of("203.0.113.3".parse().unwrap());
+    kernel.lists.know(good, START, |standing| standing.good_until = START + SECOND).unwrap();
+    for (host, reason) in [("203.0.113.2", Reason::Unknown), ("203.0.113.3", Reason::Good)] {
+        let frame = data(host, 2, &[b'x'; 1_400]);
+        assert_eq!(reasons(&mut kernel, &frame, 90), [reason; 90], "{host}");
+    }
+}
+
+/// Payload ahead of the handshake (TCP Fast Open) could be read by the host alone.
+#[test]
+fn strangers_send_no_payload_with_a_syn() {
+    let mut kernel = Kernel::new(&settings());
+    let fast = segment((40_000, 5060), SYN, 1, 0, 5, &request("REGISTER"));
+    assert_eq!(kernel.run(&by_tcp(HOST).frame(&fast)).reason, Reason::Limited);
+    assert_eq!(kernel.run(&syn(HOST)).reason, Reason::Unknown);
+}
+
 #[test]
 fn the_limit_of_connections_is_one_of_its_own() {
     let mut kernel = Kernel::new(&settings());

@@ -110,13 +110,20 @@ fn guesses_over_tcp_are_banned_however_they_are_sent() -> Result<()> {
     Ok(())
 }
 
-/// All guesses in one segment: a nonce is good for many, and Kamailio answers whatever stands in
-/// its buffer.
+/// Many guesses at once: a nonce is good for all, and Kamailio answers whatever stands in its
+/// buffer.
 #[test]
 fn pipelined_guesses_are_banned() -> Result<()> {
     let lab = Lab::new()?;
     let site = Site::new(&lab)?;
-    let from = lab.further_attacker(0)?;
+    for (number, size) in (0..).zip([2, 5, 20, 100, 400]) {
+        pipelined_guesses(&lab, &site, number, size)?;
+    }
+    Ok(())
+}
+
+fn pipelined_guesses(lab: &Lab, site: &Site<'_>, number: u8, size: usize) -> Result<()> {
+    let from = lab.further_attacker(number)?;
     wait_for_a_nonce_of_its_own();
     let mut connection = site.attacker(from)?;
     let first = connection.request("REGISTER", "alice", "guesses", "");
@@ -125,7 +132,7 @@ fn pipelined_guesses_are_banned() -> Result<()> {
     let mut bursts = 0;
     'guessing: for burst in 0..20 {
         let mut all = String::new();
-        for number in 0..5 {
+        for number in 0..size {
             let password = format!("guess-{burst}-{number}");
             let credentials = connection.credentials(&challenge, "alice", &password);
             all += &connection.request("REGISTER", "alice", "guesses", &credentials);
@@ -134,14 +141,14 @@ fn pipelined_guesses_are_banned() -> Result<()> {
             break;
         }
         bursts += 1;
-        for _ in 0..5 {
+        for _ in 0..size {
             if connection.read().is_err() {
                 break 'guessing;
             }
         }
     }
-    println!("{bursts} bursts of 5 guesses");
-    site.is_banned("pipelined", from, AT_FULL_SPEED)
+    println!("{bursts} bursts of {size} guesses");
+    site.is_banned(&format!("{size} at once"), from, AT_FULL_SPEED)
 }
 
 #[test]

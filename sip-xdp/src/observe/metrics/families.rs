@@ -24,6 +24,7 @@ pub(crate) fn render(overview: &Overview) -> String {
     if let Some(daemon) = &overview.daemon {
         state(&mut text, daemon);
         feeds(&mut text, daemon);
+        tcp(&mut text, daemon);
         hep(&mut text, daemon);
         hep_export(&mut text, daemon);
         sockets(&mut text, daemon);
@@ -88,6 +89,23 @@ fn packets(text: &mut Text, interfaces: &[InterfaceStats]) {
     for one in interfaces {
         for (method, count) in &one.methods {
             text.sample(&[("interface", &one.interface), ("method", method)], count);
+        }
+    }
+    let help = "TCP SYNs to SIP ports, of sources that are neither trusted nor blocked.";
+    text.family("sip_xdp_tcp_connections_total", Counter, help);
+    for one in interfaces {
+        text.sample(&[("interface", &one.interface)], one.tcp.connections);
+    }
+    let help = "TCP SYNs and segments over a limit.";
+    text.family("sip_xdp_tcp_limited_total", Counter, help);
+    for one in interfaces {
+        text.sample(&[("interface", &one.interface)], one.tcp.limited);
+    }
+    let help = "TCP segments with payload that passed, read by the detector or not, for lack of room.";
+    text.family("sip_xdp_tcp_segments_total", Counter, help);
+    for one in interfaces {
+        for (read, count) in [("yes", one.tcp.sampled), ("no", one.tcp.unsampled)] {
+            text.sample(&[("interface", &one.interface), ("read", read)], count);
         }
     }
 }
@@ -262,6 +280,20 @@ fn feeds(text: &mut Text, daemon: &DaemonStatus) {
     for feed in feeds {
         text.sample(&[("feed", &feed.name)], feed.guards.len());
     }
+}
+
+fn tcp(text: &mut Text, daemon: &DaemonStatus) {
+    let tcp = &daemon.tcp;
+    let help = "TCP connections that are followed.";
+    text.single("sip_xdp_tcp_followed", Gauge, help, tcp.followed);
+    let help = "SIP messages that were read over TCP, in both directions.";
+    text.single("sip_xdp_tcp_messages_total", Counter, help, tcp.messages);
+    let help = "TCP connections whose messages cannot be read on the wire, by transport.";
+    text.family("sip_xdp_tcp_unread_connections_total", Counter, help)
+        .sample(&[("transport", "tls")], tcp.tls)
+        .sample(&[("transport", "ws")], tcp.websocket);
+    let help = "Pieces of TCP connections that were not seen.";
+    text.single("sip_xdp_tcp_lost_pieces_total", Counter, help, tcp.lost);
 }
 
 fn hep(text: &mut Text, daemon: &DaemonStatus) {

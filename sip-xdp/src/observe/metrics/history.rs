@@ -100,6 +100,7 @@ mod tests {
             packets: Default::default(),
             bytes: Default::default(),
             methods: Default::default(),
+            tcp: Default::default(),
         };
         for n in 0..1_000 {
             one.packets.drop.insert("blocked", n);

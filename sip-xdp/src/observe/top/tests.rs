@@ -87,6 +87,7 @@ fn attacked(second: u64) -> Overview {
             bytes: packets.clone(),
             packets,
             methods: Default::default(),
+            tcp: Default::default(),
         }],
         responses: ResponseStats { accepted: 120, challenged: 130, refused: 9 },
         lost_events: 5,

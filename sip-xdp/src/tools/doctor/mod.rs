@@ -161,7 +161,15 @@ pub fn unread(daemon: &DaemonStatus) -> Option<String> {
     let places = daemon.hep.iter();
     let listen = places.filter_map(|place| HepListen::try_from(place.listen.clone()).ok());
     let taken = daemon.hep.iter().map(|place| place.taken).sum();
-    hep::unread(&sockets::listeners(), &listen.collect::<Vec<_>>(), taken)
+    let found = hep::unread(&sockets::listeners(), &listen.collect::<Vec<_>>(), taken);
+    match (found, daemon.tcp.unread().filter(|_| taken == 0)) {
+        (Some(found), Some(unread)) => Some(format!("{unread}; {found}")),
+        // On a gateway no listener is found.
+        (None, Some(unread)) => {
+            Some(format!("{unread}; have the SIP server send HEP to a `[[hep]]` table"))
+        }
+        (found, None) => found,
+    }
 }
 
 /// Runs all checks. `asked` are the interfaces to check, if not those that are or would be

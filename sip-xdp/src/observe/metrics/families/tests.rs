@@ -6,7 +6,7 @@ use super::*;
 use crate::api::answers::{HepExportStatus, HepStatus};
 use crate::api::event_stream::Latest;
 use crate::dataplane::counters::{
-    ByVerdict, FilteredInterface, Occupancy, ResponseStats, SourceStats,
+    ByVerdict, FilteredInterface, Occupancy, ResponseStats, SourceStats, TcpStats,
 };
 use crate::feeds::engine::FeedRow;
 use crate::observe::snapshot::{Bans, FromDaemon, ListCount, Storm};
@@ -62,6 +62,7 @@ fn full() -> Overview {
             bytes: packets.clone(),
             packets,
             methods: [("register", 4)].into(),
+            tcp: TcpStats { connections: 5, limited: 1, segments: 9, sampled: 7, unsampled: 2 },
         }],
         responses: ResponseStats { accepted: 1, challenged: 2, refused: 3 },
         lost_events: 1,
