@@ -228,11 +228,6 @@ impl Tables for MapTables<'_> {
         if !segment.is_read() {
             return Charged::Within;
         }
-        let budget = if is_known || way < MEMBERS {
-            SampleBudget::Segments
-        } else {
-            SampleBudget::StrangeSegments
-        };
         let mut draft = self.draft_event(
             EventKind::Segment,
             LimitKind::Connections,
@@ -240,7 +235,7 @@ impl Tables for MapTables<'_> {
             sent,
             now,
         );
-        let is_whole = sample_segment(&mut draft, segment, &meter_key, budget);
+        let is_whole = sample_segment(&mut draft, segment, &meter_key, SampleBudget::Segments);
         if segment.has_payload() {
             self.count(if is_whole {
                 offset_of!(Counters, tcp.sampled)

@@ -331,15 +331,12 @@ pub enum SampleBudget {
     Responses = 2,
     /// Requests of sources on the ladder, which are scanned for credentials.
     Scans = 3,
-    /// Incoming TCP segments of sources with a meter, of known-good ones, and of peers.
+    /// Incoming TCP segments.
     Segments = 4,
-    /// Incoming TCP segments of other sources: whoever has completed a handshake had a meter, but
-    /// for a storm, so that most of these are forged in a flood.
-    StrangeSegments = 5,
     /// Outgoing TCP segments.
-    LeavingSegments = 6,
+    LeavingSegments = 5,
     /// Outgoing SYN/ACKs and RSTs, which forged SYNs cause.
-    Handshakes = 7,
+    Handshakes = 6,
 }
 
 impl SampleBudget {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use sip_xdp::dataplane::loader::{Ports, Settings};
 use sip_xdp_common::abi::layout::{List, NEVER};
 use sip_xdp_common::ip_key::{IpKey, mask};
-use sip_xdp_common::limits::gcra::{Limits, Meter, ticks};
+use sip_xdp_common::limits::gcra::{LimitKind, Limits, Meter, STREAM, STREAM_UNIT, ticks};
 use sip_xdp_common::lookup::search::Listing;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
@@ -30,8 +30,8 @@ struct HostTables {
     scope_all: bool,
     now: Cell<u64>,
     meters: RefCell<HashMap<IpKey, Meter>>,
-    /// Full times of the buckets of connections, and of first fragments of segments.
-    connections: RefCell<HashMap<(IpKey, bool), u32>>,
+    /// Full times of the buckets of TCP, by [`LimitKind`].
+    tcp: RefCell<HashMap<(IpKey, u8), u32>>,
 }
 
 const BLOCKED: &str = "203.0.113.66";
@@ -46,7 +46,7 @@ impl HostTables {
             scope_all: settings.scope_all,
             now: Cell::new(START),
             meters: RefCell::default(),
-            connections: RefCell::default(),
+            tcp: RefCell::default(),
         }
     }
 }
@@ -107,19 +107,31 @@ impl Tables for HostTables {
     }
 
     fn charge_segment(&self, segment: &Segment, sent: &Sent, (): ()) -> Charged {
-        if !segment.is_request() && !sent.first_fragment {
+        if !segment.is_request() && !sent.first_fragment && !segment.has_payload() {
             return Charged::Within;
         }
         let key = if sent.source.is_v4() { sent.source } else { sent.source.masked(mask(64)) };
         let now = ticks(self.now.get());
         let limits = &self.limits;
-        let limit = if sent.first_fragment { limits.fragments } else { limits.connections };
-        let mut connections = self.connections.borrow_mut();
-        let full_at = connections.entry((key, sent.first_fragment)).or_insert(now);
-        match limit.take(*full_at, now) {
+        let units = (segment.payload as u32).div_ceil(STREAM_UNIT);
+        let (kind, limit, count) = if sent.first_fragment {
+            (LimitKind::Fragments, limits.fragments, 1)
+        } else if segment.is_request() {
+            (LimitKind::Connections, limits.connections, 1)
+        } else {
+            (LimitKind::Stream, STREAM, units)
+        };
+        let mut buckets = self.tcp.borrow_mut();
+        let full_at = buckets.entry((key, kind as u8)).or_insert(now);
+        match limit.take_many(count, *full_at, now) {
             Some(next) => {
                 *full_at = next;
-                Charged::Within
+                let is_fast_open = segment.is_request() && segment.has_payload();
+                if is_fast_open && !sent.first_fragment {
+                    Charged::Limited
+                } else {
+                    Charged::Within
+                }
             }
             None => Charged::Limited,
         }

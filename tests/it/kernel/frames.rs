@@ -140,11 +140,11 @@ pub(crate) fn udp_lying(destination: u16, payload: &[u8], length: u16) -> Vec<u8
     bytes
 }
 
-/// A TCP segment (SYN) from port 40000.
+/// A TCP segment (ACK, without payload) from port 40000.
 pub(crate) fn tcp(destination: u16) -> Vec<u8> {
     let mut bytes = 40_000_u16.to_be_bytes().to_vec();
     bytes.extend(destination.to_be_bytes());
-    bytes.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0x20, 0, 0, 0, 0, 0]);
+    bytes.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 16, 0x20, 0, 0, 0, 0, 0]);
     bytes
 }
 

@@ -101,7 +101,8 @@ fn packets(text: &mut Text, interfaces: &[InterfaceStats]) {
     for one in interfaces {
         text.sample(&[("interface", &one.interface)], one.tcp.limited);
     }
-    let help = "TCP segments with payload that passed, read by the detector or not, for lack of room.";
+    let help =
+        "TCP segments with payload that passed, read by the detector or not, for lack of room.";
     text.family("sip_xdp_tcp_segments_total", Counter, help);
     for one in interfaces {
         for (read, count) in [("yes", one.tcp.sampled), ("no", one.tcp.unsampled)] {
