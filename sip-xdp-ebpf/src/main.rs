@@ -44,7 +44,7 @@ fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
     };
     // SAFETY: a field's address inside this CPU's map value; nothing is read.
     let scratch = unsafe { &raw mut (*counters).scratch };
-    let tables = MapTables::new(&ctx, counters);
+    let tables = MapTables::new(&ctx, scratch);
     #[cfg(feature = "trace")]
     let tables = trace::Traced::new(tables, &ctx);
     let judgement = ingress::judge(&Packet::arriving(&ctx, scratch), &tables);

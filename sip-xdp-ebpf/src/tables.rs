@@ -41,9 +41,8 @@ pub(crate) struct MapTables<'a> {
 
 impl<'a> MapTables<'a> {
     #[inline(always)]
-    pub(crate) fn new(ctx: &'a XdpContext, counters: *mut Counters) -> Self {
-        // SAFETY: a field's address inside this CPU's map value; nothing is read.
-        Self { ctx, scratch: unsafe { &raw mut (*counters).scratch } }
+    pub(crate) fn new(ctx: &'a XdpContext, scratch: *mut Scratch) -> Self {
+        Self { ctx, scratch }
     }
 
     /// The counter of TCP at this offset in [`Counters`] counts one more.
@@ -198,6 +197,8 @@ impl Tables for MapTables<'_> {
         let is_metered = segment.is_request()
             || sent.first_fragment
             || (segment.has_payload() && !is_known && !sent.listed.is_admitted());
+        // Widened, so that what follows is verified once for all of them.
+        let is_metered = self.verifier_widen(usize::from(is_metered)) != 0;
         if segment.is_request() {
             self.count(offset_of!(Counters, tcp.connections));
         } else if segment.has_payload() {

@@ -445,8 +445,8 @@ fn judge_segment<R: Reader, T: Tables>(
         source_port,
         destination_port,
         ip: packet.verifier_widen(ip.at),
-        payload: ip.transport,
-        end: ip.end,
+        payload: packet.verifier_widen(ip.transport),
+        end: packet.verifier_widen(ip.end),
         first_fragment,
         is_cut: first_fragment,
     };
