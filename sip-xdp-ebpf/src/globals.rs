@@ -10,23 +10,23 @@ use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::pipeline::ingress::ProgramSettings;
 
 const UNSET: Limit = Limit { interval: 0, burst: 0 };
-const NONE: Pace = Pace { interval: 0, burst: 0 };
 
 #[unsafe(no_mangle)]
 static PORTS: Global<[u64; 1024]> = Global::new([0; 1024]);
 
 #[unsafe(no_mangle)]
 static LIMITS: Global<Limits> = Global::new(Limits {
-    register: NONE,
-    requests: NONE,
-    other: NONE,
-    fragments: NONE,
-    connections: NONE,
+    register: Pace::NONE,
+    requests: Pace::NONE,
+    other: Pace::NONE,
+    fragments: Pace::NONE,
+    connections: Pace::NONE,
+    stream: Pace::NONE,
 });
 
 /// The limit of known-good addresses and peers.
 #[unsafe(no_mangle)]
-pub(crate) static GOOD_LIMIT: Global<Pace> = Global::new(NONE);
+pub(crate) static GOOD_LIMIT: Global<Pace> = Global::new(Pace::NONE);
 
 /// Thresholds of a storm.
 #[unsafe(no_mangle)]
@@ -147,5 +147,11 @@ impl LimitSource for Globals {
     fn connections(&self) -> Pace {
         // SAFETY: as above.
         unsafe { (&raw const (*limits()).connections).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn stream(&self) -> Pace {
+        // SAFETY: as above.
+        unsafe { (&raw const (*limits()).stream).read_volatile() }
     }
 }

@@ -11,9 +11,7 @@ use sip_xdp_common::abi::layout::{
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{FlowKey, RESERVE};
-use sip_xdp_common::limits::gcra::{
-    LimitKind, LimitSource as _, Meter, STREAM, STREAM_UNIT, ticks,
-};
+use sip_xdp_common::limits::gcra::{LimitKind, LimitSource as _, Meter, STREAM_UNIT, ticks};
 use sip_xdp_common::limits::ladder;
 use sip_xdp_common::limits::meters::{self, KNOWN, MeterKey, MeterSet, RECORDED, WAYS as MEMBERS};
 use sip_xdp_common::limits::storm::{self, NewSourcePolicy};
@@ -521,7 +519,7 @@ impl MapTables<'_> {
             (taken, LimitKind::Fragments)
         } else if !segment.is_request() {
             let units = (segment.payload as u32).div_ceil(STREAM_UNIT);
-            let taken = STREAM.take_many(units, record.stream, ticks(now));
+            let taken = Globals.stream().take_many(units, record.stream, ticks(now));
             record.stream = taken.unwrap_or(record.stream);
             (taken, LimitKind::Stream)
         } else {

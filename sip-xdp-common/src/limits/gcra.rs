@@ -68,6 +68,9 @@ const MAX_BURST: u64 = 1 << 31;
 pub const OLDEST: u32 = ticks(24 * 3_600 * 1_000_000_000);
 
 impl Pace {
+    /// No limit.
+    pub const NONE: Self = Self { interval: 0, burst: 0 };
+
     /// `count` packets, at least 1, in `per` nanoseconds, at most 39 hours.
     pub const fn new(count: u32, per: u64) -> Self {
         Self::with_burst(count, per, count)
@@ -150,9 +153,11 @@ pub struct Limits {
     pub fragments: Pace,
     /// TCP connections, by their SYN.
     pub connections: Pace,
+    /// TCP payload, in [`STREAM_UNIT`]s: [`STREAM`], or none.
+    pub stream: Pace,
 }
 
-const _: () = assert!(size_of::<Limits>() == 40);
+const _: () = assert!(size_of::<Limits>() == 48);
 
 /// A source of limits. The kernel loads each field when it is needed.
 pub trait LimitSource {
@@ -166,6 +171,8 @@ pub trait LimitSource {
     fn fragments(&self) -> Pace;
     /// Limit of TCP connections.
     fn connections(&self) -> Pace;
+    /// Limit of TCP payload, in [`STREAM_UNIT`]s.
+    fn stream(&self) -> Pace;
 }
 
 impl LimitSource for Limits {
@@ -188,6 +195,10 @@ impl LimitSource for Limits {
     fn connections(&self) -> Pace {
         self.connections
     }
+
+    fn stream(&self) -> Pace {
+        self.stream
+    }
 }
 
 /// The limit that a packet exceeded.
@@ -206,7 +217,7 @@ pub enum LimitKind {
     Fragments,
     /// [`Limits::connections`].
     Connections,
-    /// [`STREAM`].
+    /// [`Limits::stream`].
     Stream,
 }
 
@@ -357,6 +368,7 @@ mod tests {
         other: Pace::new(300, 10 * SECOND),
         fragments: Pace::new(10, 10 * SECOND),
         connections: Pace::new(60, 10 * SECOND),
+        stream: STREAM,
     };
 
     /// A start far from zero, as on a host with some uptime.

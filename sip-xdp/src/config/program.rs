@@ -60,6 +60,7 @@ impl Config {
             other: limit(limits.other),
             fragments: limit(limits.fragments),
             connections: limit(limits.connections),
+            stream: gcra::STREAM,
         }
     }
 

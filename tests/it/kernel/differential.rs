@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use sip_xdp::dataplane::loader::{Ports, Settings};
 use sip_xdp_common::abi::layout::{List, NEVER};
 use sip_xdp_common::ip_key::{IpKey, mask};
-use sip_xdp_common::limits::gcra::{LimitKind, Limits, Meter, STREAM, STREAM_UNIT, ticks};
+use sip_xdp_common::limits::gcra::{LimitKind, Limits, Meter, STREAM_UNIT, ticks};
 use sip_xdp_common::lookup::search::Listing;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
@@ -119,7 +119,7 @@ impl Tables for HostTables {
         } else if segment.is_request() {
             (LimitKind::Connections, limits.connections, 1)
         } else {
-            (LimitKind::Stream, STREAM, units)
+            (LimitKind::Stream, limits.stream, units)
         };
         let mut buckets = self.tcp.borrow_mut();
         let full_at = buckets.entry((key, kind as u8)).or_insert(now);

@@ -13,7 +13,7 @@ use sip_xdp_common::abi::layout::{
     CLOCK_DEADLINE, CLOCK_TIME, Counters, KernelEvent, List, Responses,
 };
 use sip_xdp_common::abi::names;
-use sip_xdp_common::limits::gcra::{Limit, Limits, Pace};
+use sip_xdp_common::limits::gcra::{Limit, Limits, Pace, STREAM};
 use sip_xdp_common::limits::storm::StormLimits;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::pipeline::egress::Answer;
@@ -43,6 +43,7 @@ pub(crate) fn limits() -> Limits {
         other: Pace::new(300, 10 * SECOND),
         fragments: Pace::new(10, 10 * SECOND),
         connections: Pace::new(60, 10 * SECOND),
+        stream: STREAM,
     }
 }
 

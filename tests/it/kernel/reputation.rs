@@ -13,7 +13,7 @@ use sip_xdp_common::verdict::Reason::{
 };
 
 use crate::kernel::frames::{Ip, request, sip, tcp, udp_from};
-use crate::kernel::harness::{Kernel, SECOND, START, settings};
+use crate::kernel::harness::{Kernel, SECOND, START, limits, settings};
 
 const HOST: &str = "192.0.2.7";
 const HOUR: u64 = 3_600 * SECOND;
@@ -286,6 +286,7 @@ fn one_that_sends_much_cannot_use_up_what_others_are_seen_by() {
             other: Pace::new(10_000, SECOND),
             fragments: Pace::new(10_000, SECOND),
             connections: Pace::new(10_000, SECOND),
+            stream: Pace::NONE,
         },
         ..settings()
     });
@@ -347,7 +348,7 @@ fn a_limit_per_day_passes_a_source_after_days_of_silence() {
     let day = 24 * HOUR;
     let pace = Pace::new(1, day);
     let limits =
-        Limits { register: pace, requests: pace, other: pace, fragments: pace, connections: pace };
+        Limits { register: pace, requests: pace, other: pace, fragments: pace, ..limits() };
     let mut kernel = Kernel::new(&Settings { limits, ..settings() });
     let frame = sip(HOST, &request("REGISTER"));
     assert_eq!(reasons(&mut kernel, &frame, 2), [Unknown, Limited]);

@@ -13,6 +13,7 @@ use sip_xdp_common::abi::layout::{
     CLOCK_OUTCOME, CLOCK_TIME, CpuState, KernelEvent, Responses, message_of, reason_of,
 };
 use sip_xdp_common::abi::names;
+use sip_xdp_common::limits::gcra::{Limits, Pace};
 use sip_xdp_common::packet::headers::Link;
 use sip_xdp_common::pipeline::egress::Answer;
 use sip_xdp_common::verdict::{Message, Reason};
@@ -47,10 +48,13 @@ pub(super) struct Kernel {
 impl Kernel {
     /// Loads them with a configuration, but enforcing, and opens their lists.
     pub(super) fn load(config: &Config) -> Result<(Self, Lists)> {
+        let settings = config.program_settings(Link::Ethernet, 0);
         let settings = Settings {
             clock_from_map: true,
             dry_run: false,
-            ..config.program_settings(Link::Ethernet, 0)
+            // What is dropped of a connection would have come later, which the capture cannot show.
+            limits: Limits { stream: Pace::NONE, ..settings.limits },
+            ..settings
         };
         let mut object = loader::load(&settings, None)?;
         let mut take = |name: &str| -> Result<Map> {

@@ -403,6 +403,7 @@ fn settings() -> Settings {
             other: unlimited,
             fragments: unlimited,
             connections: unlimited,
+            stream: unlimited,
         },
         good: unlimited,
         storm: StormLimits { new_sources: u64::MAX, budget: endless },
