@@ -242,7 +242,7 @@ pub(super) fn cases() -> Result<Vec<Case>> {
     let trie4 = Rc::new(trie4(MILLION)?);
     let trie6 = Rc::new(trie6(MILLION)?);
     let register = || sip4(host(5 * MILLION), REGISTER);
-    // To a SIP port, but TCP: nothing is asked of such a packet but the lists.
+    // A TCP acknowledgement to a SIP port: nothing is asked of it but the lists.
     let lists4 = || frame4(host(5 * MILLION), TCP, 5060, b"");
     let lists6 = || frame6(host6(5 * MILLION), TCP, 5060, b"");
     let blanks = [b"\r\n".repeat(200).as_slice(), REGISTER].concat();
@@ -371,6 +371,15 @@ pub(super) fn cases() -> Result<Vec<Case>> {
         )?,
         Case::ours("REGISTER over a limit", DROP, register(), &Filter::new(Lists::Full, &strict)?),
         Case::ours("keepalive within limits", PASS, sip4(host(5 * MILLION), b"\r\n\r\n"), &full),
+        Case::ours("TCP: SYN within limits, one source", PASS, syn4(host(5 * MILLION)), &full)
+            .within(60.0),
+        Case::ours("TCP: acknowledgement without payload", PASS, lists4(), &full),
+        Case::ours(
+            "TCP: REGISTER within limits, one source",
+            PASS,
+            frame4(host(5 * MILLION), TCP, 5060, REGISTER),
+            &full,
+        ),
         Case::ours(
             "REGISTER behind 400 bytes of CRLF",
             PASS,
@@ -483,6 +492,8 @@ fn trie6(count: u32) -> Result<Ebpf> {
 
 const UDP: u8 = 17;
 const TCP: u8 = 6;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
 
 /// A REGISTER as phones send it.
 const REGISTER: &[u8] = b"REGISTER sip:pbx.example SIP/2.0\r\n\
@@ -499,7 +510,8 @@ fn sip4(source: Network, payload: &[u8]) -> Vec<u8> {
     frame4(source, UDP, 5060, payload)
 }
 
-/// The transport header: ports, and for UDP a length; TCP gets the rest of its 20 bytes as zeros.
+/// The transport header: ports, and for UDP a length; for TCP an acknowledgement (RFC 9293, section
+/// 3.1), with or without payload.
 fn transport(protocol: u8, port: u16, payload: &[u8]) -> Vec<u8> {
     let mut bytes = 40_000_u16.to_be_bytes().to_vec();
     bytes.extend(port.to_be_bytes());
@@ -507,7 +519,7 @@ fn transport(protocol: u8, port: u16, payload: &[u8]) -> Vec<u8> {
         bytes.extend((8 + payload.len() as u16).to_be_bytes());
         bytes.extend([0, 0]);
     } else {
-        bytes.extend([0; 16]);
+        bytes.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, ACK, 0x20, 0, 0, 0, 0, 0]);
     }
     bytes.extend(payload);
     bytes
@@ -523,6 +535,13 @@ fn frame4(source: Network, protocol: u8, port: u16, payload: &[u8]) -> Vec<u8> {
     bytes.extend([198, 51, 100, 1]);
     bytes.extend(transport);
     bytes
+}
+
+/// A SYN to the SIP port.
+fn syn4(source: Network) -> Vec<u8> {
+    let mut frame = frame4(source, TCP, 5060, b"");
+    frame[14 + 20 + 13] = SYN;
+    frame
 }
 
 fn frame6(source: Network, protocol: u8, port: u16, payload: &[u8]) -> Vec<u8> {
