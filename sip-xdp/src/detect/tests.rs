@@ -981,6 +981,36 @@ fn a_nonce_that_is_echoed_elsewhere_makes_nobody_good() {
 }
 
 #[test]
+fn a_cancelled_call_was_accepted_only_if_it_rang() {
+    // A server takes a call, says 100 and is cancelled before it looks at the password.
+    for (provisional, good) in [
+        ("100 Trying", false),
+        ("181 Call Is Being Forwarded", true),
+        ("183 Session Progress", true),
+        ("199 Early Dialog Terminated", false),
+    ] {
+        let mut fixture = Fixture::new();
+        let caller = who("192.0.2.66", 5062, "100");
+        fixture.ask(&caller, "INVITE", "200", "", "407 Proxy Authentication Required");
+        let call = fixture.number;
+        let credentials = fixture.credentials(&caller, call, "any");
+        let common = format!(
+            "Via: SIP/2.0/UDP h;branch=z9hG4bKcancelled\r\nFrom: <sip:100@pbx>;tag=f{call}\r\n\
+             To: <sip:200@pbx>\r\nCall-ID: c{call}\r\nCSeq: 2 INVITE\r\n"
+        );
+        let agent = "User-Agent: Phone 1.0";
+        let request =
+            format!("INVITE sip:200@pbx SIP/2.0\r\n{common}{agent}\r\n{credentials}\r\n");
+        fixture.event(EventKind::Request, &caller, &request);
+        for status in [provisional, "487 Request Terminated"] {
+            let answer = format!("SIP/2.0 {status}\r\n{common}\r\n");
+            fixture.event(EventKind::Answer, &caller, &answer);
+        }
+        assert_eq!(fixture.good(&caller), good, "{provisional}");
+    }
+}
+
+#[test]
 fn responses_that_arrived_before_prove_nothing() {
     let mut fixture = Fixture::new();
     let (victim, attacker) = (who("192.0.2.7", 5062, "100"), who("192.0.2.66", 5060, "x"));

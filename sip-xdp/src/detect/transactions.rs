@@ -279,7 +279,8 @@ impl Transactions {
         let answered = Answered { request: Arc::clone(&one.request), rang: one.rang };
         let is_final = !matches!(head.start, StartLine::Response(100..=199));
         if !is_final {
-            one.rang = true;
+            // Other provisional responses, such as 100, ring nowhere (RFC 3261, 21.1).
+            one.rang |= matches!(head.start, StartLine::Response(180..=189));
             return Match::Of(answered);
         }
         if one.pending == 0 {
