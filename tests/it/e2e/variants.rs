@@ -1,5 +1,7 @@
 //! Kinds of conversations that people reported, at other paces, with other users and ports, and
 //! over IPv6 as well, come out as the reported ones do. Needs root.
+//!
+//! Above 400 lines: independent tests.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,8 +10,9 @@ use anyhow::Result;
 use sip_xdp::config::Config;
 use sip_xdp::net::network::Network;
 use sip_xdp::tools::replay::{Ban, Input, Options, Replayed, replay};
-use sip_xdp_tests::day::tape::{Answer, Party, Tape, Verdict};
+use sip_xdp_tests::day::tape::{Answer, Delivery, Party, Tape, Verdict};
 use sip_xdp_tests::day::{HOUR, MINUTE, SECOND, SERVER, SERVER6, START};
+use sip_xdp_tests::draw::Draw;
 use sip_xdp_tests::pcap::{Cover, pcap};
 
 /// Where one variant of somebody is: each has an address of its own.
@@ -179,6 +182,77 @@ fn offices_that_nobody_reset_are_kept() -> Result<()> {
         }
     }
     assert!(working.len() >= 18);
+    Ok(())
+}
+
+/// Carriers that begin to deliver right after the start, with more calls than a stranger may make,
+/// before any of them ends: limited as strangers are, and never banned.
+#[test]
+fn cold_carriers_are_never_banned() -> Result<()> {
+    let (mut tape, mut places, mut random) = (tape(), Vec::new(), Draw::new(7));
+    let provisional = ["100 Trying", "180 Ringing", "183 Session Progress"];
+    for (number, rate, rings) in (0..).zip([5, 10, 20]).flat_map(|(n, rate)| {
+        (0..).zip([5, 30, 60, 90]).flat_map(move |(m, rings)| {
+            (0..4).map(move |kind| (n * 16 + m * 4 + kind, rate, rings))
+        })
+    }) {
+        let carrier = Party::new(place(number, 5060), "anonymous").with("SBC");
+        // One after the other.
+        let start = START + u64::from(number) * 4 * MINUTE;
+        for turn in 0..150 * rate {
+            // By chance, as people call. A beat would have the limit drop calls of one kind alone.
+            let at = start + random.below(150 * SECOND);
+            let answer = match (number % 4, random.below(12)) {
+                (1, 0..3) | (2, 0..4) => Answer::Refused("404 Not Found"),
+                (1, 3..6) => Answer::Fails("486 Busy Here"),
+                (3, 0..3) => Answer::Fails("480 Temporarily Unavailable"),
+                _ => Answer::Talk(40),
+            };
+            // All to one number of a call center, or each to another.
+            let target = if number % 4 == 3 { 5_000 } else { 20_000 + turn };
+            let provisional = provisional[usize::from(number / 2) % 3];
+            let delivery = Delivery { provisional, rings: rings * SECOND, answer };
+            tape.deliver(at, &carrier, &target.to_string(), delivery);
+        }
+        places.push(carrier.at);
+    }
+    let replayed = played(tape)?;
+    for place in &places {
+        let bans = bans_of(&replayed, place.ip());
+        assert!(bans.is_empty(), "{place}: {bans:#?}");
+    }
+    assert!(places.len() >= 48);
+    Ok(())
+}
+
+/// What looks like them and is none: the server works on each call and takes none, or refuses them.
+#[test]
+fn scanners_that_look_like_carriers_are_banned() -> Result<()> {
+    let (mut tape, mut places) = (tape(), Vec::new());
+    for (number, rate) in (0..24).zip([5, 10, 20].into_iter().cycle()) {
+        let scanner = Party::new(place(number, 5060), "100");
+        let start = START + u64::from(number) * 20 * MINUTE;
+        for turn in 0..400 * rate {
+            let at = start + turn * SECOND / rate;
+            let target = (1_000 + turn).to_string();
+            match number / 2 % 3 {
+                // Nothing but 100, at a rate that is over the limit.
+                0 if rate > 5 => {
+                    let request = tape.request("INVITE", &target);
+                    tape.asks(at, &scanner, &request);
+                    tape.answers(at + 1_000_000, &scanner, &request, "100 Trying", None, "");
+                }
+                1 => {
+                    let answer = Answer::Refused("404 Not Found");
+                    let delivery = Delivery { provisional: "100 Trying", rings: 0, answer };
+                    tape.deliver(at, &scanner, &target, delivery);
+                }
+                _ => tape.plain(at, &scanner, "INVITE", &target, "403 Forbidden"),
+            }
+        }
+        places.push(scanner.at);
+    }
+    banned(&played(tape)?, &places);
     Ok(())
 }
 
