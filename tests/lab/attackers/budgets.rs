@@ -414,11 +414,12 @@ fn patient_paces_of_users(effort: Effort) -> Vec<(u32, u64)> {
 fn slow_users_of_one_address(effort: Effort, account: Option<Account>) -> Vec<Strategy> {
     let mut all = Vec::new();
     for (users, seconds) in patient_paces_of_users(effort) {
-        for (ports, name) in [(users as u16, "their ports"), (1, "one port"), (997, "new ports")] {
+        let all_ports = [(users as u16, "their ports"), (997, "new ports"), (1, "one port")];
+        let count = if effort == Effort::Short { 2 } else { all_ports.len() };
+        for (ports, name) in all_ports.into_iter().take(count) {
             let guesser = patient_users(Places::Ports(address(ONE), ports), users, seconds);
             let guesser = account.into_iter().fold(guesser, Guesser::account);
-            let name = format!("{users} users, each {seconds} s, {name}");
-            all.push(alone(name.clone(), guesser));
+            all.push(alone(format!("{users} users, each {seconds} s, {name}"), guesser));
         }
     }
     all
@@ -428,7 +429,8 @@ fn slow_users_of_one_address(effort: Effort, account: Option<Account>) -> Vec<St
 /// nonces of others.
 pub fn slow_users(effort: Effort) -> Row {
     let mut strategies = slow_users_of_one_address(effort, None);
-    let beside = paces(effort).into_iter().map(|(pace, how)| {
+    let count = if effort == Effort::Short { 1 } else { usize::MAX };
+    let beside = paces(effort).into_iter().take(count).map(|(pace, how)| {
         let slow = patient_users(Places::Ports(address(ONE), 16), 16, 20);
         let places = Places::One((address(ONE), 7_000).into());
         let borrowed = Guesser::new(places, Users::One(VICTIM), how).nonces(NonceSource::Borrowed);
