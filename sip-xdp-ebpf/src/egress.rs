@@ -112,7 +112,7 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
         return;
     }
     let listed = search::lookup(&Lists::new(scratch), &destination, Counting::Nothing);
-    if listed.is_trusted() {
+    if listed.is_trusted() || listed.is_good() && egress::is_for_strangers(status) {
         return;
     }
     let now = clock::now(scratch);

@@ -89,11 +89,18 @@ pub enum Leaves {
 /// The lowest final status code (RFC 3261, 7.2).
 pub const FINAL: u16 = 200;
 
-/// Whether the daemon needs responses with this status: final ones, and 18x, since ringing proves
-/// that the credentials were right.
+/// Whether the daemon needs responses with this status: final ones, 18x, since ringing proves that
+/// the credentials were right, and 100 to strangers ([`is_for_strangers`]).
 #[inline(always)]
 pub const fn is_sampled(status: u16) -> bool {
-    status >= FINAL || status.wrapping_sub(180) < 10
+    status >= FINAL || status.wrapping_sub(180) < 10 || is_for_strangers(status)
+}
+
+/// Whether a response with this status is needed for strangers alone: 100, since calls that the
+/// server works on are no flood that it ignores.
+#[inline(always)]
+pub const fn is_for_strangers(status: u16) -> bool {
+    status == 100
 }
 
 /// Whether a response with this status refuses a password, or asks for one.
@@ -249,7 +256,8 @@ mod tests {
         }
         assert_eq!(leaving(53, "SIP/2.0 200 OK\r\n"), None);
         let sampled: Vec<u16> = (0..700).filter(|status| is_sampled(*status)).collect();
-        assert_eq!((sampled[0], sampled[9], sampled[10], sampled.len()), (180, 189, 200, 510));
+        assert_eq!((sampled[0], sampled[1], sampled[10]), (100, 180, 189));
+        assert_eq!((sampled[11], sampled.len()), (200, 511));
     }
 
     #[test]

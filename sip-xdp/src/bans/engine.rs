@@ -46,7 +46,7 @@ const SPRAYED: &str = "sprayed";
 /// Events older than this were queued for an earlier daemon, in nanoseconds.
 pub(crate) const STALE: u64 = 5_000_000_000;
 
-/// The longest ban of a misconfigured phone.
+/// The longest ban of a misconfigured phone that is the only one of its address.
 const LONGEST_MILD: Duration = Duration::from_secs(3_600);
 
 /// Accepted users that the base limit serves; twice as many double it.
@@ -471,7 +471,11 @@ impl<C: EventSink> BanEngine<'_, C> {
                 self.meter_offender(network, now, now);
             }
             if finding.port.is_none() {
-                self.escalate(&network, now);
+                let is_misconfigured = matches!(finding.growth, Growth::Mild { .. });
+                self.repeats.note_ban(&network, is_misconfigured, now);
+                if !is_misconfigured {
+                    self.escalate(&network, now);
+                }
             }
         }
     }
@@ -489,9 +493,10 @@ impl<C: EventSink> BanEngine<'_, C> {
             (Growth::None, _) => return bans.first.0,
             // Dry-run offences do not count later.
             _ if self.config.dry_run => {}
-            (Growth::Mild, port) => {
+            (Growth::Mild { times }, port) => {
                 let count = self.repeats.count((*network, port.unwrap_or(0)), now, forget);
-                return longer(count, LONGEST_MILD.max(bans.first.0).min(bans.max.0));
+                let length = longer(count, LONGEST_MILD.max(bans.first.0));
+                return length.saturating_mul(times).min(bans.max.0);
             }
             (Growth::Full, Some(port)) => {
                 let count = self.repeats.count((*network, port), now, forget);
@@ -605,7 +610,8 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
-    /// Hosts of a network that were banned at level 1 within an hour.
+    /// Hosts of a network that were banned at level 1 within an hour, for more than a misconfigured
+    /// phone.
     fn banned_lately(&self, around: Network) -> Vec<Network> {
         let lately = self.at.wall_ms.saturating_sub(HOUR / 1_000_000);
         let all = self.lists.entries_within(List::Block, around).filter(|entry| {
@@ -614,6 +620,7 @@ impl<C: EventSink> BanEngine<'_, C> {
                 && entry.network.is_host()
                 && entry.tier == Some(Tier::Proven)
                 && entry.added_ms >= lately
+                && !self.repeats.is_misconfigured(&entry.network, self.at.now)
         });
         all.map(|entry| entry.network).collect()
     }

@@ -27,6 +27,8 @@ pub(crate) struct Offence {
 pub(crate) struct Repeats {
     /// Bans of single ports and of misconfigured phones.
     places: HashMap<(Network, u16), Offence>,
+    /// Time of the last ban of a misconfigured phone by its address, if none for more followed.
+    misconfigured: HashMap<Network, u64>,
     /// Time of the last level 0 ban by network.
     unproven: HashMap<Network, u64>,
 }
@@ -60,15 +62,31 @@ impl Repeats {
         true
     }
 
+    /// Records whether a ban of a whole address is one of a misconfigured phone.
+    pub(super) fn note_ban(&mut self, network: &Network, is_misconfigured: bool, now: u64) {
+        if !is_misconfigured {
+            self.misconfigured.remove(network);
+        } else if self.misconfigured.len() < MAX_OFFENCES {
+            self.misconfigured.insert(*network, now);
+        }
+    }
+
+    /// Whether an address was banned within an hour for a misconfigured phone, and not for more.
+    pub(super) fn is_misconfigured(&self, network: &Network, now: u64) -> bool {
+        self.misconfigured.get(network).is_some_and(|at| now.saturating_sub(*at) < HOUR)
+    }
+
     /// Removes a pardoned network.
     pub(crate) fn forget(&mut self, network: &Network) {
         self.places.retain(|(known, _), _| known != network);
         self.unproven.remove(network);
+        self.misconfigured.remove(network);
     }
 
     pub(super) fn tidy(&mut self, now: u64, forget: u64) {
         self.places.retain(|_, one| now.saturating_sub(one.at) < forget);
         self.unproven.retain(|_, at| now.saturating_sub(*at) < UNPROVEN_ONCE);
+        self.misconfigured.retain(|_, at| now.saturating_sub(*at) < HOUR);
     }
 }
 

@@ -35,7 +35,10 @@ pub enum Growth {
     /// Constant.
     None,
     /// Doubling up to an hour, and not counted as an offence: a misconfigured phone.
-    Mild,
+    Mild {
+        /// All of it so many times as long: several such phones share what one may try.
+        times: u32,
+    },
     /// Doubling up to the configured maximum.
     Full,
 }

@@ -365,6 +365,7 @@ impl Detector {
         self.offenders.remove(source);
         self.offending.remove(&(*source, None));
         self.metered.remove(&(128, *source));
+        self.memory.rejected.forget(source);
         for (bits, _, _) in networks::WIDTHS {
             self.networks.remove(&(bits, source.masked(mask(bits))));
         }

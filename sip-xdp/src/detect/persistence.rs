@@ -80,7 +80,7 @@ impl Detector {
             let until = moved(one.until).min(now.saturating_add(super::FIRST_DAY_NS));
             self.served.restore(IpKey::new(one.source), moved(one.since), until);
         }
-        self.memory.recall(kept.rules)?;
+        self.memory.recall(kept.rules, &moved)?;
         for of in kept.sources.into_iter().take(MAX_SOURCES) {
             let source = IpKey::new(of.source);
             let (last, routable) = (moved(of.last), of.routable);

@@ -60,6 +60,11 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
         self.entries.remove(key).map(|(_, value)| value)
     }
 
+    /// All entries, with the time of their last touch, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, u64, &V)> {
+        self.entries.iter().map(|(key, (at, value))| (key, *at, value))
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.entries.len()

@@ -89,7 +89,7 @@ impl Detector {
                         self.dialogs.give(request.call, tag, to, now);
                     }
                 }
-                if status >= 200 {
+                if answered.is_first {
                     let is_good = self.has_rights(&request.source, now);
                     self.registrar.answered(is_good);
                     if let Some(state) = self.sources.get_mut(&request.source) {
@@ -147,6 +147,11 @@ impl Detector {
             self.accepted(answer, request, actions);
             return;
         }
+        if Self::is_open_call(answer, request) {
+            let number = request.target.as_deref().unwrap_or_default();
+            let Answer { status, now, .. } = *answer;
+            self.served.answered(request.source, request.call, number, status, now);
+        }
         match answer.status {
             100..=199 => {}
             // The password was right, but the nonce too old.
@@ -169,7 +174,7 @@ impl Detector {
 
     /// Whether a response proves that its request's password was right.
     fn accepts(&self, answer: &Answer<'_>, answered: &Answered) -> bool {
-        let Answered { request, rang } = answered;
+        let Answered { request, rang, .. } = answered;
         if !request.authorized
             || request.in_dialog
             || answer.is_foreign
@@ -374,10 +379,15 @@ impl Detector {
         self.hear(request.source, answer.now, what, actions);
     }
 
+    /// Whether a response is ours, to a call without credentials.
+    fn is_open_call(answer: &Answer<'_>, request: &Request) -> bool {
+        let is_call = request.method == Method::Invite && !request.in_dialog && !request.authorized;
+        is_call && !answer.is_foreign && answer.to == request.source
+    }
+
     /// Processes a call that was accepted without credentials.
     fn processed(&mut self, answer: &Answer<'_>, request: &Request, actions: &mut Vec<Action>) {
-        let is_call = request.method == Method::Invite && !request.in_dialog && !request.authorized;
-        if !is_call || answer.is_foreign || answer.to != request.source {
+        if !Self::is_open_call(answer, request) {
             return;
         }
         if let Some(number) = &request.target

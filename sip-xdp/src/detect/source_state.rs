@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use sip_xdp_common::ip_key::IpKey;
 
+use super::GRACE_NS;
 use super::claim::Rejection;
 use super::rules::SourceCounts;
 use crate::sip::transport::Transport;
@@ -90,6 +91,11 @@ impl SourceState {
         self.waiting.retain(|waiting| !is_one(&waiting.rejection.user));
         self.challenged.retain(|challenged| challenged.call != call && !is_one(&challenged.target));
         self.counts.take_back(users, call);
+    }
+
+    /// Whether the kernel dropped its packets by a limit within the last 5 s.
+    pub(super) fn is_limited(&self, now: u64) -> bool {
+        self.limited != 0 && now.saturating_sub(self.limited) < GRACE_NS
     }
 
     /// Records a nonce that it was given.

@@ -393,7 +393,7 @@ fn one_bad_phone_does_not_silence_its_office() {
         for ban in &fixture.bans {
             assert_eq!(
                 (ban.kind, ban.port, ban.growth),
-                ("misconfigured", Some(9_999), Growth::Mild),
+                ("misconfigured", Some(9_999), Growth::Mild { times: 1 }),
                 "{ban:?}"
             );
         }
@@ -981,6 +981,35 @@ fn a_nonce_that_is_echoed_elsewhere_makes_nobody_good() {
 }
 
 #[test]
+fn a_cancelled_call_was_accepted_only_if_it_rang() {
+    // A server takes a call, says 100 and is cancelled before it looks at the password.
+    for (provisional, good) in [
+        ("100 Trying", false),
+        ("181 Call Is Being Forwarded", true),
+        ("183 Session Progress", true),
+        ("199 Early Dialog Terminated", false),
+    ] {
+        let mut fixture = Fixture::new();
+        let caller = who("192.0.2.66", 5062, "100");
+        fixture.ask(&caller, "INVITE", "200", "", "407 Proxy Authentication Required");
+        let call = fixture.number;
+        let credentials = fixture.credentials(&caller, call, "any");
+        let common = format!(
+            "Via: SIP/2.0/UDP h;branch=z9hG4bKcancelled\r\nFrom: <sip:100@pbx>;tag=f{call}\r\n\
+             To: <sip:200@pbx>\r\nCall-ID: c{call}\r\nCSeq: 2 INVITE\r\n"
+        );
+        let agent = "User-Agent: Phone 1.0";
+        let request = format!("INVITE sip:200@pbx SIP/2.0\r\n{common}{agent}\r\n{credentials}\r\n");
+        fixture.event(EventKind::Request, &caller, &request);
+        for status in [provisional, "487 Request Terminated"] {
+            let answer = format!("SIP/2.0 {status}\r\n{common}\r\n");
+            fixture.event(EventKind::Answer, &caller, &answer);
+        }
+        assert_eq!(fixture.good(&caller), good, "{provisional}");
+    }
+}
+
+#[test]
 fn responses_that_arrived_before_prove_nothing() {
     let mut fixture = Fixture::new();
     let (victim, attacker) = (who("192.0.2.7", 5062, "100"), who("192.0.2.66", 5060, "x"));
@@ -1092,6 +1121,141 @@ fn forgotten_phones_take_no_office_down_whatever_they_do() {
         );
         assert!(!fixture.bans.is_empty() && good.iter().all(|phone| fixture.good(phone)), "{what}");
     }
+}
+
+/// Nobody was accepted there yet: each phone has its port, all have one, or another one each time,
+/// as over TCP.
+#[test]
+fn forgotten_phones_of_a_cold_office_are_judged_one_by_one() {
+    let mut variants = Vec::new();
+    for phones in [2, 5, 16] {
+        for pace in [20, 60, 300] {
+            variants
+                .extend(["own", "one", "new"].map(|ports| (Transport::Udp, phones, pace, ports)));
+            variants.extend([Transport::Tcp, Transport::Tls].map(|by| (by, phones, pace, "new")));
+        }
+    }
+    for (transport, phones, pace, ports) in variants {
+        let mut fixture = Fixture { transport, ..Fixture::new() };
+        // As many tries over TCP as are free.
+        let rounds = if transport.is_stream() { 90 / phones } else { 40 };
+        for round in 0..rounds {
+            forgotten_phones(&mut fixture, phones, ports, round);
+            fixture.wait(pace * SECOND);
+        }
+        let what = format!("{transport:?}, {phones}, {pace} s, {ports}: {:?}", fixture.bans);
+        let is_fine = |ban: &Finding| ban.port.is_some() && ban.kind == "misconfigured";
+        assert!(fixture.bans.iter().all(is_fine), "{what}");
+        let good = who("192.0.2.7", 10_000, "new");
+        fixture.register(&good);
+        assert!(fixture.good(&good), "{what}");
+    }
+}
+
+/// A try of each forgotten phone of a cold office.
+fn forgotten_phones(fixture: &mut Fixture, phones: u16, ports: &str, round: u16) {
+    for n in 0..phones {
+        let port = match ports {
+            "own" => 20_000 + n,
+            "one" => 5060,
+            _ => 20_000 + round * phones + n,
+        };
+        fixture.guess(&who("192.0.2.7", port, &format!("old-{n}")), "old");
+    }
+}
+
+#[test]
+fn forgotten_phones_of_a_cold_office_outlive_a_restart() {
+    let mut fixture = Fixture::new();
+    for round in 0..15 {
+        forgotten_phones(&mut fixture, 5, "own", round);
+        fixture.wait(60 * SECOND);
+    }
+    let kept = fixture.detector.evidence(fixture.now, 0).unwrap();
+    let mut again = Fixture { now: fixture.now, number: 1_000, ..Fixture::new() };
+    again.detector.recall(&kept, again.now, 0).unwrap();
+    for round in 0..15 {
+        forgotten_phones(&mut again, 5, "own", round);
+        again.wait(60 * SECOND);
+    }
+    assert!(!again.bans.is_empty());
+    assert!(again.bans.iter().all(|ban| ban.port.is_some()), "{:?}", again.bans);
+}
+
+/// What looks like forgotten phones of a cold office, and is something else.
+#[test]
+fn guessers_that_look_like_a_cold_office_are_banned_by_their_address() {
+    // One of the users is tried faster than by a phone.
+    let mut fixture = Fixture::new();
+    for n in 0..60 {
+        let user = if n % 10 == 0 { format!("old-{}", n % 4) } else { "101".to_owned() };
+        fixture.guess(&who("192.0.2.66", 5060, &user), &n.to_string());
+        fixture.wait(2 * SECOND);
+    }
+    let by_address = |fixture: &Fixture, kind: &str| {
+        fixture.bans.iter().any(|ban| ban.port.is_none() && ban.kind == kind)
+    };
+    assert!(by_address(&fixture, "rejected"), "{:?}", fixture.bans);
+    // More users than an office has.
+    let mut fixture = Fixture::new();
+    for round in 0..3 {
+        forgotten_phones(&mut fixture, 17, "own", round);
+        fixture.wait(60 * SECOND);
+    }
+    assert!(by_address(&fixture, "rejected"), "{:?}", fixture.bans);
+    // Over TCP, where a ban of a port bounds nothing: by more than a hundred tries.
+    let mut fixture = Fixture { transport: Transport::Tcp, ..Fixture::new() };
+    let rounds = (0..100).find(|round| {
+        forgotten_phones(&mut fixture, 16, "new", *round);
+        fixture.wait(20 * SECOND);
+        by_address(&fixture, "misconfigured")
+    });
+    assert_eq!(rounds, Some(6));
+    let growth = fixture.bans.iter().find(|ban| ban.port.is_none()).map(|ban| ban.growth);
+    assert_eq!(growth, Some(Growth::Mild { times: 4 }));
+    // One of many that try a user who is accepted elsewhere, beside another user.
+    let mut fixture = Fixture::new();
+    fixture.register(&who("192.0.2.7", 5062, "100"));
+    for n in 0..40 {
+        fixture.guess(&who(&format!("203.0.113.{}", n % 10), 5060, "100"), "x");
+        fixture.guess(&who(&format!("203.0.113.{}", n % 10), 5061, "200"), "x");
+        fixture.wait(60 * SECOND);
+    }
+    assert!(by_address(&fixture, "sprayed"), "{:?}", fixture.bans);
+}
+
+/// A phone whose user has moved makes its user sprayed, which bans no office.
+#[test]
+fn a_forgotten_phone_whose_user_has_moved_does_not_spray() {
+    let mut fixture = Fixture::new();
+    let moved = who("203.0.113.7", 5062, "old-0");
+    for round in 0..40 {
+        if round % 15 == 0 {
+            fixture.register(&moved);
+        }
+        forgotten_phones(&mut fixture, 2, "own", round);
+        fixture.wait(60 * SECOND);
+    }
+    assert!(fixture.actions.iter().any(|action| matches!(action, Action::Note("sprayed", _))));
+    assert!(fixture.bans.iter().all(|ban| ban.port.is_some()), "{:?}", fixture.bans);
+    assert!(!fixture.bans.is_empty());
+}
+
+/// Tries that anybody may have sent lead to the ladder there, as in any office.
+#[test]
+fn forged_tries_ban_no_cold_office() {
+    let mut fixture = Fixture::new();
+    for round in 0..30 {
+        forgotten_phones(&mut fixture, 3, "own", round);
+        for n in 0..3_u64 {
+            let forged = who("192.0.2.7", 30_000, "101");
+            let credentials = fixture.credentials(&forged, 7_000_000 + n, "x");
+            fixture.ask(&forged, "REGISTER", "101", &credentials, "401 Unauthorized");
+        }
+        fixture.wait(60 * SECOND);
+    }
+    assert!(fixture.bans.iter().all(|ban| ban.port.is_some()), "{:?}", fixture.bans);
+    assert!(fixture.actions.iter().any(|action| matches!(action, Action::Meter(_))));
 }
 
 #[test]

@@ -193,6 +193,8 @@ struct Transaction {
     pending: u32,
     /// Whether a provisional response said that it rings.
     rang: bool,
+    /// Whether there was any response.
+    is_answered: bool,
 }
 
 /// A request that a response answers.
@@ -201,6 +203,8 @@ pub(super) struct Answered {
     pub(super) request: Arc<Request>,
     /// Whether it rang before.
     pub(super) rang: bool,
+    /// Whether this is its first response.
+    pub(super) is_first: bool,
 }
 
 /// The request of a response.
@@ -247,14 +251,16 @@ impl Transactions {
             Some(one) if one.request.attempt == request.attempt => false,
             Some(one) => {
                 one.pending += 1;
-                (one.request, one.rang) = (Arc::clone(request), false);
+                (one.request, one.rang, one.is_answered) = (Arc::clone(request), false, false);
                 true
             }
             None => {
                 if senders.len() >= MAX_SENDERS {
                     senders.remove(0);
                 }
-                senders.push(Transaction { request: Arc::clone(request), pending: 1, rang: false });
+                let request = Arc::clone(request);
+                let (rang, is_answered) = (false, false);
+                senders.push(Transaction { request, pending: 1, rang, is_answered });
                 true
             }
         };
@@ -276,10 +282,13 @@ impl Transactions {
         else {
             return Match::Unknown;
         };
-        let answered = Answered { request: Arc::clone(&one.request), rang: one.rang };
+        let (rang, is_first) = (one.rang, !one.is_answered);
+        let answered = Answered { request: Arc::clone(&one.request), rang, is_first };
         let is_final = !matches!(head.start, StartLine::Response(100..=199));
+        one.is_answered = true;
         if !is_final {
-            one.rang = true;
+            // Other provisional responses, such as 100, ring nowhere (RFC 3261, 21.1).
+            one.rang |= matches!(head.start, StartLine::Response(180..=189));
             return Match::Of(answered);
         }
         if one.pending == 0 {

@@ -41,6 +41,21 @@ fn one_address_that_hides_what_it_sends() -> Result<()> {
 }
 
 #[test]
+fn many_slow_users_of_one_address() -> Result<()> {
+    holds(budgets::slow_users)
+}
+
+#[test]
+fn many_slow_users_of_one_ipv6_network() -> Result<()> {
+    holds(budgets::slow_users_by_ipv6)
+}
+
+#[test]
+fn many_slow_users_beside_an_account() -> Result<()> {
+    holds(budgets::slow_users_with_account)
+}
+
+#[test]
 fn a_relay() -> Result<()> {
     holds(budgets::relay)
 }

@@ -107,7 +107,10 @@ fn a_day_of_two_hundred_phones_names_exactly_the_attackers() -> Result<()> {
             (ban["before"]["passed"].as_u64().unwrap(), ban["after"]["passed"].as_u64().unwrap());
         assert!(before <= 400 && !ban["reason"].as_str().unwrap().is_empty(), "{ban}");
         assert_eq!(ban["address"] == SCANNER.to_string(), ban["kind"] == "signature", "{ban}");
-        assert_eq!(ban["address"] == STALE.to_string(), ban["kind"] == "misconfigured", "{ban}");
+        // Slow guesses for three users look like three phones, and end in a ban of their port.
+        let is_slow = [STALE, SLOW].iter().any(|host| ban["address"] == host.to_string());
+        assert_eq!(is_slow, ban["kind"] == "misconfigured", "{ban}");
+        assert_eq!(ban["address"] == SLOW.to_string(), ban["port"] == 5060, "{ban}");
         assert!(ban["kind"] != "misconfigured" || ban["length"].as_u64() <= Some(3_600), "{ban}");
         println!("{}: {before} packets before, {passed} passed afterwards", ban["address"]);
     }

@@ -392,6 +392,80 @@ pub fn peer(effort: Effort) -> Row {
     Row { name: "a peer", limits: [300, 100], strategies }
 }
 
+/// Guesses for users of whom nothing is known, each at the pace of a phone whose password was
+/// changed, from these places.
+fn patient_users(places: Places, users: u32, seconds: u64) -> Guesser {
+    let pace = Pace::steady(seconds * SECOND / u64::from(users));
+    Guesser::new(places, Users::Many(500, users), pace.back_off(pace.every))
+}
+
+/// How many users, and seconds between two tries of one.
+fn patient_paces_of_users(effort: Effort) -> Vec<(u32, u64)> {
+    match effort {
+        Effort::Short => vec![(16, 20)],
+        Effort::Long => {
+            [2, 5, 16].into_iter().flat_map(|n| [20, 60, 300].map(|s| (n, s))).collect()
+        }
+    }
+}
+
+/// Such users at one address: each from a port of its own, all from one port, and from ever new
+/// ones.
+fn slow_users_of_one_address(effort: Effort, account: Option<Account>) -> Vec<Strategy> {
+    let mut all = Vec::new();
+    for (users, seconds) in patient_paces_of_users(effort) {
+        let all_ports = [(users as u16, "their ports"), (997, "new ports"), (1, "one port")];
+        let count = if effort == Effort::Short { 2 } else { all_ports.len() };
+        for (ports, name) in all_ports.into_iter().take(count) {
+            let guesser = patient_users(Places::Ports(address(ONE), ports), users, seconds);
+            let guesser = account.into_iter().fold(guesser, Guesser::account);
+            all.push(alone(format!("{users} users, each {seconds} s, {name}"), guesser));
+        }
+    }
+    all
+}
+
+/// One address, many users, each as slow as a phone with an old password; also beside guesses with
+/// nonces of others.
+pub fn slow_users(effort: Effort) -> Row {
+    let mut strategies = slow_users_of_one_address(effort, None);
+    let count = if effort == Effort::Short { 1 } else { usize::MAX };
+    let beside = paces(effort).into_iter().take(count).map(|(pace, how)| {
+        let slow = patient_users(Places::Ports(address(ONE), 16), 16, 20);
+        let places = Places::One((address(ONE), 7_000).into());
+        let borrowed = Guesser::new(places, Users::One(VICTIM), how).nonces(NonceSource::Borrowed);
+        let name = format!("16 users, each 20 s, their ports, and borrowed nonces, {pace}");
+        strategy(name, vec![Box::new(slow) as Box<dyn Agent>, Box::new(borrowed)])
+    });
+    strategies.extend(beside);
+    Row { name: "one address, many slow users", limits: [200, 100], strategies }
+}
+
+/// The same beside an account of its own.
+pub fn slow_users_with_account(effort: Effort) -> Row {
+    let account = Account { user: 900, port: 5060 };
+    let strategies = slow_users_of_one_address(effort, Some(account));
+    Row { name: "own account, many slow users", limits: [300, 100], strategies }
+}
+
+/// Somebody with an IPv6 /48 and as slow users: one at each address, two, or one that changes it.
+pub fn slow_users_by_ipv6(effort: Effort) -> Row {
+    let mut strategies = Vec::new();
+    for (users, seconds) in patient_paces_of_users(effort) {
+        for (subnets, hosts, name) in [
+            (1, u64::from(users), "hosts of one /64"),
+            (u64::from(users), 1, "a /64 each"),
+            (1, u64::from(users).div_ceil(2), "two at each host"),
+            (65_536, 4, "/64 after /64"),
+        ] {
+            let places = Places::Hopper { network: 0x49, subnets, hosts };
+            let name = format!("{users} users, each {seconds} s, {name}");
+            strategies.push(alone(name, patient_users(places, users, seconds)));
+        }
+    }
+    Row { name: "one IPv6 /48, many slow users", limits: [1_000, 300], strategies }
+}
+
 /// An address that lets a proxy forward answers which it has made up, or that has the registrar
 /// answer to somebody else (`maddr`).
 pub fn relay(effort: Effort) -> Row {
@@ -413,13 +487,16 @@ pub fn all(effort: Effort) -> Vec<Row> {
         own_nonces,
         borrowed_nonces,
         hidden,
+        slow_users,
         relay,
         ten_on_several_users,
         ten_on_one_user,
         thousand_on_one_user,
         thousand_on_one_user_unproven,
         ipv6_hopper,
+        slow_users_by_ipv6,
         own_account,
+        slow_users_with_account,
         peer,
     ]
     .map(|row| row(effort))

@@ -68,6 +68,17 @@ pub enum Answer {
     Refused(&'static str),
 }
 
+/// How a carrier's call goes that the registrar takes without credentials.
+#[derive(Debug, Clone, Copy)]
+pub struct Delivery {
+    /// The only provisional response.
+    pub provisional: &'static str,
+    /// From there to the final response, in nanoseconds.
+    pub rings: u64,
+    /// How it ends.
+    pub answer: Answer,
+}
+
 /// The recorder.
 #[derive(Debug)]
 pub struct Tape {
@@ -330,13 +341,26 @@ impl Tape {
             self.asks(at, party, &request);
             (at + STEP, request)
         };
-        let tag = self.token();
+        let rings = SECOND * (2 + self.random.below(20));
         self.answers(at, party, &request, "100 Trying", None, "");
-        let ring = SECOND * (2 + self.random.below(20));
+        self.ends(at, party, &request, Delivery { provisional: "180 Ringing", rings, answer });
+    }
+
+    /// A call without credentials that the registrar takes.
+    pub fn deliver(&mut self, at: u64, party: &Party, target: &str, delivery: Delivery) {
+        let request = self.request("INVITE", target);
+        self.asks(at, party, &request);
+        self.ends(at, party, &request, delivery);
+    }
+
+    fn ends(&mut self, at: u64, party: &Party, request: &Request, delivery: Delivery) {
+        let Delivery { provisional, rings: ring, answer } = delivery;
+        let tag = self.token();
+        let given = (!provisional.starts_with("100")).then_some(tag.as_str());
         match answer {
             Answer::Talk(seconds) => {
-                self.answers(at + STEP, party, &request, "180 Ringing", Some(&tag), "");
-                self.answers(at + ring, party, &request, "200 OK", Some(&tag), "");
+                self.answers(at + STEP, party, request, provisional, given, "");
+                self.answers(at + ring, party, request, "200 OK", Some(&tag), "");
                 let in_dialog = |method, sequence| Request {
                     method,
                     sequence,
@@ -352,10 +376,10 @@ impl Tape {
                 self.answers(end + STEP, party, &bye, "200 OK", None, "");
             }
             Answer::Fails(line) => {
-                self.answers(at + STEP, party, &request, "180 Ringing", Some(&tag), "");
-                self.fails(at + ring, party, &request, line, &tag);
+                self.answers(at + STEP, party, request, provisional, given, "");
+                self.fails(at + ring, party, request, line, &tag);
             }
-            Answer::Refused(line) => self.fails(at + STEP, party, &request, line, &tag),
+            Answer::Refused(line) => self.fails(at + STEP, party, request, line, &tag),
         }
     }
 

@@ -157,7 +157,7 @@ impl Memory for Own {
         Ok(Some(serde_json::to_value(&self.0)?))
     }
 
-    fn recall(&mut self, kept: Value) -> Result<()> {
+    fn recall(&mut self, kept: Value, _moved: &dyn Fn(u64) -> u64) -> Result<()> {
         let kept: Vec<String> = serde_json::from_value(kept)?;
         kept.iter().for_each(|host| self.learn(host));
         Ok(())

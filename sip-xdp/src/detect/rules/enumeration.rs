@@ -11,7 +11,7 @@ use super::super::explain::named;
 use super::super::source_state::SourceState;
 use super::super::transactions::Method;
 use super::super::windows::{Window, words};
-use super::super::{Action, Detector, GRACE_NS};
+use super::super::{Action, Detector};
 use super::rule::{BanKind, Counts, Heard, Rule, Signal, Told, recalled};
 
 threshold! {
@@ -132,7 +132,7 @@ impl Detector {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
-        if state.limited != 0 && now.saturating_sub(state.limited) < GRACE_NS {
+        if state.is_limited(now) {
             return;
         }
         let is_known = state.counts.enumeration.iter().any(|(_, refused)| refused.target == target);
@@ -176,7 +176,7 @@ impl Detector {
         let Some(state) = self.sources.get(&source) else {
             return;
         };
-        let accepted = self.known.known_users(&source) + self.served.numbers(&source, now);
+        let accepted = self.known.known_users(&source) + self.served.carried(&source, now);
         let enough = self.threshold(&source, rule.count, now);
         let count = |level: Level| {
             state.counts.enumeration.iter().filter(|(_, one)| one.level >= level).count()

@@ -70,6 +70,10 @@ impl Rule for Invites {
 /// Number of prefixes of one number that is evidence.
 const PREFIXES: usize = 4;
 
+/// Numbers that were taken or ring, from which on a source is a partner rather than a stranger who
+/// was answered once.
+const PARTNER: usize = 5;
+
 /// Their time window.
 const HOUR_NS: u64 = 3_600_000_000_000;
 
@@ -264,9 +268,15 @@ impl Detector {
         if !rule.enabled || self.is_excused(&source, now) {
             return;
         }
+        let is_carrying = self.served.is_carrying(&source, now);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
+        // Which calls of a carrier pass a limit is chance: those that follow each other closely, or
+        // all but those that another one's BYE precedes.
+        if is_carrying && state.is_limited(now) {
+            return;
+        }
         let calls = &mut state.counts.invites;
         calls.refused += 1;
         calls.all.pour_part(now, rule.per.nanos(), weight);
@@ -332,12 +342,19 @@ impl Detector {
         } else {
             &state.counts.invites.all
         };
-        let filled = bucket.level(now, rule.per.nanos());
         let (refused, served) =
             (state.counts.invites.refused as usize, self.served.numbers(&source, now));
+        // Refused calls of a partner count only as far as they outnumber others. Those that ring
+        // may still be answered.
+        let carried = self.served.carried(&source, now);
+        let part = match (carried >= PARTNER, refused > served) {
+            (true, _) => refused.saturating_sub(carried) as f64 / refused.max(1) as f64,
+            (false, outnumber) => f64::from(u8::from(outnumber)),
+        };
+        let filled = part * bucket.level(now, rule.per.nanos());
         // At level 1 this number is enough; a little has leaked out since the first.
         let enough = self.threshold(&source, rule.count, now) as f64;
-        if filled <= enough || refused <= served || self.is_excused(&source, now) {
+        if filled <= enough || self.is_excused(&source, now) {
             return;
         }
         let reason = format!("{refused} calls refused, {served} answered");

@@ -9,6 +9,7 @@ mod rule;
 mod decoy;
 mod domain;
 pub(super) mod enumeration;
+pub(super) mod forgotten;
 mod invites;
 pub(super) mod networks;
 mod register;

@@ -1,9 +1,9 @@
 //! `rejected`, `slow` and `misconfigured`: wrong passwords, fast, slow, or of a misconfigured
 //! phone.
 //!
-//! For an unknown address all rejections count together. At an address with accepted users the
-//! offender is the pair of user and port: a bad phone must not take its office down, and a good
-//! account must not cover guesses for others.
+//! For an unknown address all rejections count together. At an address with accepted users, or with
+//! several forgotten phones ([`super::forgotten`]), the offender is the pair of user and port: a
+//! bad phone must not take its office down, and a good account must not cover guesses for others.
 //!
 //! Above 400 lines: admission, counting and weighing of rejections are one matter.
 
@@ -17,10 +17,11 @@ use super::super::claim::{Growth, Level, Rejection};
 use super::super::digest::digest;
 use super::super::explain::named;
 use super::super::source_state::{SourceState, Waiting};
-use super::super::windows::{Window, words};
+use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding, GRACE_NS, Metering, Step};
 use super::Signal;
-use super::rule::{BanKind, Counts, Rule, Told, recalled};
+use super::forgotten::{FORGOTTEN, PATIENT_NS, Sites, quick_leak_ns};
+use super::rule::{BanKind, Counts, Heard, Rule, Told, recalled};
 use super::slow::Slow;
 use super::sprayed::Sprayed;
 
@@ -49,14 +50,21 @@ impl Rule for Rejected {
             name: MISCONFIGURED,
             evidence: "as `rejected` or `slow`, but for one user with 20 s or more between tries: \
                        a phone with an old password",
-            limits: "bans the port, or the address where nobody else lives; at most 1 h",
+            limits: "bans the port, or the address where nobody else lives; at most 1 h for up to \
+                     4 such users of an address, and up to 4 h for 16",
         },
     ];
     const MAX_COUNT: u32 = 1_000;
 
     type Settings = Settings;
     type Counts = Rejections;
-    type Memory = ();
+    type Memory = Sites;
+
+    fn hear(detector: &mut Detector, heard: &Heard<'_>, _: &mut Vec<Action>) {
+        if let Signal::Accepted(_, users) = heard.what {
+            detector.memory.rejected.take_back(&heard.source, users, heard.now);
+        }
+    }
 
     fn tell(detector: &Detector, state: &SourceState, now: u64) -> Option<Told> {
         let within = detector.rules.rejected.per.nanos();
@@ -79,6 +87,8 @@ pub(in super::super) struct Rejections {
     /// Users of an address with accepted users, by digest, and ports without standing where they
     /// were rejected within a day.
     ports: Window<(u64, u16)>,
+    /// Level 1 rejections that came sooner after the user's try before than a phone's.
+    pub(in super::super) quick: LeakyBucket,
     /// Banned users of the address, with their ports.
     convicted: Window<(String, u16)>,
 }
@@ -111,15 +121,7 @@ impl Counts for Rejections {
     }
 }
 
-/// Minimum retry interval of a phone with a wrong password.
-const PATIENT_NS: u64 = 20_000_000_000;
-
-/// Number of never-accepted users of an office, besides as many as were accepted, that may be
-/// misconfigured phones.
-const FORGOTTEN: usize = 16;
-
-/// Shortest interval between tries of one user by new connections that a phone makes: two tries per
-/// second. Phones wait longer before they reconnect (RFC 5626, section 4.5: 30 s).
+/// Number of ports from which a phone with a wrong password may try within ten minutes.
 const FEW_PORTS: usize = 3;
 
 /// Tries of one user by new connections within so short a time that no phone makes them: two a
@@ -213,6 +215,8 @@ impl Detector {
         actions: &mut Vec<Action>,
     ) {
         let (rule, slow) = (self.rules.rejected, self.rules.slow);
+        // Forgotten phones that have used up what they have together have nothing beside it.
+        let is_last = !self.known.was_good(&source, now) && self.has_used_up(&source, now);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -220,10 +224,11 @@ impl Detector {
         let filled = state.counts.slow.hidden.pour(now, slow.per.nanos());
         let by_count = rule.enabled && state.counts.rejected.hidden.len() >= rule.count as usize;
         let by_level = slow.enabled && filled >= f64::from(slow.count) - 0.5;
-        if by_count || by_level {
+        if by_count || by_level || is_last {
             state.counts.rejected.hidden = Window::default();
             let reason = "passwords are rejected that echo no nonce of ours".to_owned();
-            let metering = Metering::of_host(source, Step::Down, now + DAY_NS, reason);
+            let step = if is_last { Step::Last } else { Step::Down };
+            let metering = Metering::of_host(source, step, now + DAY_NS, reason);
             actions.push(Action::Meter(metering));
         }
     }
@@ -237,13 +242,21 @@ impl Detector {
         actions: &mut Vec<Action>,
     ) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
-        // Forgeable evidence never ends standing.
-        if rejection.level == Level::Seen && self.has_standing(&source, now) {
+        let is_real = rejection.level == Level::Routable || rejection.network;
+        let is_quick = is_real
+            && !self.known.accepted(&source, &rejection.user, now)
+            && self.memory.rejected.note(&source, &rejection.user, at, slow.per.nanos());
+        if is_quick && let Some(state) = self.sources.get_mut(&source) {
+            state.counts.rejected.quick.pour(at, quick_leak_ns(&rejected));
+        }
+        // Forgeable evidence never ends standing, and bans no office.
+        let is_office = self.is_office(&source, now);
+        if rejection.level == Level::Seen && (is_office || self.has_standing(&source, now)) {
             self.limit_hidden(source, at, actions);
             return;
         }
-        let is_office = self.known.was_good(&source, now);
-        let is_settled = is_office && self.known.has_place(&source, rejection.port);
+        let is_settled = self.known.has_place(&source, rejection.port);
+        let is_phone = !is_quick && self.memory.rejected.is_phone(&source, &rejection.user, now);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -273,24 +286,37 @@ impl Detector {
         }
         state.counts.rejected.tries.note(at, rejection.clone(), rejected.per.nanos().max(GRACE_NS));
         self.hear(source, now, Signal::Rejected(rejection), actions);
-        let is_real = rejection.level == Level::Routable || rejection.network;
-        if !is_office {
+        if !is_phone && !self.known.was_good(&source, now) {
             self.weigh_networks(source, is_real, now, actions);
         }
     }
 
+    /// Whether an address is weighed by ports: users were accepted there, or several forgotten
+    /// phones seem to be.
+    fn is_office(&self, source: &IpKey, now: u64) -> bool {
+        self.known.was_good(source, now) || self.is_forgotten_site(source, now)
+    }
+
     fn weigh_rejections(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
-        let found = if self.known.was_good(&source, now) {
+        let found = if self.is_office(&source, now) {
             self.weigh_office(source, now, actions)
         } else {
             self.weigh_stranger(source, now)
         };
         if let Some((level, finding)) = found {
+            if level == Level::Routable
+                && let Some(state) = self.sources.get(&source)
+            {
+                let is_here = |one: &Rejection| finding.port.is_none_or(|port| port == one.port);
+                let tries = state.counts.rejected.tries.iter().map(|(_, one)| one);
+                let users = SourceState::users_of(tries.filter(|one| is_here(one)));
+                self.memory.rejected.convict(&source, &users, now);
+            }
             self.emit_ban(level, finding, now, actions);
         }
     }
 
-    /// Weighs the rejections of an address without accepted users.
+    /// Weighs the rejections of any other address.
     fn weigh_stranger(&self, source: IpKey, now: u64) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         for level in [Level::Routable, Level::Seen] {
@@ -325,12 +351,15 @@ impl Detector {
         let many = self.threshold(&source, slow.count, now).max(slow.count.div_ceil(2) as usize);
         let by_level = slow.enabled && filled >= many as f64 - 0.5;
         let by_spray = self.is_third_for_a_sprayed_user(state, level, now);
-        if tries.is_empty() || !by_count && !by_level && !by_spray {
-            return None;
-        }
         // A single try has no pace, and a source banned for more is no phone.
         let has_offended = self.offenders.get(&source, now).is_some();
         let is_phone = is_phone(tries, &users) && !by_spray && !has_offended;
+        let by_part = is_phone
+            && level == Level::Routable
+            && users.iter().any(|user| self.has_used_up_part(&source, user, filled, now));
+        if tries.is_empty() || !by_count && !by_level && !by_spray && !by_part {
+            return None;
+        }
         let kind = match () {
             () if is_phone => MISCONFIGURED,
             () if by_count => Rejected::NAME,
@@ -340,12 +369,12 @@ impl Detector {
         let mut finding =
             self.about(source, kind, level, evidence_text(state, &users, tries, level, now));
         if is_phone && level == Level::Routable {
-            finding.growth = Growth::Mild;
+            finding.growth = Growth::Mild { times: self.memory.rejected.times(&source, now) };
         }
         Some(finding)
     }
 
-    /// Weighs the rejections of an address with accepted users.
+    /// Weighs the rejections of an address with accepted users or several forgotten phones.
     fn weigh_office(
         &mut self,
         source: IpKey,
@@ -378,7 +407,12 @@ impl Detector {
                 .ports
                 .get(port)
                 .map_or(0.0, |bucket| bucket.level(now, slow.per.nanos()));
-            if !enough(tries.len(), bucket) {
+            let has_used_up_part = !tries.iter().any(|(_, one)| one.transport.is_stream())
+                && users.iter().any(|user| {
+                    !self.known.accepted(&source, user, now)
+                        && self.has_used_up_part(&source, user, bucket, now)
+                });
+            if !enough(tries.len(), bucket) && !has_used_up_part {
                 continue;
             }
             let is_phone = is_phone(tries, &users);
@@ -394,9 +428,19 @@ impl Detector {
             return self.convict_port(source, *port, now, actions);
         }
 
-        // One user from changing ports.
         let others = |one: &Rejection| !self.known.accepted(&source, &one.user, now);
         let strange: Vec<_> = real.iter().copied().filter(|(_, one)| others(one)).collect();
+        // Over TCP each connection has another port, so that a ban of one bounds nothing. Where
+        // users were accepted, their next connections have other ports as well.
+        let is_stream = strange.iter().any(|(_, one)| one.transport.is_stream());
+        let is_cold = !self.known.was_good(&source, now);
+        if is_stream && is_cold && self.has_used_up_tcp(&source, now) {
+            let (level, finding) = self.convict_address(source, &strange, now);
+            let growth = Growth::Mild { times: self.memory.rejected.times(&source, now) };
+            return Some((level, Finding { kind: MISCONFIGURED, growth, ..finding }));
+        }
+
+        // One user from changing ports.
         let mut by_user: BTreeMap<&str, Vec<&(u64, Rejection)>> = BTreeMap::new();
         strange.iter().for_each(|one| by_user.entry(one.1.user.as_str()).or_default().push(one));
         for (user, tries) in &by_user {
@@ -438,7 +482,10 @@ impl Detector {
 
     /// Ports of an address without standing share the ladder from now on, whatever their nonces.
     fn meter_strange_ports(&self, source: IpKey, why: &str, now: u64, actions: &mut Vec<Action>) {
-        let host = Metering::of_host(source, Step::Down, now + LADDER_NS, why.to_owned());
+        // An IPv6 site has many addresses.
+        let has_more = source.is_v4() || !self.has_used_up(&source, now);
+        let step = if has_more { Step::Down } else { Step::Last };
+        let host = Metering::of_host(source, step, now + LADDER_NS, why.to_owned());
         actions.push(Action::Meter(Metering { strict: true, ..host }));
     }
 
@@ -481,7 +528,9 @@ impl Detector {
             .filter(|(_, one)| one.level == Level::Routable && one.port == port)
             .collect();
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
-        let is_phone = is_phone(&tries, &users);
+        let is_stream = tries.iter().any(|(_, one)| one.transport.is_stream());
+        // Several users of one port may be as many phones.
+        let is_phone = users.iter().all(|user| is_phone_of(&tries, user));
         let reason = evidence_text(state, &users, &tries, Level::Routable, now);
         let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
         let mut roams = false;
@@ -503,7 +552,8 @@ impl Detector {
                 .iter()
                 .filter(|(_, (known, _))| *known == user)
                 .count();
-            roams |= places >= MANY_CONVICTIONS;
+            // Each connection has another port, and the ladder meters UDP alone.
+            roams |= places >= MANY_CONVICTIONS && !is_stream;
         }
         if roams {
             self.meter_strange_ports(
@@ -514,7 +564,8 @@ impl Detector {
             );
         }
         let kind = if is_phone { MISCONFIGURED } else { Rejected::NAME };
-        let growth = if is_phone { Growth::Mild } else { Growth::Full };
+        let times = self.memory.rejected.times(&source, now);
+        let growth = if is_phone { Growth::Mild { times } } else { Growth::Full };
         let finding = Finding {
             port: Some(port),
             growth,
@@ -528,6 +579,12 @@ impl Detector {
 fn is_phone(tries: &[&(u64, Rejection)], users: &BTreeSet<&str>) -> bool {
     let pauses = tries.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].0));
     users.len() == 1 && pauses.min().is_none_or(|pause| pause >= PATIENT_NS)
+}
+
+/// Whether the tries of a user may be those of such a phone.
+fn is_phone_of(tries: &[&(u64, Rejection)], user: &str) -> bool {
+    let own: Vec<_> = tries.iter().copied().filter(|(_, one)| one.user == user).collect();
+    is_phone(&own, &BTreeSet::from([user]))
 }
 
 /// Number of ports from which a user was tried. Over TCP each connection has another port, so that

@@ -187,8 +187,8 @@ pub(in crate::detect) trait Memory: Debug + Default {
         Ok(None)
     }
 
-    /// Reads it.
-    fn recall(&mut self, _kept: Value) -> Result<()> {
+    /// Reads it. `moved` shifts times to the clock of this run.
+    fn recall(&mut self, _kept: Value, _moved: &dyn Fn(u64) -> u64) -> Result<()> {
         Ok(())
     }
 }
@@ -327,9 +327,13 @@ macro_rules! registry {
             }
 
             /// Reads what an earlier run kept.
-            pub(in crate::detect) fn recall(&mut self, mut kept: Map<String, Value>) -> Result<()> {
+            pub(in crate::detect) fn recall(
+                &mut self,
+                mut kept: Map<String, Value>,
+                moved: &dyn Fn(u64) -> u64,
+            ) -> Result<()> {
                 $(if let Some(value) = kept.remove(<$name::$rule as Rule>::NAME) {
-                    Memory::recall(&mut self.$name, value)?;
+                    Memory::recall(&mut self.$name, value, moved)?;
                 })+
                 Ok(())
             }

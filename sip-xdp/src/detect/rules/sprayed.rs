@@ -54,6 +54,10 @@ impl Counts for Window<Level> {}
 /// Tries that an unknown source has for sprayed users.
 const TRIES: usize = 3;
 
+/// Proven sources that try a user whom many sources spray: a forgotten phone alone, whose user has
+/// moved to another place, makes that user sprayed.
+const MANY_SOURCES: usize = 3;
+
 /// Maximum number of remembered users.
 const MAX_USERS: usize = 16_384;
 
@@ -118,6 +122,8 @@ struct User {
     last: u64,
     count: u64,
     sources: u64,
+    /// Digests of level 1 sources, up to [`MANY_SOURCES`].
+    proven: BTreeSet<u64>,
 }
 
 /// Thresholds of a sprayed user: a count per time, or a leaky bucket.
@@ -163,6 +169,9 @@ impl Sprayed {
         found.last = now;
         found.count += 1;
         found.sources += u64::from(is_new_source);
+        if level == Level::Routable && found.proven.len() < MANY_SOURCES {
+            found.proven.insert(digest(&source));
+        }
         let tries = &mut found.tries[index(level)];
         tries.note(now, (), limits.per_ns);
         let filled = found.slow[index(level)].pour(now, limits.leak_ns);
@@ -261,6 +270,18 @@ impl Detector {
                 actions.push(Action::Meter(metering));
             }
         }
+    }
+
+    /// Whether an unknown source has used up its tries for sprayed users, and tries one whom other
+    /// sources try as well.
+    pub(super) fn sprays_with_others(&self, source: &IpKey, now: u64) -> bool {
+        let users = &self.memory.sprayed.users;
+        let by_many =
+            |user: &str| users.get(user).is_some_and(|user| user.proven.len() >= MANY_SOURCES);
+        self.sources.get(source).is_some_and(|state| {
+            self.is_third_for_a_sprayed_user(state, Level::Routable, now)
+                && state.counts.rejected.tries.iter().any(|(_, one)| by_many(&one.user))
+        })
     }
 
     /// Whether an unknown source has used up its tries for sprayed users, by level 1 evidence.

@@ -321,7 +321,10 @@ impl Detector {
         let Some(flood) = self.volume.observe(event, echoes_own || event.is_proven) else {
             return;
         };
-        if self.has_standing(&flood.source, now) {
+        // Nor is a carrier that delivers more calls than a stranger may, and is not served yet.
+        let is_register = flood.kind == LimitKind::Register;
+        let is_carrying = !is_register && self.served.is_carrying(&flood.source, now);
+        if self.has_standing(&flood.source, now) || is_carrying {
             return;
         }
         let judged = self.sources.get(&source).map_or_else(Answers::default, |state| Answers {
