@@ -36,8 +36,10 @@ fn is_served(what: &str, configuration: &str, method: Option<&str>, reason: &str
         carrier.wait_for(method, Duration::from_secs(5), |received| {
             received.text.starts_with(method)
         })?;
+        // It is one when a packet passes as such, a grace period after the daemon knows it.
         wait_until("the filter knows the carrier as a peer", Duration::from_secs(5), || {
-            Ok(filter.sources("peers")? > 0)
+            carrier.send(to, b"\r\n\r\n")?;
+            Ok(filter.packets(LAN, "pass.peer")? > 0)
         })
         .with_context(|| format!("it answered our {method}; {}", filter.decisions()))?;
     }
