@@ -278,8 +278,8 @@ unsafe fn zero<const WORDS: usize>(start: *mut u64) {
     }
 }
 
-/// Writes an event into the ring, with at most `MOST` bytes of the packet. Returns whether there was
-/// room.
+/// Writes an event into the ring, with at most `MOST` bytes of the packet. Returns whether there
+/// was room.
 #[inline(always)]
 fn send<C: Origin, const MOST: usize>(draft: &EventDraft<'_, C>, numbers: &Numbers) -> bool {
     let Some(mut entry) = EVENTS.reserve(0) else {

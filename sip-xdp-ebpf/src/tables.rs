@@ -202,9 +202,6 @@ impl Tables for MapTables<'_> {
         } else if segment.has_payload() {
             self.count(offset_of!(Counters, tcp.segments));
         }
-        if !is_metered && !segment.is_read() {
-            return Charged::Within;
-        }
         let now = clock::now(self.scratch);
         let MeterSlot { meter_key, set: number } = place;
         let Some(set) = SOURCES.get_ptr_mut(number) else {

@@ -420,7 +420,13 @@ fn judge_segment<R: Reader, T: Tables>(
         packet.verifier_widen(high as usize) as u64,
         packet.verifier_widen(low as usize) as u64,
     );
-    let place = tables.place(&source, &listed);
+    let passes_as = if listed.is_good() {
+        Reason::Good
+    } else if listed.is_peer() {
+        Reason::Peer
+    } else {
+        Reason::Unknown
+    };
     let first_fragment =
         packet.verifier_widen(usize::from(matches!(ip.fragmentation, Fragmentation::First))) != 0;
     let (mut source_port, mut destination_port) = (0, 0);
@@ -434,10 +440,12 @@ fn judge_segment<R: Reader, T: Tables>(
             flags: tcp.flags,
             payload: packet.verifier_widen(ip.end.saturating_sub(ip.transport + tcp.header)),
         };
-    } else if !first_fragment {
-        // The host throws it away.
-        return Judgement::by(Reason::Unknown, ip.end);
     }
+    // An acknowledgement alone, or what the host throws away for its header.
+    if !segment.is_request() && !segment.is_read() && !first_fragment {
+        return Judgement::by(passes_as, ip.end);
+    }
+    let place = tables.place(&source, &listed);
     let sent = Sent {
         source,
         listed,
@@ -451,9 +459,7 @@ fn judge_segment<R: Reader, T: Tables>(
         is_cut: first_fragment,
     };
     let reason = match tables.charge_segment(&segment, &sent, place) {
-        Charged::Within if listed.is_good() => Reason::Good,
-        Charged::Within if listed.is_peer() => Reason::Peer,
-        Charged::Within => Reason::Unknown,
+        Charged::Within => passes_as,
         Charged::Limited => Reason::Limited,
         Charged::Storm => Reason::Storm,
     };

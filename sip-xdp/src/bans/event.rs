@@ -27,7 +27,8 @@ schema_of!(
     /// The kind of an event, in schemas.
     EventKind,
     one_of(
-        "The kind of an event: of a ban its evidence, of a limit its bucket, of others what happened.",
+        "The kind of an event: of a ban its evidence, of a limit its bucket, of others what \
+         happened.",
         kinds().iter().map(|(kind, _)| kind.name).chain(KINDS)
     )
 );

@@ -32,8 +32,8 @@ schema_of!(
     /// The name of an owner, in schemas.
     OwnerName,
     one_of(
-        "The owner of an entry: an operator, the detector, the configuration, a trusted host name, a \
-         tool such as fail2ban, or a feed.",
+        "The owner of an entry: an operator, the detector, the configuration, a trusted host name, \
+         a tool such as fail2ban, or a feed.",
         (0..=Owner::LAST as u8).filter_map(Owner::from_number).map(Owner::name)
     )
 );
