@@ -222,8 +222,10 @@ mod measured {
         ] {
             let begun = Instant::now();
             filter.succeed(arguments)?;
+            // A query waits for 15 s. A reload loads the programs, which takes a second or two in a
+            // build without optimisation.
             assert!(
-                begun.elapsed() < Duration::from_secs(2),
+                begun.elapsed() < Duration::from_secs(4),
                 "{arguments:?} took {:?}",
                 begun.elapsed()
             );
