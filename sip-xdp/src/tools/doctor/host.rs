@@ -23,14 +23,8 @@ pub(super) fn platform(platform: &Platform) -> Vec<Check> {
 fn judge_platform(platform: &Platform, is_root: bool) -> Vec<Check> {
     let (obstacles, limitations) = (platform.obstacles(), platform.limitations());
     let well = [
-        (
-            "kernel",
-            format!(
-                "Linux {}: has all that the programs call; {}",
-                platform.release,
-                platform.responses()
-            ),
-        ),
+        ("kernel", format!("Linux {}: has all that the programs call", platform.release)),
+        ("egress", platform.responses().to_owned()),
         ("bpf", "the kernel takes XDP programs from this process".to_owned()),
         (
             "capabilities",
@@ -293,10 +287,10 @@ mod tests {
         let checks = judge_platform(&platform(), true);
         assert!(checks.iter().all(|check| check.status == Status::Ok), "{checks:?}");
         assert!(
-            checks[0].detail.contains("a filter on the clsact qdisc (the kernel has no tcx)"),
+            checks[1].detail.contains("a filter on the clsact qdisc (the kernel has no tcx)"),
             "{checks:?}"
         );
-        assert!(checks[3].detail.ends_with("by updates of a map of maps"), "{checks:?}");
+        assert!(checks[4].detail.ends_with("by updates of a map of maps"), "{checks:?}");
     }
 
     #[test]
