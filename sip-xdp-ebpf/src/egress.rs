@@ -10,7 +10,7 @@ use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::PendingRequest;
 use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::limits::meters::MeterKey;
-use sip_xdp_common::lookup::search::{self, Counting};
+use sip_xdp_common::lookup::search::{self, Counting, Listing};
 use sip_xdp_common::packet::reader::Reader;
 use sip_xdp_common::pipeline::egress::{self, Answer, Leaves, Leaving, LeavingSegment};
 use sip_xdp_common::verdict::Message;
@@ -112,6 +112,9 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
         return;
     }
     let listed = search::lookup(&Lists::new(scratch), &destination, Counting::Nothing);
+    // Widened, too: how the entry was found no longer matters. Without it Linux 6.1 verifies what
+    // follows for each way through the lookup.
+    let listed = Listing::new(packet.verifier_widen(listed.bits() as usize) as u64);
     if listed.is_trusted() || listed.is_good() && egress::is_for_strangers(status) {
         return;
     }
