@@ -111,11 +111,14 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
     if is_response && !egress::is_sampled(status) {
         return;
     }
+    // Decided and widened ahead of the lookup, and its result behind it: Linux 6.1 would verify the
+    // lookup for each range of statuses, and what follows for each way through the lookup.
+    let is_for_strangers =
+        packet.verifier_widen(usize::from(egress::is_for_strangers(status))) != 0;
+    let is_refusal = packet.verifier_widen(usize::from(egress::is_refusal(status))) != 0;
     let listed = search::lookup(&Lists::new(scratch), &destination, Counting::Nothing);
-    // Widened, too: how the entry was found no longer matters. Without it Linux 6.1 verifies what
-    // follows for each way through the lookup.
     let listed = Listing::new(packet.verifier_widen(listed.bits() as usize) as u64);
-    if listed.is_trusted() || listed.is_good() && egress::is_for_strangers(status) {
+    if listed.is_trusted() || listed.is_good() && is_for_strangers {
         return;
     }
     let now = clock::now(scratch);
@@ -131,7 +134,7 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
     }
     // What a peer is refused is looked at: one may be a guesser. Of one on the ladder everything
     // is.
-    if listed.is_settled_peer() && !listed.is_metered() && !egress::is_refusal(status) {
+    if listed.is_settled_peer() && !listed.is_metered() && !is_refusal {
         return;
     }
     let flags = (u8::from(listed.is_per_host()) * BY_ADDRESS)
