@@ -172,7 +172,7 @@ fn a_server_that_the_world_reaches_unfiltered() -> Result<()> {
     found.says("exposure", "fail", "sip-xdp run --iface wan");
     found.says("listeners", "ok", "asterisk (pid ");
     found.says("listeners", "ok", "reachable from the world");
-    found.says("policy", "ok", "phones that use TCP or TLS (port 5060) are not learnt");
+    found.says("policy", "ok", "phones that use TCP or TLS (port 5060) and are not known yet");
     found.says("filter", "warn", "no filter is loaded");
     drop(open);
     assert!(Diagnosis::of(&filter, &["--iface", WAN])?.is_well);

@@ -213,8 +213,8 @@ fn policy(facts: &HostFacts, listed: &[&Listener], own: &[IpAddr]) -> Check {
     let streams = match by_tcp.is_empty() {
         true => "nobody listens on TCP".to_owned(),
         false => format!(
-            "phones that use TCP or TLS (port {}) are not learnt, and locked out unless they are \
-             admitted",
+            "phones that use TCP or TLS (port {}) and are not known yet are locked out unless they \
+             are admitted",
             by_tcp.join(", ")
         ),
     };
