@@ -204,13 +204,13 @@ impl Tables for MapTables<'_> {
         }
         let now = clock::now(self.scratch);
         let MeterSlot { meter_key, set: number } = place;
-        let Some(set) = SOURCES.get_ptr_mut(number) else {
-            return Charged::Within;
-        };
-        // SAFETY: as for a message.
-        let set = unsafe { &mut *set };
-        let way = meters::way_of(&meter_key, &set.ways);
         if is_metered {
+            let Some(set) = SOURCES.get_ptr_mut(number) else {
+                return Charged::Within;
+            };
+            // SAFETY: as for a message.
+            let set = unsafe { &mut *set };
+            let way = meters::way_of(&meter_key, &set.ways);
             let charged = if is_known {
                 self.charge_known(set, way, &meter_key, sent, now)
             } else {
@@ -543,7 +543,7 @@ impl MapTables<'_> {
     }
 
     /// Applies the policy for a source without a meter. Returns the charge, and the flags of its
-    /// sample. `None` for a message: a TCP connection, which is charged elsewhere.
+    /// sample. `None` for a message: a TCP segment, which is charged elsewhere.
     #[inline(always)]
     fn on_new_source(
         &self,
