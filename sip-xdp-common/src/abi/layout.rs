@@ -236,7 +236,8 @@ const _: () = assert!(
 pub struct TcpCounters {
     /// SYNs, passed or not.
     pub connections: u64,
-    /// SYNs and first fragments that were dropped: over a limit, or over a storm's budget.
+    /// SYNs, segments with payload and first fragments that were dropped: over a limit, or over a
+    /// storm's budget.
     pub limited: u64,
     /// Segments with payload.
     pub segments: u64,

@@ -222,6 +222,11 @@ pub enum LimitKind {
 }
 
 impl LimitKind {
+    /// Whether it is one of TCP segments.
+    pub const fn is_of_segments(self) -> bool {
+        matches!(self, Self::Connections | Self::Stream)
+    }
+
     /// The name in configuration, events and reasons.
     pub const fn name(self) -> &'static str {
         match self {

@@ -508,7 +508,7 @@ impl Detector {
     ) {
         // Anybody can send a SYN or a segment in the name of another one, and what a connection
         // has lost is sent again.
-        if [LimitKind::Connections as u8, LimitKind::Stream as u8].contains(&event.bucket) {
+        if LimitKind::from_number(event.bucket).is_some_and(LimitKind::is_of_segments) {
             return;
         }
         let (source, now) = (event.source, event.time);

@@ -132,12 +132,9 @@ impl<'a> TryFrom<&'a KernelEvent> for Observation<'a> {
             source: event.source,
             port: event.port,
             local_port: event.local_port,
-            transport: if [LimitKind::Connections as u8, LimitKind::Stream as u8]
-                .contains(&event.bucket)
-            {
-                Transport::Tcp
-            } else {
-                Transport::Udp
+            transport: match LimitKind::from_number(event.bucket) {
+                Some(kind) if kind.is_of_segments() => Transport::Tcp,
+                _ => Transport::Udp,
             },
             kind: EventKind::from_number(event.kind).ok_or(())?,
             is_proven: false,

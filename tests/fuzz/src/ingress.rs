@@ -34,6 +34,17 @@ struct Answers {
 }
 
 impl Answers {
+    /// The reason of what was charged, with the one of a stranger's that passes.
+    fn expected(&self, passes_as: Reason) -> Reason {
+        match self.charged {
+            Charged::Limited => Reason::Limited,
+            Charged::Storm => Reason::Storm,
+            Charged::Within if self.listed.is_good() => Reason::Good,
+            Charged::Within if self.listed.is_peer() => Reason::Peer,
+            Charged::Within => passes_as,
+        }
+    }
+
     fn new(bytes: [u8; ANSWERS]) -> Self {
         let [site, answers, low, high] = bytes;
         Self {
@@ -145,14 +156,7 @@ fn check_charge(
 ) {
     assert_eq!(judgement.message, Some(message));
     assert_eq!((Some(sent.source), sent.listed), (tables.source.get(), tables.listed));
-    let expected = match tables.charged {
-        Charged::Limited => Reason::Limited,
-        Charged::Storm => Reason::Storm,
-        Charged::Within if tables.listed.is_good() => Reason::Good,
-        Charged::Within if tables.listed.is_peer() => Reason::Peer,
-        Charged::Within => message.passes_as(),
-    };
-    assert_eq!(judgement.reason, expected);
+    assert_eq!(judgement.reason, tables.expected(message.passes_as()));
     assert!(!tables.listed.is_blocked() || sent.spared);
     assert!(!sent.spared || (tables.listed.is_blocked() && tables.flow == FlowState::Good));
     // A SIP message has a start line, and its ports precede it.
@@ -178,14 +182,7 @@ fn check_segment(
 ) {
     assert_eq!(judgement.message, None);
     assert_eq!((Some(sent.source), sent.listed), (tables.source.get(), tables.listed));
-    let expected = match tables.charged {
-        Charged::Limited => Reason::Limited,
-        Charged::Storm => Reason::Storm,
-        Charged::Within if tables.listed.is_good() => Reason::Good,
-        Charged::Within if tables.listed.is_peer() => Reason::Peer,
-        Charged::Within => Reason::Unknown,
-    };
-    assert_eq!(judgement.reason, expected);
+    assert_eq!(judgement.reason, tables.expected(Reason::Unknown));
     let listed = tables.listed;
     assert!(!listed.is_blocked() || listed.is_udp_only());
     if segment.header == 0 {

@@ -403,7 +403,7 @@ fn empty_pass() -> Result<(&'static str, Rc<Ebpf>)> {
 
 /// As by default, but for limits that no run reaches and storms that none is.
 fn settings() -> Settings {
-    let (endless, unlimited) = (Limit { interval: 0, burst: 0 }, Pace { interval: 0, burst: 0 });
+    let (endless, unlimited) = (Limit { interval: 0, burst: 0 }, Pace::NONE);
     Settings {
         ports: Ports::new([(5060, 5061)]),
         limits: Limits {
