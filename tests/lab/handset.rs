@@ -48,15 +48,18 @@ struct Dialog {
 }
 
 impl Handset {
-    /// A phone that registers at the first patrol, and subscribes after that.
+    /// A phone that registers at the first patrol, and subscribes after that. Its Call-IDs are
+    /// those of this `start`: sequence numbers begin anew with each, and a registrar refuses those
+    /// that it has seen in a Call-ID (RFC 3261, 10.3).
     pub(crate) fn new(
+        start: u64,
         user: String,
         from: SocketAddr,
         to: SocketAddr,
         watched: Vec<String>,
         refresh: Option<Duration>,
     ) -> Self {
-        let call_id = |kind: &str| format!("{kind}-{user}-{}@{}", from.port(), from.ip());
+        let call_id = |kind: &str| format!("{kind}-{start}-{user}-{}@{}", from.port(), from.ip());
         let mut registration = Dialog::new("REGISTER", user.clone(), call_id("register"));
         registration.due = Some(Instant::now());
         let watch = |watched: String| {
@@ -296,12 +299,16 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
+            Self::started(1)
+        }
+
+        fn started(start: u64) -> Self {
             let [own, other] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
             let (from, to) = (own.local_addr().unwrap(), other.local_addr().unwrap());
             own.connect(to).unwrap();
             other.connect(from).unwrap();
             other.set_nonblocking(true).unwrap();
-            let handset = Handset::new("1000".into(), from, to, vec!["1001".into()], None);
+            let handset = Handset::new(start, "1000".into(), from, to, vec!["1001".into()], None);
             Self { handset, own, other, counts: Counts::default() }
         }
 
@@ -346,6 +353,17 @@ mod tests {
         assert!(bench.patrol(start + Duration::from_secs(33)).is_empty());
         let again = bench.patrol(start + Duration::from_secs(70));
         assert!(again[0].contains("CSeq: 2 REGISTER"), "{again:?}");
+    }
+
+    #[test]
+    fn another_start_has_other_call_ids() {
+        let now = Instant::now();
+        let call_id = |start| {
+            let sent = Bench::started(start).patrol(now);
+            let message = Message::parse(sent[0].as_bytes()).unwrap();
+            message.header("Call-ID").unwrap().to_owned()
+        };
+        assert_ne!(call_id(1), call_id(2));
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::topology::{PBX_LAN, PHONE};
 pub const FIRST_PORT: u16 = 20_000;
 /// User of the first phone; the others follow.
 pub const FIRST_USER: u16 = 1000;
+/// Number of starts so far: each has Call-IDs of its own, as phones have after a power cut.
+static STARTS: AtomicU64 = AtomicU64::new(0);
 /// Poll interval.
 const PATROL: Duration = Duration::from_millis(10);
 
@@ -114,12 +116,13 @@ impl Phones {
         let sockets: Vec<_> = namespace.enter(|| {
             places.iter().map(|&(number, at)| socket(number, at, to)).collect::<Result<_>>()
         })?;
+        let start = STARTS.fetch_add(1, Relaxed);
         let handsets = places.iter().map(|&(number, address)| {
             let from = SocketAddr::new(address.into(), FIRST_PORT + number);
             // Extensions subscribe to those that follow them.
             let watched =
                 (1..=options.subscriptions).map(|next| user((number + next) % 300)).collect();
-            Handset::new(user(number), from, to, watched, options.refresh)
+            Handset::new(start, user(number), from, to, watched, options.refresh)
         });
         let mut handsets: Vec<_> = handsets.collect();
         let counts = Arc::new(Counts::default());
@@ -192,6 +195,8 @@ fn work(sockets: &[UdpSocket], handsets: &mut [Handset], counts: &Counts) {
         sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
     let mut buffer = [0; 4096];
     let mut patrolled: Option<Instant> = None;
+    // A phone a patrol further: of phones that retransmit at once none is always the last one.
+    let mut first = 0;
     while !counts.stop.load(Relaxed) {
         let now = Instant::now();
         if counts.again.load(Relaxed) {
@@ -201,7 +206,11 @@ fn work(sockets: &[UdpSocket], handsets: &mut [Handset], counts: &Counts) {
         }
         if patrolled.is_none_or(|last| now - last >= PATROL) {
             patrolled = Some(now);
-            for (handset, socket) in handsets.iter_mut().zip(sockets) {
+            first = (first + 1) % handsets.len().max(1);
+            let (early, late) = handsets.split_at_mut(first);
+            for (handset, socket) in
+                late.iter_mut().zip(&sockets[first..]).chain(early.iter_mut().zip(sockets))
+            {
                 handset.patrol(now, socket, counts);
             }
             counts

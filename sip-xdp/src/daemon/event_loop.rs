@@ -100,8 +100,8 @@ async fn watch_over(
                 let mut guard = readable?;
                 if daemon.drain(guard.get_inner_mut()) {
                     guard.clear_ready();
-                    // Over TCP the kernel does not count requests: until the ban, each millisecond is
-                    // worth several guesses.
+                    // Over TCP the kernel does not count requests: until the ban, each
+                    // millisecond is worth several guesses.
                     if !std::mem::take(&mut daemon.is_urgent) {
                         pause.as_mut().reset(Instant::now() + PAUSE);
                     }
