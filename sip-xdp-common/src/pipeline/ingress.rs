@@ -284,11 +284,10 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way }, ip.end);
     }
 
-    // 3. Blocked sources are dropped, and so are banned ports. A known-good phone keeps its port
-    //    when the detector or a feed blocks its address.
-    let is_sip_udp = to_sip && ip.is_udp();
+    // 3. Blocked sources are dropped, and so are banned ports, by UDP and TCP. A known-good phone
+    //    keeps its port, or its connection, when the detector or a feed blocks its address.
     let mut spared = false;
-    if is_sip_udp
+    if to_sip
         && (listed.has_flows() || listed.is_blocked())
         && (listed.has_flows() || listed.is_good())
         && !listed.is_blocked_by_hand()
@@ -319,7 +318,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     // Under the policy `closed` unknown sources may only answer pending requests.
     let may_talk =
         !tables.is_closed() || listed.is_admitted() || listed.is_good() || listed.is_peer();
-    if !may_talk && (!is_sip_udp || !tables.has_pending_request(&source)) {
+    if !may_talk && (!ip.is_udp() || !tables.has_pending_request(&source)) {
         return Judgement::by(Reason::Closed, ip.end);
     }
     if ip.protocol == TCP {

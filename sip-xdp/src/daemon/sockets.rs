@@ -32,6 +32,8 @@ const WAITING: usize = 1_024;
 struct Ended {
     /// The banned network.
     network: Network,
+    /// The banned port of it, if only that is.
+    port: Option<u16>,
     /// Trusted networks in it.
     trusted: Vec<Network>,
     /// Known-good ports in it, which go on under a ban that nobody has commanded.
@@ -94,7 +96,7 @@ impl SocketDestroyer {
                 let by_evidence = entry.owner == Owner::Auto;
                 let good = by_evidence.then(|| lists.good_flows_within(&network, now));
                 let trusted = lists.trusted_within(&network, now);
-                Ended { network, trusted, good: good.unwrap_or_default() }
+                Ended { network, port: entry.port, trusted, good: good.unwrap_or_default() }
             })
             .collect();
         if ended.is_empty() {
@@ -137,11 +139,10 @@ impl Daemon {
     }
 }
 
-/// Whether an entry blocks a whole network, and TCP as well: evidence that could be forged does
-/// not.
+/// Whether an entry blocks TCP as well: evidence that could be forged does not.
 fn ends_connections(entry: &Entry) -> bool {
     let is_level_1 = entry.owner != Owner::Auto || entry.tier == Some(Tier::Proven);
-    entry.port.is_none() && !entry.dry_run && is_level_1
+    !entry.dry_run && is_level_1
 }
 
 impl Counts {
@@ -213,6 +214,8 @@ struct Targets {
     ports: Vec<PortRange>,
     networks: Prefixes,
     by_network: BTreeMap<Network, Ended>,
+    /// Banned ports of addresses.
+    flows: BTreeMap<(IpKey, u16), Network>,
 }
 
 impl Targets {
@@ -220,6 +223,10 @@ impl Targets {
         self.ports = order.ports;
         for mut ended in order.ended {
             let network = ended.network;
+            if let Some(port) = ended.port {
+                self.flows.insert((network.first(), port), network);
+                continue;
+            }
             self.networks.insert(network, u64::MAX);
             // What one of two entries of a network does not spare goes.
             if let Some(before) = self.by_network.remove(&network) {
@@ -236,11 +243,12 @@ impl Targets {
         if !self.ports.iter().any(|range| (range.first..=range.last).contains(&port)) {
             return None;
         }
-        self.networks.covering(&host).find_map(|(network, _)| {
+        let by_network = self.networks.covering(&host).find_map(|(network, _)| {
             let ended = self.by_network.get(&network)?;
             let is_trusted = ended.trusted.iter().any(|trusted| trusted.contains(&host));
             (!is_trusted && !ended.good.contains(&flow)).then_some(network)
-        })
+        });
+        by_network.or_else(|| self.flows.get(&flow).copied())
     }
 }
 
@@ -250,7 +258,7 @@ mod tests {
 
     fn ended(network: &str) -> Ended {
         let network = network.parse().unwrap();
-        Ended { network, trusted: Vec::new(), good: BTreeSet::new() }
+        Ended { network, port: None, trusted: Vec::new(), good: BTreeSet::new() }
     }
 
     fn targets(ended: Vec<Ended>) -> Targets {
@@ -288,14 +296,28 @@ mod tests {
         let command = Entry::manual("192.0.2.7".parse().unwrap(), 9, "by hand");
         let ban = Entry { owner: Owner::Auto, tier: Some(Tier::Proven), ..command.clone() };
         let tool = Entry { owner: Owner::Tool, ..command.clone() };
-        assert!([&command, &ban, &tool].into_iter().all(ends_connections));
+        let port = Entry { port: Some(5_062), ..ban.clone() };
+        assert!([&command, &ban, &tool, &port].into_iter().all(ends_connections));
         for spared in [
             Entry { tier: Some(Tier::Unproven), ..ban.clone() },
-            Entry { dry_run: true, ..ban.clone() },
-            Entry { port: Some(5_062), ..ban },
+            Entry { dry_run: true, ..ban },
         ] {
             assert!(!ends_connections(&spared), "{spared:?}");
         }
+    }
+
+    #[test]
+    fn of_a_banned_port_only_its_connection_ends() {
+        let port = Ended { port: Some(50_000), ..ended("192.0.2.7") };
+        let targets = targets(vec![port, ended("192.0.2.9")]);
+        for (peer, expected) in [
+            ("192.0.2.7:50000", Some("192.0.2.7")),
+            ("192.0.2.7:50001", None),
+            ("192.0.2.9:50001", Some("192.0.2.9")),
+        ] {
+            assert_eq!(hit(&targets, 5_060, peer).as_deref(), expected, "{peer}");
+        }
+        assert_eq!(hit(&targets, 22, "192.0.2.7:50000"), None);
     }
 
     #[test]

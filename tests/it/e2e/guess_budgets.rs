@@ -91,6 +91,16 @@ fn somebody_with_an_account() -> Result<()> {
 }
 
 #[test]
+fn one_address_by_tcp() -> Result<()> {
+    holds(budgets::tcp)
+}
+
+#[test]
+fn somebody_with_an_account_by_tcp() -> Result<()> {
+    holds(budgets::own_account_by_tcp)
+}
+
+#[test]
 fn a_peer() -> Result<()> {
     holds(budgets::peer)
 }

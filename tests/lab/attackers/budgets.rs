@@ -376,6 +376,50 @@ pub fn own_account(effort: Effort) -> Row {
     Row { name: "own account", limits: [300, 100], strategies }
 }
 
+/// The ways to use connections: one for everything, one for each user, one for each guess.
+const CONNECTIONS: [(u16, &str); 3] =
+    [(1, "one connection"), (16, "16 connections"), (40_000, "one connection each")];
+
+/// Guesses over TCP from one address: at all paces, and of as many users as slowly as phones whose
+/// passwords were changed.
+fn over_tcp(effort: Effort, account: Option<Account>) -> Vec<Strategy> {
+    let mut strategies = Vec::new();
+    let with = |guesser: Guesser| account.into_iter().fold(guesser.by_tcp(), Guesser::account);
+    for (ports, how) in CONNECTIONS {
+        let places = Places::Ports(address(ONE), ports);
+        for (who, users) in
+            [("one user", Users::One(VICTIM)), ("all staff", Users::Many(VICTIM, STAFF))]
+        {
+            let make = |pace| with(Guesser::new(places, users, pace));
+            strategies.extend(by_pace(effort, &format!("{how}, {who}"), make));
+        }
+        for (users, seconds) in [(1, 20)].into_iter().chain(patient_paces_of_users(effort)) {
+            let name = format!("{how}, {users} unknown users, each {seconds} s");
+            strategies.push(alone(name, with(patient_users(places, users, seconds))));
+        }
+    }
+    strategies
+}
+
+/// One address, over TCP.
+pub fn tcp(effort: Effort) -> Row {
+    Row {
+        name: "one address, TCP",
+        limits: [200, 100],
+        strategies: over_tcp(effort, None),
+    }
+}
+
+/// Somebody with an account, over TCP.
+pub fn own_account_by_tcp(effort: Effort) -> Row {
+    let account = Account { user: 900, port: 5070 };
+    Row {
+        name: "own account, TCP",
+        limits: [300, 100],
+        strategies: over_tcp(effort, Some(account)),
+    }
+}
+
 /// A host that answers our OPTIONS.
 pub fn peer(effort: Effort) -> Row {
     let mut strategies = Vec::new();
@@ -488,6 +532,7 @@ pub fn all(effort: Effort) -> Vec<Row> {
         borrowed_nonces,
         hidden,
         slow_users,
+        tcp,
         relay,
         ten_on_several_users,
         ten_on_one_user,
@@ -497,6 +542,7 @@ pub fn all(effort: Effort) -> Vec<Row> {
         slow_users_by_ipv6,
         own_account,
         slow_users_with_account,
+        own_account_by_tcp,
         peer,
     ]
     .map(|row| row(effort))

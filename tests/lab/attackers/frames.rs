@@ -1,7 +1,10 @@
-//! UDP datagrams as Ethernet frames, IPv4 and IPv6, whole or in fragments. UDP checksums are left
-//! out, as a replay takes any.
+//! UDP datagrams as Ethernet frames, IPv4 and IPv6, whole or in fragments, and TCP segments. UDP
+//! checksums are left out, as a replay takes any.
 
 use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+use etherparse::PacketBuilder;
 
 /// Addresses, EtherType left out.
 const ETHERNET: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
@@ -38,6 +41,45 @@ pub(super) fn frames(
         at = end;
     }
     frames
+}
+
+/// A TCP segment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Segment<'a> {
+    /// Whether it has a SYN.
+    pub(super) syn: bool,
+    /// Sequence number.
+    pub(super) sequence: u32,
+    /// Acknowledgement number, if it acknowledges anything.
+    pub(super) acknowledges: Option<u32>,
+    /// Payload.
+    pub(super) payload: &'a [u8],
+}
+
+impl Segment<'_> {
+    /// Its frame.
+    ///
+    /// # Errors
+    ///
+    /// If it is longer than a packet may be.
+    pub(super) fn frame(&self, from: SocketAddr, to: SocketAddr) -> Result<Vec<u8>> {
+        let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]);
+        let ip = match (from.ip(), to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
+            (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
+            _ => unreachable!("both ends are of one family"),
+        };
+        let mut tcp = ip.tcp(from.port(), to.port(), self.sequence, 0xffff);
+        if self.syn {
+            tcp = tcp.syn();
+        }
+        if let Some(number) = self.acknowledges {
+            tcp = tcp.ack(number);
+        }
+        let mut frame = Vec::new();
+        tcp.write(&mut frame, self.payload)?;
+        Ok(frame)
+    }
 }
 
 /// A packet; a fragment if `piece` says at which byte, and whether more follow.

@@ -124,6 +124,7 @@ pub struct Guesser {
     pace: Pace,
     account: Option<Account>,
     answered_at: Option<SocketAddr>,
+    is_tcp: bool,
     /// When its own account is due.
     renewal: u64,
     guesses: u64,
@@ -147,6 +148,7 @@ impl Guesser {
             pace,
             account: None,
             answered_at: None,
+            is_tcp: false,
             renewal: 0,
             guesses: 0,
             call: 0,
@@ -184,6 +186,12 @@ impl Guesser {
         Self { answered_at: Some(place), ..self }
     }
 
+    /// Over TCP, each place by a connection of its own.
+    #[must_use]
+    pub fn by_tcp(self) -> Self {
+        Self { is_tcp: true, ..self }
+    }
+
     /// Takes a nonce for a guess from `from`; none if nobody answers.
     fn take_nonce(
         &mut self,
@@ -191,7 +199,8 @@ impl Guesser {
         user: &str,
         world: &mut World<'_>,
     ) -> Result<Option<String>> {
-        let is_bound = self.nonces == NonceSource::Own;
+        // A nonce of another port proves nothing there; over TCP the handshake does.
+        let is_bound = self.nonces == NonceSource::Own && !self.is_tcp;
         if let Some((nonce, since, at)) = &self.nonce
             && world.now() - since < NONCE_AGE
             && (!is_bound || *at == from)
@@ -205,8 +214,8 @@ impl Guesser {
             NonceSource::Hidden => (from, Shape::LongNames),
         };
         self.call = number;
-        let (method, answered_at) = (self.method, self.answered_at);
-        let request = Try { shape, answered_at, ..Try::new(from, method, user, number) };
+        let (method, answered_at, is_tcp) = (self.method, self.answered_at, self.is_tcp);
+        let request = Try { shape, answered_at, is_tcp, ..Try::new(from, method, user, number) };
         let Reply::Challenge(nonce) = world.send(&request)? else {
             return Ok(None);
         };
@@ -221,7 +230,7 @@ impl Guesser {
             return Ok(());
         };
         let from = SocketAddr::new(self.places.of(0).ip(), port);
-        let is_in = register(from, &user.to_string(), world)?;
+        let is_in = register(from, self.is_tcp, &user.to_string(), world)?;
         self.renewal = world.now() + if is_in { HOUR / 2 } else { 5 * MINUTE };
         Ok(())
     }
@@ -239,9 +248,14 @@ fn lender(to: &SocketAddr, number: u64) -> SocketAddr {
 }
 
 /// Registers with the right password. Returns whether that succeeded.
-fn register(from: SocketAddr, user: &str, world: &mut World<'_>) -> Result<bool> {
+fn register(
+    from: SocketAddr,
+    is_tcp: bool,
+    user: &str,
+    world: &mut World<'_>,
+) -> Result<bool> {
     let call = world.number();
-    let mut request = Try { is_right: true, ..Try::new(from, "REGISTER", user, call) };
+    let mut request = Try { is_right: true, is_tcp, ..Try::new(from, "REGISTER", user, call) };
     if let Reply::Challenge(nonce) = world.send(&request)? {
         request.nonce = Some(nonce);
         return Ok(world.send(&request)? == Reply::Accepted);
@@ -262,6 +276,7 @@ impl Agent for Guesser {
             nonce: Some(nonce),
             shape: self.shape,
             answered_at: self.answered_at,
+            is_tcp: self.is_tcp,
             ..Try::new(from, self.method, user, call)
         };
         let reply = world.send(&request)?;

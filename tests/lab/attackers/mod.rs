@@ -19,7 +19,7 @@ use sip_xdp::config::Config;
 use sip_xdp::net::network::Network;
 use sip_xdp::tools::replay::{Session, SessionBan};
 
-use frames::{LARGEST, frames};
+use frames::{LARGEST, Segment, frames};
 pub use guessers::{Account, Guesser, NonceSource, Owner, Pace, Peer, Places, Users};
 pub use relay::Relay;
 
@@ -69,6 +69,8 @@ pub enum Shape {
 pub struct Try {
     /// Whence.
     pub from: SocketAddr,
+    /// Whether it goes over TCP: by the connection that this place has, or a new one.
+    pub is_tcp: bool,
     /// The method.
     pub method: &'static str,
     /// Whose password this is about.
@@ -121,6 +123,15 @@ pub struct World<'c> {
     shares_nonces: bool,
     /// Guesses that were answered, by day.
     guesses: Vec<u64>,
+    /// TCP connections by the client's place.
+    connections: HashMap<SocketAddr, Connection>,
+}
+
+/// A TCP connection: the next sequence numbers of both sides.
+#[derive(Debug, Clone, Copy)]
+struct Connection {
+    client: u32,
+    server: u32,
 }
 
 impl<'c> World<'c> {
@@ -141,6 +152,7 @@ impl<'c> World<'c> {
             given,
             shares_nonces: false,
             guesses: Vec::new(),
+            connections: HashMap::new(),
         })
     }
 
@@ -210,6 +222,9 @@ impl<'c> World<'c> {
     ///
     /// If the kernel does not run its programs.
     pub fn send(&mut self, request: &Try) -> Result<Reply> {
+        if request.is_tcp {
+            return self.send_by_tcp(request);
+        }
         let serial = self.number();
         let to = Self::registrar(&request.from);
         let text = request.text(serial);
@@ -225,6 +240,65 @@ impl<'c> World<'c> {
         self.now += LATENCY;
         self.leave(to, request.answered_at.unwrap_or(request.from), answer.as_bytes())?;
         Ok(reply)
+    }
+
+    /// The same over TCP. A client whose segment is dropped gives its connection up.
+    fn send_by_tcp(&mut self, request: &Try) -> Result<Reply> {
+        let (client, server) = (request.from, Self::registrar(&request.from));
+        let connection = match self.connections.remove(&client) {
+            Some(connection) => Some(connection),
+            None => self.connect(client, server)?,
+        };
+        let Some(Connection { client: sequence, server: acknowledges }) = connection else {
+            return Ok(Reply::Silence);
+        };
+        let serial = self.number();
+        let text = request.text(serial);
+        let asking = Segment {
+            sequence,
+            acknowledges: Some(acknowledges),
+            payload: text.as_bytes(),
+            ..Segment::default()
+        };
+        if !self.session.arrives(START + self.now, &asking.frame(client, server)?)? {
+            return Ok(Reply::Silence);
+        }
+        let (reply, answer) = self.judge(request, serial);
+        self.now += LATENCY;
+        let next = Connection {
+            client: sequence.wrapping_add(text.len() as u32),
+            server: acknowledges.wrapping_add(answer.len() as u32),
+        };
+        let answering = Segment {
+            sequence: acknowledges,
+            acknowledges: Some(next.client),
+            payload: answer.as_bytes(),
+            ..Segment::default()
+        };
+        self.session.frame(START + self.now, &answering.frame(server, client)?)?;
+        if next.acknowledge(self, client, server)? {
+            self.connections.insert(client, next);
+        }
+        Ok(reply)
+    }
+
+    /// Opens a connection; none if a segment of the client's is dropped.
+    fn connect(&mut self, client: SocketAddr, server: SocketAddr) -> Result<Option<Connection>> {
+        // Numbers that differ from those of the connection before.
+        let first = (self.number() as u32).wrapping_mul(0x9e37_79b9);
+        let syn = Segment { syn: true, sequence: first, ..Segment::default() };
+        if !self.session.arrives(START + self.now, &syn.frame(client, server)?)? {
+            return Ok(None);
+        }
+        let next = Connection { client: first.wrapping_add(1), server: !first };
+        let accept = Segment {
+            syn: true,
+            sequence: next.server.wrapping_sub(1),
+            acknowledges: Some(next.client),
+            ..Segment::default()
+        };
+        self.session.frame(START + self.now, &accept.frame(server, client)?)?;
+        Ok(next.acknowledge(self, client, server)?.then_some(next))
     }
 
     /// A request that arrives and that the host throws away, because its UDP checksum is wrong.
@@ -348,11 +422,29 @@ impl<'c> World<'c> {
     }
 }
 
+impl Connection {
+    /// The client acknowledges what it has. Returns whether that arrives.
+    fn acknowledge(
+        &self,
+        world: &mut World<'_>,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> Result<bool> {
+        let segment = Segment {
+            sequence: self.client,
+            acknowledges: Some(self.server),
+            ..Segment::default()
+        };
+        world.session.arrives(START + world.now, &segment.frame(client, server)?)
+    }
+}
+
 impl Try {
-    /// A request without credentials, as clients write it.
+    /// A request without credentials, as clients write it, by UDP.
     pub fn new(from: SocketAddr, method: &'static str, user: impl Into<String>, call: u64) -> Self {
         Self {
             from,
+            is_tcp: false,
             method,
             user: user.into(),
             call,
@@ -366,9 +458,10 @@ impl Try {
     /// Lines that a request and its answer share, and where names may be long.
     fn dialog(&self, serial: u64, tag: &str) -> String {
         let Self { from, method, user, call, shape, .. } = self;
+        let by = if self.is_tcp { "TCP" } else { "UDP" };
         let name = if *shape == Shape::LongNames { "n".repeat(520) } else { String::new() };
         format!(
-            "Via: SIP/2.0/UDP {from};branch=z9hG4bK{serial:x};rport\r\n\
+            "Via: SIP/2.0/{by} {from};branch=z9hG4bK{serial:x};rport\r\n\
              From: \"{name}\" <sip:{user}@lab.example>;tag=f{call}\r\n\
              To: \"{name}\" <sip:{user}@lab.example>{tag}\r\n\
              Call-ID: call-{call}\r\nCSeq: {serial} {method}\r\n"
