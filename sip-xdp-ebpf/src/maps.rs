@@ -6,8 +6,8 @@ use aya_ebpf::macros::btf_map;
 use sip_xdp_common::abi::layout::{
     CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES,
     FLOWS as MAX_FLOWS, InterfaceRecord, KernelEvent, LADDERS as MAX_LADDERS, LedgerKey, LedgerRow,
-    MAX_INTERFACES, OWN_NONCES as MAX_NONCES, PENDING_REQUESTS as MAX_PENDING_REQUESTS, Responses,
-    Scratch,
+    MAX_INTERFACES, OWN_NONCES as MAX_NONCES, PENDING_REQUESTS as MAX_PENDING_REQUESTS,
+    REFUSED_USERS as MAX_REFUSED_USERS, Responses, Scratch,
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{Flow, FlowKey, PendingRequest};
@@ -80,6 +80,9 @@ pub(crate) static LADDERS: HashMap<FlowKey, Ladder, MAX_LADDERS, { BPF_F_NO_PREA
 
 #[btf_map]
 pub(crate) static OWN_NONCES: LruHashMap<u64, u64, MAX_NONCES> = LruHashMap::new();
+
+#[btf_map]
+pub(crate) static REFUSED_USERS: LruHashMap<u64, u64, MAX_REFUSED_USERS> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static PENDING_REQUESTS: LruHashMap<IpKey, PendingRequest, MAX_PENDING_REQUESTS> =

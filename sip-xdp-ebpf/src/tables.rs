@@ -12,7 +12,7 @@ use sip_xdp_common::abi::layout::{
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{FlowKey, RESERVE};
 use sip_xdp_common::limits::gcra::{LimitKind, LimitSource as _, Meter, STREAM_UNIT, ticks};
-use sip_xdp_common::limits::ladder;
+use sip_xdp_common::limits::ladder::{self, Tries};
 use sip_xdp_common::limits::meters::{self, KNOWN, MeterKey, MeterSet, RECORDED, WAYS as MEMBERS};
 use sip_xdp_common::limits::storm::{self, NewSourcePolicy};
 use sip_xdp_common::lookup::search::{self, Counting, Listing, LookupTables as _};
@@ -224,6 +224,13 @@ impl Tables for MapTables<'_> {
         if !segment.is_read() {
             return Charged::Within;
         }
+        let may_be_refused = sent.listed.is_metered() && segment.has_payload();
+        // Widened, so that what follows is verified once.
+        let may_be_refused = self.verifier_widen(usize::from(may_be_refused)) != 0;
+        if may_be_refused && !self.passes_by_user(segment, sent, &meter_key, now) {
+            self.count(offset_of!(Counters, tcp.limited));
+            return Charged::Limited;
+        }
         let mut draft = self.draft_event(
             EventKind::Segment,
             LimitKind::Connections,
@@ -339,6 +346,46 @@ impl MapTables<'_> {
                 self.verifier_widen(usize::from(goes_on != 0 && found.charge(kind, is_known, now)));
         }
         goes_on != 0
+    }
+
+    /// Whether payload of a source passes some of whose users are refused on connections without a
+    /// standing.
+    #[inline(always)]
+    fn passes_by_user(
+        &self,
+        segment: &Segment,
+        sent: &Sent,
+        meter_key: &MeterKey,
+        now: u64,
+    ) -> bool {
+        let is_settled = flow_key(sent.source, sent.source_port).is_some_and(|key| {
+            // SAFETY: an aligned word of a map value, valid while the program runs.
+            FLOWS.get_ptr(key).is_some_and(|flow| unsafe { (*flow).good_until > now })
+        });
+        // Widened: which maps were asked does not matter for what follows.
+        if self.verifier_widen(usize::from(is_settled)) != 0 {
+            return true;
+        }
+        let Some(found) = flow_key(sent.source, ladder::WIDTHS[0].into())
+            .and_then(|key| LADDERS.get_ptr_mut(key))
+        else {
+            return true;
+        };
+        // SAFETY: as in `descend`.
+        let found = unsafe { &mut *found };
+        if found.modes & ladder::REFUSES_USERS == 0 {
+            return true;
+        }
+        let payload = self.verifier_widen(sent.payload + segment.header);
+        let passes = match scan::tries(self.ctx, self.scratch, sent, meter_key, now, payload) {
+            Tries::Nobody => true,
+            Tries::User(user) => !scan::is_refused(&sent.source, user, now),
+            Tries::Unclear => {
+                let is_known = sent.listed.is_good() || sent.listed.is_peer();
+                found.charge(ladder::Kind::Try, is_known, now)
+            }
+        };
+        self.verifier_widen(usize::from(passes)) != 0
     }
 
     /// Samples what the detector needs: requests of unknown sources, registrations and calls of

@@ -357,9 +357,9 @@ mod tests {
 
     #[test]
     fn another_start_has_other_call_ids() {
-        let now = Instant::now();
         let call_id = |start| {
-            let sent = Bench::started(start).patrol(now);
+            let mut bench = Bench::started(start);
+            let sent = bench.patrol(Instant::now());
             let message = Message::parse(sent[0].as_bytes()).unwrap();
             message.header("Call-ID").unwrap().to_owned()
         };

@@ -14,7 +14,7 @@ use crate::verdict::{Message, Reason};
 
 /// Version of all layouts in this module. Pinned maps of another version are replaced; their bans
 /// are carried over.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 
 /// Expiry of permanent entries.
 pub const NEVER: u64 = u64::MAX;
@@ -45,6 +45,9 @@ pub const LADDERS: usize = 16_384;
 
 /// How many nonces of sources on the ladder are remembered as their own.
 pub const OWN_NONCES: usize = 16_384;
+
+/// How many users may be refused, of all sources ([`crate::limits::ladder::REFUSES_USERS`]).
+pub const REFUSED_USERS: usize = 16_384;
 
 /// Maximum number of hosts with a pending request of the server.
 pub const PENDING_REQUESTS: usize = 16_384;

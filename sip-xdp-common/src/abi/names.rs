@@ -8,7 +8,7 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Pinned maps: they outlive the daemon, and the next one adopts them.
-pub const PINNED_MAPS: [&str; 22] = [
+pub const PINNED_MAPS: [&str; 23] = [
     TABLE_HEADER,
     SUMMARY_COARSE,
     SUMMARY_FINE,
@@ -21,6 +21,7 @@ pub const PINNED_MAPS: [&str; 22] = [
     FLOWS,
     LADDERS,
     OWN_NONCES,
+    REFUSED_USERS,
     PENDING_REQUESTS,
     SKETCH,
     STORM_STATE,
@@ -62,6 +63,9 @@ pub const LADDERS: &str = "LADDERS";
 /// Nonces of sources on the ladder that they were given, and nobody else
 /// ([`crate::limits::ladder::nonce_key`] to one word that says nothing).
 pub const OWN_NONCES: &str = "OWN_NONCES";
+/// Users whose passwords are refused on connections of a source without a standing
+/// ([`crate::limits::ladder::user_key`] to the time until which, one word).
+pub const REFUSED_USERS: &str = "REFUSED_USERS";
 /// Hosts with a pending request of the server ([`crate::ip_key::IpKey`] to
 /// [`crate::limits::flow::PendingRequest`]).
 pub const PENDING_REQUESTS: &str = "PENDING_REQUESTS";

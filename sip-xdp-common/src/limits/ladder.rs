@@ -7,6 +7,10 @@
 //! of its own. Other requests of a stranger have one a second; those of known sources their usual
 //! limit.
 //!
+//! Over TCP each connection has another port, so that no port tells a phone with an old password
+//! from the others of its office. So passwords of single users are refused there
+//! ([`REFUSES_USERS`], [`user_key`]); what may hide whose password it tries is metered.
+//!
 //! More than 400 lines: nearly half is tests of the scan and of the steps.
 
 use bytemuck::{Pod, Zeroable};
@@ -54,11 +58,17 @@ pub struct Ladder {
     pub dropped: u64,
     /// The step, a place in [`STEPS_NS`].
     pub step: u32,
-    /// 1 if nonces of its own spare nothing but ports with a standing.
-    pub strict: u32,
+    /// How else it is limited: [`PORTS_SHARE`], [`REFUSES_USERS`].
+    pub modes: u32,
 }
 
 const _: () = assert!(size_of::<Ladder>() == 40);
+
+/// [`Ladder::modes`]: nonces of its own spare nothing but ports with a standing (UDP).
+pub const PORTS_SHARE: u32 = 1;
+
+/// [`Ladder::modes`]: passwords of some users are refused on connections without a standing (TCP).
+pub const REFUSES_USERS: u32 = 2;
 
 /// What a request is to the ladder.
 #[repr(u32)]
@@ -72,21 +82,28 @@ pub enum Kind {
     Other = 2,
 }
 
+/// Whose password a piece of a stream tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tries {
+    /// It has no credentials.
+    Nobody,
+    /// That of the user with this [`Digest`].
+    User(u64),
+    /// It may hide whose.
+    Unclear,
+}
+
 impl Ladder {
     /// Charges a request at `now`, of a source that is known good, or a peer, or neither. Returns
     /// whether it goes on.
     #[inline(always)]
     pub fn charge(&mut self, kind: Kind, is_known: bool, now: u64) -> bool {
-        let is_try = matches!(kind, Kind::Try) || self.strict != 0 && matches!(kind, Kind::Own);
+        let shares = self.modes & PORTS_SHARE != 0;
+        let is_try = matches!(kind, Kind::Try) || shares && matches!(kind, Kind::Own);
         if self.until <= now || is_known && !is_try {
             return true;
         }
-        let interval = match self.step {
-            0 => STEPS_NS[0],
-            1 => STEPS_NS[1],
-            2 => STEPS_NS[2],
-            _ => STEPS_NS[3],
-        };
+        let interval = STEPS_NS[(self.step & LOWEST) as usize];
         let interval = if is_try { interval } else { STEPS_NS[0] };
         let limit = Limit { interval, burst: BURST * interval };
         let full_at = if is_try { self.tries } else { self.others };
@@ -130,7 +147,13 @@ pub const fn nonce_key(source: &IpKey, nonce: u64, seed: u64) -> u64 {
     hash::mix(high, low, nonce, seed)
 }
 
-/// The digest of a nonce, byte by byte (FNV-1a, 64 bits).
+/// Where refused users of a source are kept: under its address, and the [`Digest`] of the name.
+#[inline(always)]
+pub const fn user_key(source: &IpKey, user: u64, seed: u64) -> u64 {
+    nonce_key(source, user, !seed)
+}
+
+/// The digest of a nonce or of a user's name, byte by byte (FNV-1a, 64 bits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digest(pub u64);
 
@@ -163,6 +186,11 @@ pub struct Scan {
     pub credentials: u32,
     /// Nonces in them.
     pub nonces: u32,
+    /// 1 if the value that is being read is a user name, else a nonce. It stands between words that
+    /// begin with zero: for four of them side by side the compiler would call `memset`.
+    is_user: u32,
+    /// User names in them.
+    pub users: u32,
     /// 1 if there is something in them that parsers may take in different ways.
     pub odd: u32,
     /// A state: see the constants.
@@ -171,39 +199,83 @@ pub struct Scan {
     place: u32,
     /// 1 if the line before was one of credentials, which may be continued.
     continues: u32,
-    /// The digest of the nonce that is being read.
+    /// The digest of the value that is being read.
     digest: u64,
+    /// Digest of the last user name.
+    pub user: u64,
     /// Digests of the nonces.
     pub digests: [u64; MAX_NONCES],
 }
 
-/// At the start of a line.
-const LINE: u32 = 0;
+/// At the start of a line. No state is zero.
+const LINE: u32 = 1;
 /// Within a header name that may be that of credentials.
-const NAME: u32 = 1;
+const NAME: u32 = 2;
 /// In a line that does not matter.
-const SKIP: u32 = 2;
+const SKIP: u32 = 3;
 /// Between the parameters of credentials.
-const BETWEEN: u32 = 3;
-/// Within a parameter's name that may be "nonce".
-const WORD: u32 = 4;
+const BETWEEN: u32 = 4;
+/// Within a parameter's name that may be "nonce" or "username".
+const WORD: u32 = 5;
 /// Within another one.
-const OTHER: u32 = 5;
-/// Behind "nonce", where an equals sign must follow.
-const EQUALS: u32 = 6;
-/// Before the nonce.
-const BEFORE: u32 = 7;
-/// In a nonce in quotes.
-const QUOTED: u32 = 8;
-/// In a nonce without.
-const BARE: u32 = 9;
+const OTHER: u32 = 6;
+/// Behind that name, where an equals sign must follow.
+const EQUALS: u32 = 7;
+/// Before the value.
+const BEFORE: u32 = 8;
 /// In another string in quotes.
-const STRING: u32 = 10;
+const STRING: u32 = 9;
+/// In a value in quotes.
+const QUOTED: u32 = 10;
+/// In a value without.
+const BARE: u32 = 11;
 
-const HEADER: [u8; 19] = *b"proxy-authorization";
+/// What a byte may be: bits of [`CLASSES`]. 1 is for what servers take in different ways: a
+/// backslash, or a zero.
+const ODD: u8 = 1;
+const BLANK: u8 = 2;
+const ALPHANUMERIC: u8 = 4;
+const ENDS_LINE: u8 = 8;
+const ENDS_QUOTED: u8 = 16;
+const ENDS_BARE: u8 = 32;
+
+/// What each byte is.
+static CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut at = 0;
+    while at < classes.len() {
+        let byte = at as u8;
+        classes[at] = match byte {
+            b'\\' | 0 => ODD,
+            b'\n' | b'\r' => ENDS_LINE | ENDS_QUOTED | ENDS_BARE,
+            b' ' | b'\t' => BLANK | ENDS_BARE,
+            b'"' => ENDS_QUOTED,
+            b',' | b';' => ENDS_BARE,
+            _ if byte.is_ascii_alphanumeric() => ALPHANUMERIC,
+            _ => 0,
+        };
+        at += 1;
+    }
+    classes
+};
+
+/// Zeros behind it, so that a mask bounds a place in it.
+const HEADER: [u8; 32] = *b"proxy-authorization\0\0\0\0\0\0\0\0\0\0\0\0\0";
 /// Where "authorization" begins in it.
 const SHORT: u32 = 6;
-const PARAMETER: [u8; 5] = *b"nonce";
+/// The parameters that are read, with zeros behind each.
+const PARAMETERS: [u8; 32] = *b"nonce\0\0\0\0\0\0\0\0\0\0\0username\0\0\0\0\0\0\0\0";
+/// Where the second of them begins.
+const USERNAME: usize = 16;
+
+/// A letter in lower case, without a branch: 0x20 is added from A to Z.
+#[inline(always)]
+const fn lowercase(byte: u8) -> u8 {
+    // Both differences are negative, which their high bits show.
+    let (from, to) =
+        ((b'A' as u32 - 1).wrapping_sub(byte as u32), (byte as u32).wrapping_sub(b'Z' as u32 + 1));
+    byte | ((from & to) >> 26 & 0x20) as u8
+}
 
 impl Default for Scan {
     fn default() -> Self {
@@ -217,11 +289,14 @@ impl Scan {
         Self {
             credentials: 0,
             nonces: 0,
+            is_user: 0,
+            users: 0,
             odd: 0,
             state: SKIP,
             place: 0,
             continues: 0,
             digest: 0,
+            user: 0,
             digests: [0; MAX_NONCES],
         }
     }
@@ -230,63 +305,92 @@ impl Scan {
     /// begin with each of them.
     #[inline(always)]
     pub fn begin(&mut self) {
-        (self.credentials, self.nonces, self.odd) = (0, 0, 0);
+        (self.credentials, self.nonces, self.users, self.odd) = (0, 0, 0, 0);
         (self.state, self.place, self.continues) = (SKIP, 0, 0);
     }
 
-    /// Reads the next byte.
+    /// Begins with a piece of a stream, which may begin with any line of a message.
+    #[inline(always)]
+    pub fn begin_piece(&mut self) {
+        self.begin();
+        self.state = LINE;
+    }
+
+    /// Reads the next byte. Few branches, and each only once: the verifier follows them all, for
+    /// each place that this is called from.
     #[inline(always)]
     pub fn step(&mut self, byte: u8) {
-        let lower = if byte.is_ascii_uppercase() { byte | 0x20 } else { byte };
-        let is_blank = byte == b' ' || byte == b'\t';
-        if byte == b'\n' || byte == b'\r' {
-            if self.state == QUOTED || self.state == BARE {
-                self.take_nonce();
+        let lower = lowercase(byte);
+        let class = CLASSES[byte as usize];
+        let is_blank = class & BLANK != 0;
+        if self.state >= BETWEEN {
+            self.odd |= u32::from(class & ODD);
+        }
+        if self.state >= QUOTED {
+            let end = if self.state == QUOTED { ENDS_QUOTED } else { ENDS_BARE };
+            if class & end != 0 {
+                self.take_value();
+            } else {
+                self.digest = Digest(self.digest).with(byte).0;
             }
-            let in_credentials = self.state >= BETWEEN;
-            self.continues =
-                if self.state == LINE { self.continues } else { in_credentials as u32 };
+            if class & ENDS_LINE == 0 {
+                return;
+            }
+        }
+        if class & ENDS_LINE != 0 {
+            if self.state != LINE {
+                self.continues = (self.state >= BETWEEN) as u32;
+            }
             self.state = LINE;
             return;
         }
-        // Servers differ in what a backslash means, or a zero.
-        if self.state >= BETWEEN && (byte == b'\\' || byte == 0) {
-            self.odd = 1;
-        }
-        match self.state {
-            LINE if is_blank => self.state = if self.continues != 0 { BETWEEN } else { SKIP },
+        let is_between = match self.state {
+            LINE if is_blank => {
+                self.state = if self.continues != 0 { BETWEEN } else { SKIP };
+                false
+            }
             LINE => {
                 self.state =
                     if lower == HEADER[0] || lower == HEADER[SHORT as usize] { NAME } else { SKIP };
                 self.place = if lower == HEADER[0] { 1 } else { SHORT + 1 };
+                false
             }
-            NAME => self.name(lower, is_blank),
-            BETWEEN => self.between(lower),
-            WORD | OTHER => self.word(lower, is_blank),
-            EQUALS if is_blank => {}
-            EQUALS if byte == b'=' => self.state = BEFORE,
-            EQUALS => self.between(lower),
-            BEFORE if is_blank => {}
+            NAME => {
+                self.name(lower, is_blank);
+                false
+            }
+            BETWEEN => true,
+            WORD | OTHER => self.word(lower, class),
+            EQUALS if byte == b'=' => {
+                self.state = BEFORE;
+                false
+            }
+            EQUALS => !is_blank,
+            BEFORE if is_blank => false,
             BEFORE => {
-                self.state = if byte == b'"' { QUOTED } else { BARE };
                 self.digest = Digest::EMPTY.0;
+                self.state = QUOTED;
                 if byte != b'"' {
-                    self.digest = Digest(self.digest).with(byte).0;
+                    self.digest = Digest::EMPTY.with(byte).0;
+                    self.state = BARE;
                 }
+                false
             }
-            QUOTED if byte == b'"' => self.take_nonce(),
-            BARE if is_blank || byte == b',' || byte == b';' => self.take_nonce(),
-            QUOTED | BARE => self.digest = Digest(self.digest).with(byte).0,
-            STRING if byte == b'"' => self.state = BETWEEN,
-            _ => {}
+            STRING if byte == b'"' => {
+                self.state = BETWEEN;
+                false
+            }
+            _ => false,
+        };
+        if is_between {
+            self.between(lower, class);
         }
     }
 
     #[inline(always)]
     fn name(&mut self, lower: u8, is_blank: bool) {
-        let place = self.place as usize;
-        if place < HEADER.len() {
-            let expected = if place < HEADER.len() { HEADER[place] } else { 0 };
+        let expected = HEADER[self.place as usize & (HEADER.len() - 1)];
+        if expected != 0 {
             self.state = if lower == expected { NAME } else { SKIP };
             self.place += 1;
         } else if lower == b':' {
@@ -297,13 +401,15 @@ impl Scan {
         }
     }
 
+    /// Begins with a parameter, or a string, or goes on.
     #[inline(always)]
-    fn between(&mut self, lower: u8) {
+    fn between(&mut self, lower: u8, class: u8) {
+        self.is_user = (lower == PARAMETERS[USERNAME]) as u32;
         self.state = if lower == b'"' {
             STRING
-        } else if lower == PARAMETER[0] {
+        } else if lower == PARAMETERS[0] || lower == PARAMETERS[USERNAME] {
             WORD
-        } else if lower.is_ascii_alphanumeric() {
+        } else if class & ALPHANUMERIC != 0 {
             OTHER
         } else {
             BETWEEN
@@ -311,33 +417,51 @@ impl Scan {
         self.place = 1;
     }
 
+    /// Goes on in a parameter's name. Returns whether it ends here, and is of no interest.
     #[inline(always)]
-    fn word(&mut self, lower: u8, is_blank: bool) {
-        let place = self.place as usize;
-        let is_whole = self.state == WORD && place >= PARAMETER.len();
-        if lower.is_ascii_alphanumeric() {
-            let expected = if place < PARAMETER.len() { PARAMETER[place] } else { 0 };
+    fn word(&mut self, lower: u8, class: u8) -> bool {
+        let place = self.is_user as usize * USERNAME + self.place as usize;
+        let expected = PARAMETERS[place & (PARAMETERS.len() - 1)];
+        let is_whole = self.state == WORD && expected == 0;
+        if class & ALPHANUMERIC != 0 {
             if lower != expected {
                 self.state = OTHER;
             }
             self.place += 1;
-        } else if is_whole && is_blank {
+            return false;
+        }
+        if is_whole && class & BLANK != 0 {
             self.state = EQUALS;
         } else if is_whole && lower == b'=' {
             self.state = BEFORE;
         } else {
-            self.between(lower);
+            return true;
         }
+        false
     }
 
+    /// Further nonces than there is room for overwrite others: they count, and that is enough.
     #[inline(always)]
-    fn take_nonce(&mut self) {
-        let number = self.nonces as usize;
-        if number < MAX_NONCES {
-            self.digests[number & (MAX_NONCES - 1)] = self.digest;
+    fn take_value(&mut self) {
+        if self.is_user != 0 {
+            self.user = self.digest;
+            self.users += 1;
+        } else {
+            self.digests[self.nonces as usize & (MAX_NONCES - 1)] = self.digest;
+            self.nonces += 1;
         }
-        self.nonces += 1;
         self.state = BETWEEN;
+    }
+
+    /// Whose password a piece of a stream tries: clear if it has one header with credentials, and
+    /// one user name in it.
+    #[inline(always)]
+    pub fn tries(&self) -> Tries {
+        if self.credentials == 0 {
+            return Tries::Nobody;
+        }
+        let is_clear = self.odd == 0 && self.credentials == 1 && self.users == 1;
+        if is_clear { Tries::User(self.user) } else { Tries::Unclear }
     }
 
     /// What the request is, if `is_own` says which nonces are the source's own.
@@ -427,6 +551,38 @@ mod tests {
         );
     }
 
+    fn tries(piece: &str) -> Tries {
+        let mut scan = Scan::new();
+        scan.begin_piece();
+        piece.bytes().for_each(|byte| scan.step(byte));
+        scan.tries()
+    }
+
+    #[test]
+    fn whose_password_a_piece_tries() {
+        let a = Tries::User(Digest::of(b"a").0);
+        for (piece, expected) in [
+            ("REGISTER sip:x SIP/2.0\r\nVia: username=\"a\"\r\n\r\n", Tries::Nobody),
+            ("REGISTER sip:x SIP/2.0\r\nAuthorization: Digest username=\"a\"\r\n\r\n", a),
+            ("Authorization: Digest username=\"a\", nonce=\"username\"\r\n", a),
+            ("Authorization: Digest nonce=\"x\", username = a\r\n", a),
+            ("authorization:digest realm=\"username=b\",USERNAME=a,uri=b\r\n", a),
+            ("Proxy-Authorization: Digest\r\n username=\"a\"\r\n", a),
+            ("Authorization: Digest username=\"\"\r\n", Tries::User(Digest::EMPTY.0)),
+            ("Authorization: Digest nonce=\"x\"\r\n", Tries::Unclear),
+            ("Authorization: Digest usernames=\"a\"\r\n", Tries::Unclear),
+            ("Authorization: Digest user=\"a\", name=\"a\"\r\n", Tries::Unclear),
+            ("Authorization: Digest username*=UTF-8''a\r\n", Tries::Unclear),
+            ("Authorization: Digest username=\"a\", username=\"b\"\r\n", Tries::Unclear),
+            ("Authorization: Digest username=\"\\a\"\r\n", Tries::Unclear),
+            ("Authorization: Basic YTpi\r\n", Tries::Unclear),
+        ] {
+            assert_eq!(tries(piece), expected, "{piece:?}");
+        }
+        let twice = "Authorization: Digest username=\"a\"\r\n".repeat(2);
+        assert_eq!(tries(&twice), Tries::Unclear);
+    }
+
     proptest! {
         /// Whatever stands before and behind: a nonce of somebody else's makes it a try.
         #[test]
@@ -484,7 +640,8 @@ mod tests {
                 a_day,
                 "a known source's tries, at step {step}"
             );
-            let strict = &mut Ladder { until: u64::MAX, step, strict: 1, ..Ladder::default() };
+            let strict =
+                &mut Ladder { until: u64::MAX, step, modes: PORTS_SHARE, ..Ladder::default() };
             assert_eq!(
                 passed(strict, Kind::Own, true),
                 a_day,

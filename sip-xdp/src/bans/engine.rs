@@ -256,6 +256,13 @@ impl<C: EventSink> BanEngine<'_, C> {
                 Action::OwnNonce(source, nonce, is_own) => {
                     self.own_nonce(source, nonce, is_own, now);
                 }
+                Action::RefuseUser(source, user, until) => {
+                    if let Err(error) = self.lists.refuse_user(source, user, until)
+                        && self.note_due(IpKey::v4(0), "users", now)
+                    {
+                        log::error!("a user of {} is not refused: {error}", address_of(source));
+                    }
+                }
                 Action::Rejected(source, port, text) => {
                     if self.note_due(source, "rejected", now) {
                         log::info!("not held against {} port={port}: {text}", address_of(source));
@@ -339,7 +346,7 @@ impl<C: EventSink> BanEngine<'_, C> {
 
     /// Puts a source on the ladder, or a step further down.
     fn meter(&mut self, metering: &Metering, now: u64) {
-        let Metering { source, bits, step, strict, until, ref reason } = *metering;
+        let Metering { source, bits, step, modes, until, ref reason } = *metering;
         let place = Network::around(source, bits);
         // A host that must stay is never metered; a network with one in it goes by its other hosts.
         if self.ban_exemption(&place, now).is_some() {
@@ -352,7 +359,7 @@ impl<C: EventSink> BanEngine<'_, C> {
             (Step::Down, Some(before)) => before.max((before + 1).min(LOWEST_BY_OFFENCES)),
             (Step::Last, _) => LOWEST,
         };
-        if !self.put_on_ladder(source, bits, step, strict, until, now) {
+        if !self.put_on_ladder(source, bits, step, modes, until, now) {
             return;
         }
         let pace = PACES[step as usize];
@@ -377,7 +384,7 @@ impl<C: EventSink> BanEngine<'_, C> {
             return;
         }
         let step = self.lists.ladder_step(&network, now).unwrap_or(0);
-        self.put_on_ladder(network.first(), network.bits(), step, false, until, now);
+        self.put_on_ladder(network.first(), network.bits(), step, 0, until, now);
     }
 
     /// Writes the step of a source, or of a network around it, and the source's own nonces. Returns
@@ -387,12 +394,12 @@ impl<C: EventSink> BanEngine<'_, C> {
         source: IpKey,
         bits: u8,
         step: u32,
-        strict: bool,
+        modes: u32,
         until: u64,
         now: u64,
     ) -> bool {
         let place = Network::around(source, bits);
-        if let Err(error) = self.lists.meter(place, step, strict, until, now) {
+        if let Err(error) = self.lists.meter(place, step, modes, until, now) {
             if self.note_due(IpKey::v4(0), "ladder", now) {
                 log::error!("{place} is not limited further: {error}");
             }

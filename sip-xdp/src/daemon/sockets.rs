@@ -298,10 +298,9 @@ mod tests {
         let tool = Entry { owner: Owner::Tool, ..command.clone() };
         let port = Entry { port: Some(5_062), ..ban.clone() };
         assert!([&command, &ban, &tool, &port].into_iter().all(ends_connections));
-        for spared in [
-            Entry { tier: Some(Tier::Unproven), ..ban.clone() },
-            Entry { dry_run: true, ..ban },
-        ] {
+        for spared in
+            [Entry { tier: Some(Tier::Unproven), ..ban.clone() }, Entry { dry_run: true, ..ban }]
+        {
             assert!(!ends_connections(&spared), "{spared:?}");
         }
     }

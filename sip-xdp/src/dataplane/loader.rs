@@ -14,7 +14,7 @@ use serde::Serialize;
 use sip_xdp_common::abi::layout::{
     CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, ENFORCE, ENFORCE_UNTIL,
     EVENTS_BYTES, FLOWS, InterfaceRecord, LADDERS, LedgerKey, LedgerRow, MAX_INTERFACES,
-    OWN_NONCES, PENDING_REQUESTS, Responses, SPARE_ALL,
+    OWN_NONCES, PENDING_REQUESTS, REFUSED_USERS, Responses, SPARE_ALL,
 };
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::{IpKey, mask};
@@ -146,6 +146,7 @@ pub fn shapes(
         (names::FLOWS, MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS as u32),
         (names::LADDERS, MapType::Hash, size_of::<FlowKey>(), size_of::<Ladder>(), LADDERS as u32),
         (names::OWN_NONCES, MapType::LruHash, word, word, OWN_NONCES as u32),
+        (names::REFUSED_USERS, MapType::LruHash, word, word, REFUSED_USERS as u32),
         (
             names::PENDING_REQUESTS,
             MapType::LruHash,

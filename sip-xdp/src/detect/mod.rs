@@ -129,6 +129,9 @@ pub enum Action {
     /// A nonce, by its kernel digest, was given to this source on the ladder and to nobody else;
     /// or, if false, also to others.
     OwnNonce(IpKey, u64, bool),
+    /// The passwords of this user, by its kernel digest, are refused on connections of this source
+    /// without a standing until this time; 0 ends that.
+    RefuseUser(IpKey, u64, u64),
     /// A notable event of this source and port that is no evidence against it.
     Rejected(IpKey, u16, String),
     /// A note of this kind for the operator.
@@ -144,8 +147,8 @@ pub struct Metering {
     pub bits: u8,
     /// The step.
     pub step: Step,
-    /// Whether its ports without standing are also metered with nonces of their own.
-    pub strict: bool,
+    /// How else it is limited: [`Ladder::modes`](sip_xdp_common::limits::ladder::Ladder::modes).
+    pub modes: u32,
     /// End, on the filter's clock in nanoseconds.
     pub until: u64,
     /// Reason.
@@ -155,7 +158,7 @@ pub struct Metering {
 impl Metering {
     /// Of a host, whose own nonces stay free.
     pub fn of_host(source: IpKey, step: Step, until: u64, reason: String) -> Self {
-        Self { source, bits: 128, step, strict: false, until, reason }
+        Self { source, bits: 128, step, modes: 0, until, reason }
     }
 }
 

@@ -1137,8 +1137,8 @@ fn forgotten_phones_of_a_cold_office_are_judged_one_by_one() {
     }
     for (transport, phones, pace, ports) in variants {
         let mut fixture = Fixture { transport, ..Fixture::new() };
-        // As many tries over TCP as are free.
-        let rounds = if transport.is_stream() { 90 / phones } else { 40 };
+        // As many tries over TLS as are free.
+        let rounds = if transport == Transport::Tls { 90 / phones } else { 40 };
         for round in 0..rounds {
             forgotten_phones(&mut fixture, phones, ports, round);
             fixture.wait(pace * SECOND);
@@ -1203,8 +1203,8 @@ fn guessers_that_look_like_a_cold_office_are_banned_by_their_address() {
         fixture.wait(60 * SECOND);
     }
     assert!(by_address(&fixture, "rejected"), "{:?}", fixture.bans);
-    // Over TCP, where a ban of a port bounds nothing: by more than a hundred tries.
-    let mut fixture = Fixture { transport: Transport::Tcp, ..Fixture::new() };
+    // Over TLS, where a ban of a port bounds nothing: by more than a hundred tries.
+    let mut fixture = Fixture { transport: Transport::Tls, ..Fixture::new() };
     let rounds = (0..100).find(|round| {
         forgotten_phones(&mut fixture, 16, "new", *round);
         fixture.wait(20 * SECOND);

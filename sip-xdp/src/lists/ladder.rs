@@ -69,14 +69,17 @@ impl Lists {
         self.ladder.by_network.len()
     }
 
-    /// Puts a network on the ladder until then, at this step; `strict` if its ports without a
-    /// standing are metered whatever their nonces, which lasts as long as it is there. When there
-    /// is no room in the table of networks, it is not.
+    /// Puts a network on the ladder until then, at this step. Its modes ([`PORTS_SHARE`],
+    /// [`REFUSES_USERS`]) last as long as it is there. When there is no room in the table of
+    /// networks, it is not.
+    ///
+    /// [`PORTS_SHARE`]: sip_xdp_common::limits::ladder::PORTS_SHARE
+    /// [`REFUSES_USERS`]: sip_xdp_common::limits::ladder::REFUSES_USERS
     pub fn meter(
         &mut self,
         network: Network,
         step: u32,
-        strict: bool,
+        modes: u32,
         until: u64,
         now: u64,
     ) -> Result<(), ListError> {
@@ -98,7 +101,7 @@ impl Lists {
         // An offender of this week stays, whatever anybody sends in its name.
         let until = until.max(before.until);
         let after = before.moved(step, until, now);
-        let after = Ladder { strict: before.strict | u32::from(strict), ..after };
+        let after = Ladder { modes: before.modes | modes, ..after };
         self.ladders.set(&network, after).map_err(kernel)?;
         self.ladder.set(network, until, step);
         self.limited.insert(network, until);
@@ -150,6 +153,15 @@ impl Lists {
         let network = Network::around(source, 128);
         self.ladders
             .own(&source, nonce, is_own)
+            .map_err(|source| ListError::Kernel { network, source })
+    }
+
+    /// Refuses the passwords of a user, by its digest, on connections of a source without a
+    /// standing until then; 0 ends that. The source must be on the ladder.
+    pub fn refuse_user(&mut self, source: IpKey, user: u64, until: u64) -> Result<(), ListError> {
+        let network = Network::around(source, 128);
+        self.ladders
+            .refuse(&source, user, until)
             .map_err(|source| ListError::Kernel { network, source })
     }
 

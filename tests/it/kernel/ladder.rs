@@ -3,10 +3,11 @@
 
 use sip_xdp::net::network::{Network, source_of};
 use sip_xdp_common::ip_key::IpKey;
-use sip_xdp_common::limits::ladder::{Digest, STEPS_NS};
+use sip_xdp_common::limits::ladder::{Digest, PORTS_SHARE, REFUSES_USERS, STEPS_NS};
+use sip_xdp_common::packet::headers::tcp_flags::ACK;
 use sip_xdp_common::verdict::Reason::{self, Good, Limited, Unknown};
 
-use crate::kernel::frames::{Ip, request, sip, udp, udp_from};
+use crate::kernel::frames::{Ip, request, segment, sip, udp, udp_from};
 use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 const HOST: &str = "192.0.2.7";
@@ -30,7 +31,8 @@ fn passed(kernel: &mut Kernel, frame: &[u8], times: usize) -> usize {
 }
 
 fn meter(kernel: &mut Kernel, network: &str, step: u32, strict: bool) {
-    kernel.lists.meter(network.parse().unwrap(), step, strict, START + 30 * HOUR, START).unwrap();
+    let modes = if strict { PORTS_SHARE } else { 0 };
+    kernel.lists.meter(network.parse().unwrap(), step, modes, START + 30 * HOUR, START).unwrap();
 }
 
 #[test]
@@ -123,6 +125,94 @@ fn a_known_good_address_is_limited_in_nothing_but_tries_by_others() {
         let rest = if strict { 0 } else { 4 };
         assert_eq!(passed(&mut kernel, &from(5060, &with_nonce("REGISTER", "borrowed")), 50), rest);
     }
+}
+
+/// A segment from this port; the sequence number does not matter.
+fn over_tcp(host: &str, port: u16, payload: &[u8]) -> Vec<u8> {
+    let tcp = Ip { protocol: 6, ..Ip::udp(host) };
+    tcp.frame(&segment((port, 5060), ACK, 1, 77, 3, payload))
+}
+
+fn credentials(user: &str) -> String {
+    format!(
+        "REGISTER sip:x SIP/2.0\r\nVia: y\r\nAuthorization: Digest nonce=\"n\", \
+         username=\"{user}\", uri=\"x\"\r\nContent-Length: 0\r\n\r\n"
+    )
+}
+
+/// A known-good office with a phone that is registered over TCP from port 40000, and a refused user
+/// "a".
+fn office(host: &str) -> Kernel {
+    let mut kernel = Kernel::new(&settings());
+    let (from, until) = (source(host), START + 20 * HOUR);
+    kernel.lists.know(from, START, |standing| standing.good_until = until).unwrap();
+    kernel.lists.know_flow(from, 40_000, until).unwrap();
+    kernel.lists.meter(Network::around(from, 128), 2, REFUSES_USERS, until, START).unwrap();
+    kernel.lists.refuse_user(from, Digest::of(b"a").0, START + HOUR).unwrap();
+    kernel
+}
+
+#[test]
+fn over_tcp_only_the_refused_user_is_stopped() {
+    for host in [HOST, "2001:db8:7::7"] {
+        let mut kernel = office(host);
+        let register = "REGISTER sip:x SIP/2.0\r\nVia: y\r\nContent-Length: 0\r\n\r\n";
+        let [refused, other] = ["a", "b"].map(credentials);
+        let passed = |kernel: &mut Kernel, port, text: &str| {
+            passed(kernel, &over_tcp(host, port, text.as_bytes()), 9)
+        };
+        for (port, text, expected, what) in [
+            (40_001, &*refused, 0, "the refused user"),
+            (40_001, &*other, 9, "another user of the office"),
+            (40_001, register, 9, "without credentials"),
+            (40_001, "\r\n\r\n", 9, "a keepalive"),
+            (40_000, &*refused, 9, "a connection that a phone has registered by"),
+        ] {
+            assert_eq!(passed(&mut kernel, port, text), expected, "{what}, {host}");
+        }
+        // A neighbour is not concerned.
+        assert_eq!(passed(&mut Kernel::new(&settings()), 40_001, &refused), 9);
+        // An acceptance ends it, and so does its time.
+        kernel.lists.refuse_user(source(host), Digest::of(b"a").0, 0).unwrap();
+        assert_eq!(passed(&mut kernel, 40_001, &refused), 9, "{host}");
+        kernel.lists.refuse_user(source(host), Digest::of(b"a").0, START + HOUR).unwrap();
+        kernel.set_clock(START + HOUR);
+        assert_eq!(passed(&mut kernel, 40_001, &refused), 9, "{host}");
+    }
+}
+
+/// What may hide whose password it tries is metered: four at once, and then the step's pace.
+#[test]
+fn over_tcp_pieces_that_hide_the_user_are_tries() {
+    let whole = credentials("a");
+    let name = whole.find("username").unwrap();
+    let header = whole.find("Authorization").unwrap();
+    let line = "Authorization: Digest nonce=\"n\",\r\n";
+    for (piece, what) in [
+        (whole[..name].to_owned(), "cut in a line, its beginning"),
+        (format!("{line}\r\n"), "credentials without a name"),
+        (format!(" {}", &whole[name..]), "a folded line's rest"),
+        (format!("{}{}", credentials("b"), credentials("b")), "two at once"),
+        (whole.replace("username", "username=\"b\", username"), "two names"),
+        (whole.replace("\"a\"", "\"\\a\""), "a name with a backslash"),
+        (whole.replace("Via", &format!("X: {}\r\nVia", "x".repeat(1_472))), "a long one"),
+        ("x".to_owned(), "a single byte"),
+    ] {
+        let mut kernel = office(HOST);
+        let frame = over_tcp(HOST, 40_001, piece.as_bytes());
+        assert_eq!(passed(&mut kernel, &frame, 9), 4, "{what}");
+        kernel.set_clock(START + STEPS_NS[2]);
+        assert_eq!(passed(&mut kernel, &frame, 9), 1, "{what}, later");
+    }
+    // A header that a piece begins with is seen.
+    let mut kernel = office(HOST);
+    assert_eq!(passed(&mut kernel, &over_tcp(HOST, 40_001, whole[header..].as_bytes()), 9), 0);
+    for spelling in ["proxy-authorization :", "AUTHORIZATION\t:"] {
+        let other = whole.replace("Authorization:", spelling);
+        assert_eq!(passed(&mut kernel, &over_tcp(HOST, 40_001, other.as_bytes()), 9), 0);
+    }
+    let bare = whole.replace("username=\"a\"", "UserName = a");
+    assert_eq!(passed(&mut kernel, &over_tcp(HOST, 40_001, bare.as_bytes()), 9), 0);
 }
 
 #[test]

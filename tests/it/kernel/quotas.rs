@@ -169,10 +169,7 @@ fn a_list_of_exactly_the_capacity_leaves_room() {
 fn sources_on_the_ladder_make_room() {
     let mut kernel = kernel(64);
     for number in 0..40 {
-        kernel
-            .lists
-            .meter(network(number), 0, false, START + HOUR + u64::from(number), START)
-            .unwrap();
+        kernel.lists.meter(network(number), 0, 0, START + HOUR + u64::from(number), START).unwrap();
     }
     assert_eq!((kernel.lists.metered(), used(&kernel, "networks")), (4, 4));
     assert_eq!(kernel.lists.ladder_step(&network(39), START), Some(0));
@@ -181,7 +178,7 @@ fn sources_on_the_ladder_make_room() {
         kernel.lists.put(List::Block, Entry::manual(network(2_000 + number), NEVER, "")).unwrap();
     }
     assert_eq!((kernel.lists.metered(), used(&kernel, "networks")), (0, 64));
-    assert!(kernel.lists.meter(network(1), 0, false, START + HOUR, START).is_err());
+    assert!(kernel.lists.meter(network(1), 0, 0, START + HOUR, START).is_err());
 }
 
 /// Forged sources fill the quota of unproven bans: the one that is hit least makes room, and it is

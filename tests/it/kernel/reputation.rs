@@ -261,7 +261,7 @@ fn only_needed_events_are_sent() {
     kernel.leave(&answer("SIP/2.0 407 Proxy Authentication Required"));
     assert_eq!(told(&mut kernel), [Answer]);
     // Of those on the ladder: everything.
-    kernel.lists.meter(Network::around(source(them), 128), 0, false, START + HOUR, START).unwrap();
+    kernel.lists.meter(Network::around(source(them), 128), 0, 0, START + HOUR, START).unwrap();
     for method in ["REGISTER", "INVITE", "SUBSCRIBE", "OPTIONS"] {
         kernel.run(&sip(them, &request(method)));
     }

@@ -376,7 +376,7 @@ pub fn own_account(effort: Effort) -> Row {
     Row { name: "own account", limits: [300, 100], strategies }
 }
 
-/// The ways to use connections: one for everything, one for each user, one for each guess.
+/// The ways to use connections: one for everything, 16 in turn, one for each guess.
 const CONNECTIONS: [(u16, &str); 3] =
     [(1, "one connection"), (16, "16 connections"), (40_000, "one connection each")];
 
@@ -385,13 +385,24 @@ const CONNECTIONS: [(u16, &str); 3] =
 fn over_tcp(effort: Effort, account: Option<Account>) -> Vec<Strategy> {
     let mut strategies = Vec::new();
     let with = |guesser: Guesser| account.into_iter().fold(guesser.by_tcp(), Guesser::account);
-    for (ports, how) in CONNECTIONS {
+    let short = if account.is_some() { &CONNECTIONS[1..] } else { &CONNECTIONS[..2] };
+    let ways = if effort == Effort::Short { short } else { &CONNECTIONS[..] };
+    for (ports, how) in ways.iter().copied() {
         let places = Places::Ports(address(ONE), ports);
         for (who, users) in
             [("one user", Users::One(VICTIM)), ("all staff", Users::Many(VICTIM, STAFF))]
         {
             let make = |pace| with(Guesser::new(places, users, pace));
-            strategies.extend(by_pace(effort, &format!("{how}, {who}"), make));
+            match effort {
+                Effort::Long => {
+                    strategies.extend(by_pace(effort, &format!("{how}, {who}"), make));
+                }
+                Effort::Short => {
+                    let pace = Pace::bursts(9, SECOND, 602 * SECOND);
+                    let name = format!("{how}, {who}, 9 in 10 min");
+                    strategies.push(alone(name, make(pace)));
+                }
+            }
         }
         for (users, seconds) in [(1, 20)].into_iter().chain(patient_paces_of_users(effort)) {
             let name = format!("{how}, {users} unknown users, each {seconds} s");
@@ -403,11 +414,7 @@ fn over_tcp(effort: Effort, account: Option<Account>) -> Vec<Strategy> {
 
 /// One address, over TCP.
 pub fn tcp(effort: Effort) -> Row {
-    Row {
-        name: "one address, TCP",
-        limits: [200, 100],
-        strategies: over_tcp(effort, None),
-    }
+    Row { name: "one address, TCP", limits: [200, 100], strategies: over_tcp(effort, None) }
 }
 
 /// Somebody with an account, over TCP.

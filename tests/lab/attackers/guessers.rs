@@ -248,12 +248,7 @@ fn lender(to: &SocketAddr, number: u64) -> SocketAddr {
 }
 
 /// Registers with the right password. Returns whether that succeeded.
-fn register(
-    from: SocketAddr,
-    is_tcp: bool,
-    user: &str,
-    world: &mut World<'_>,
-) -> Result<bool> {
+fn register(from: SocketAddr, is_tcp: bool, user: &str, world: &mut World<'_>) -> Result<bool> {
     let call = world.number();
     let mut request = Try { is_right: true, is_tcp, ..Try::new(from, "REGISTER", user, call) };
     if let Reply::Challenge(nonce) = world.send(&request)? {

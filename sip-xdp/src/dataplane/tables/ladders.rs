@@ -1,5 +1,5 @@
-//! User space's view of the ladder: sources that offended by what could be forged, and the nonces
-//! that are their own ([`sip_xdp_common::limits::ladder`]).
+//! User space's view of the ladder: sources that offended by what could be forged, the nonces that
+//! are their own, and the users that are refused ([`sip_xdp_common::limits::ladder`]).
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -7,15 +7,16 @@ use sip_xdp_common::abi::layout::LADDERS;
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::FlowKey;
-use sip_xdp_common::limits::ladder::{Ladder, nonce_key};
+use sip_xdp_common::limits::ladder::{Ladder, nonce_key, user_key};
 
 use super::ledger::forgive_missing;
 use crate::net::network::Network;
 
-/// Both maps.
+/// The three maps.
 pub struct Ladders {
     map: HashMap<MapData, FlowKey, Ladder>,
     nonces: HashMap<MapData, u64, u64>,
+    users: HashMap<MapData, u64, u64>,
     /// What addresses are hashed with.
     seed: u64,
 }
@@ -30,7 +31,10 @@ impl Ladders {
         let map = open(names::LADDERS)?.try_into().context("the ladder cannot be used")?;
         let nonces =
             open(names::OWN_NONCES)?.try_into().context("the table of nonces cannot be used")?;
-        Ok(Self { map, nonces, seed })
+        let users = open(names::REFUSED_USERS)?
+            .try_into()
+            .context("the table of refused users cannot be used")?;
+        Ok(Self { map, nonces, users, seed })
     }
 
     /// The place of exactly a network.
@@ -65,5 +69,15 @@ impl Ladders {
             return self.nonces.insert(key, 1, 0);
         }
         forgive_missing(self.nonces.remove(&key))
+    }
+
+    /// Refuses the passwords of a user, by its digest, on connections of a source without a
+    /// standing until then; 0 ends that.
+    pub fn refuse(&mut self, source: &IpKey, user: u64, until: u64) -> Result<(), MapError> {
+        let key = user_key(source, user, self.seed);
+        if until != 0 {
+            return self.users.insert(key, until, 0);
+        }
+        forgive_missing(self.users.remove(&key))
     }
 }

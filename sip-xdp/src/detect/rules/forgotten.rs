@@ -10,19 +10,28 @@
 //! Whoever imitates them must not have more guesses than others. So all users of a site fill one
 //! leaky bucket. Once it is full, each further try of a phone ends in a ban of its port or address,
 //! and the more users there are, the longer are these bans.
+//!
+//! Over TCP each connection has another port, and a ban of the address would cost the office its
+//! connections. There the kernel refuses the passwords of single users, by their names, for as long
+//! as such a ban would last. Who is rejected nevertheless has hidden the name in pieces of lines,
+//! and these go down the ladder. Over TLS and WebSocket the kernel reads no names: a site where
+//! nobody was accepted is banned there, once its tries are more than phones have.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sip_xdp_common::ip_key::{IpKey, mask};
+use sip_xdp_common::limits::ladder::{Digest, REFUSES_USERS};
 
-use super::super::Detector;
+use super::super::claim::Level;
 use super::super::recent::Recent;
-use super::super::windows::LeakyBucket;
+use super::super::windows::{LeakyBucket, words};
+use super::super::{Action, Detector, Metering, Step};
 use super::rejected;
 use super::rule::Memory;
+use crate::sip::transport::Transport;
 
 /// Minimum retry interval of a phone with a wrong password.
 pub(super) const PATIENT_NS: u64 = 20_000_000_000;
@@ -38,9 +47,17 @@ const USERS_PER_LENGTH: usize = 4;
 /// The highest multiple: sites with many accepted users may have more than 16 forgotten phones.
 const LONGEST: usize = 6;
 
-/// Level of a site's bucket at which a cold site is banned as a whole for tries over TCP: each
-/// connection has another port, so that a ban of the port bounds nothing.
-const MOST_OVER_TCP: f64 = 100.0;
+/// Level of a site's bucket at which one where nobody was accepted is banned as a whole for tries
+/// over TLS or WebSocket.
+const MOST_UNREAD: f64 = 100.0;
+
+/// Time in which answers to what passed before a refusal arrive.
+const IN_FLIGHT_NS: u64 = 1_000_000_000;
+
+/// How long a user is refused over TCP for the first time; each time twice as long, at most
+/// [`LONGEST_REFUSAL_NS`]. As the bans of a phone ([`Growth::Mild`]).
+const FIRST_REFUSAL_NS: u64 = 10 * 60 * 1_000_000_000;
+const LONGEST_REFUSAL_NS: u64 = 3_600 * 1_000_000_000;
 
 /// Tries of one port before a full site's bucket leads to its ban: somebody may mistype a password
 /// twice.
@@ -68,8 +85,34 @@ struct Tried {
     host: [u8; 16],
     /// Whether a try within a day before came from another address.
     has_moved: bool,
-    /// Whether its port or address was banned.
+    /// Whether its port or address was banned, or its passwords were refused.
     is_convicted: bool,
+    /// Tries over TCP.
+    #[serde(default)]
+    by_tcp: LeakyBucket,
+    /// Since when and until when its passwords are refused over TCP, and how often they were.
+    #[serde(default)]
+    refused: [u64; 2],
+    #[serde(default)]
+    refusals: u32,
+    /// Whether it was rejected nevertheless.
+    #[serde(default)]
+    is_hidden: bool,
+}
+
+impl Tried {
+    fn new(at: u64, host: [u8; 16]) -> Self {
+        Self {
+            at,
+            host,
+            has_moved: false,
+            is_convicted: false,
+            by_tcp: LeakyBucket::default(),
+            refused: [0; 2],
+            refusals: 0,
+            is_hidden: false,
+        }
+    }
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -118,7 +161,11 @@ impl Memory for Sites {
     fn recall(&mut self, kept: Value, moved: &dyn Fn(u64) -> u64) -> Result<()> {
         let kept: Vec<Kept<Site>> = serde_json::from_value(kept)?;
         for (address, last, mut site) in kept.into_iter().take(MAX_KEPT) {
-            site.users.values_mut().for_each(|one| one.at = moved(one.at));
+            for one in site.users.values_mut() {
+                one.at = moved(one.at);
+                one.by_tcp.shift(moved);
+                one.refused = one.refused.map(|at| if at == 0 { at } else { moved(at) });
+            }
             site.tries.shift(moved);
             *self.0.touch(IpKey::new(address), moved(last), Site::default) = site;
         }
@@ -133,30 +180,67 @@ fn site_of(source: &IpKey) -> IpKey {
 
 impl Sites {
     /// Records a rejection of a user that was never accepted at this address. `leak_ns` is the time
-    /// in which the bucket loses one. Returns whether it came sooner after the try before than a
+    /// in which a bucket loses one. Returns whether it came sooner after the try before than a
     /// phone's.
-    pub(super) fn note(&mut self, source: &IpKey, user: &str, now: u64, leak_ns: u64) -> bool {
+    pub(super) fn note(
+        &mut self,
+        source: &IpKey,
+        user: &str,
+        is_tcp: bool,
+        now: u64,
+        leak_ns: u64,
+    ) -> bool {
         let (host, site) = (source.octets(), self.0.touch(site_of(source), now, Site::default));
         site.tries.pour(now, leak_ns);
         site.users.retain(|_, one| now.saturating_sub(one.at) < DAY_NS);
-        if let Some(one) = site.users.get_mut(user) {
-            let is_quick = now.saturating_sub(one.at) < PATIENT_NS;
-            one.has_moved |= one.host != host;
-            (one.at, one.host) = (now, host);
-            return is_quick;
+        let is_known = site.users.contains_key(user);
+        if !is_known && site.users.len() >= MAX_USERS {
+            return false;
         }
-        if site.users.len() < MAX_USERS {
-            let tried = Tried { at: now, host, has_moved: false, is_convicted: false };
-            site.users.insert(user.to_owned(), tried);
+        let one = site.users.entry(user.to_owned()).or_insert_with(|| Tried::new(now, host));
+        if is_tcp {
+            one.by_tcp.pour(now, leak_ns);
+            let [since, until] = one.refused;
+            one.is_hidden |= (since + IN_FLIGHT_NS..until).contains(&now);
         }
-        false
+        let is_quick = is_known && now.saturating_sub(one.at) < PATIENT_NS;
+        one.has_moved |= one.host != host;
+        (one.at, one.host) = (now, host);
+        is_quick
     }
 
-    /// Takes back users that were accepted.
-    pub(super) fn take_back(&mut self, source: &IpKey, users: &[String], now: u64) {
-        if let Some(site) = self.0.get_mut(&site_of(source), now) {
-            site.users.retain(|user, _| !users.contains(user));
-        }
+    /// Takes back users that were accepted. Returns those whose passwords are refused.
+    pub(super) fn take_back(&mut self, source: &IpKey, users: &[String], now: u64) -> Vec<String> {
+        let Some(site) = self.0.get_mut(&site_of(source), now) else {
+            return Vec::new();
+        };
+        let accepted = site.users.extract_if(|user, _| users.contains(user));
+        accepted.filter(|(_, one)| one.refused[1] > now).map(|(user, _)| user).collect()
+    }
+
+    /// Tries of a user over TCP that have not leaked out yet; none if it is refused already.
+    fn tries_by_tcp(&self, source: &IpKey, user: &str, now: u64, leak_ns: u64) -> Option<f64> {
+        let tried = self.get(source, now).and_then(|site| site.users.get(user));
+        tried.filter(|one| one.refused[1] <= now).map(|one| one.by_tcp.level(now, leak_ns))
+    }
+
+    /// Whether a user was rejected although it was refused, since this was asked.
+    fn was_hidden(&mut self, source: &IpKey, user: &str, now: u64) -> bool {
+        let site = self.0.get_mut(&site_of(source), now);
+        let one = site.and_then(|site| site.users.get_mut(user));
+        one.is_some_and(|one| std::mem::take(&mut one.is_hidden))
+    }
+
+    /// Refuses a user's passwords. Returns until when.
+    fn refuse(&mut self, source: &IpKey, user: &str, now: u64) -> Option<u64> {
+        let times = u64::from(self.times(source, now));
+        let site = self.0.get_mut(&site_of(source), now)?;
+        let one = site.users.get_mut(user)?;
+        let length = FIRST_REFUSAL_NS << one.refusals.min(3);
+        one.refused = [now, now + times * length.min(LONGEST_REFUSAL_NS)];
+        one.refusals += 1;
+        one.is_convicted = true;
+        Some(one.refused[1])
     }
 
     fn get(&self, source: &IpKey, now: u64) -> Option<&Site> {
@@ -240,12 +324,52 @@ impl Detector {
         self.has_used_up(source, now) && (own >= TYPOS || tried.is_some_and(|one| one.is_convicted))
     }
 
-    /// Whether a site has used up what it has over TCP.
-    pub(super) fn has_used_up_tcp(&self, source: &IpKey, now: u64) -> bool {
+    /// Whether a site has used up what it has over TLS and WebSocket.
+    pub(super) fn has_used_up_unread(&self, source: &IpKey, now: u64) -> bool {
         let slow = self.rules.slow;
         let site = self.memory.rejected.get(source, now);
         slow.enabled
-            && site.is_some_and(|site| site.tries.level(now, slow.per.nanos()) >= MOST_OVER_TCP)
+            && site.is_some_and(|site| site.tries.level(now, slow.per.nanos()) >= MOST_UNREAD)
+    }
+
+    /// Refuses users of an address with accepted users or several forgotten phones that were
+    /// rejected too often over TCP.
+    pub(super) fn refuse_users(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
+        let (rejected, slow) = (self.rules.rejected, self.rules.slow);
+        let mut lately: BTreeMap<String, usize> = BTreeMap::new();
+        let tries = self.sources.get(&source).into_iter();
+        for (_, one) in tries.flat_map(|state| state.counts.rejected.tries.iter()) {
+            let is_strange = !self.known.accepted(&source, &one.user, now);
+            if one.level == Level::Routable && one.transport == Transport::Tcp && is_strange {
+                *lately.entry(one.user.clone()).or_default() += 1;
+            }
+        }
+        let refusing = |step: Step, reason: String| {
+            let host = Metering::of_host(source, step, now + DAY_NS, reason);
+            Action::Meter(Metering { modes: REFUSES_USERS, ..host })
+        };
+        for (user, count) in lately {
+            if self.memory.rejected.was_hidden(&source, &user, now) {
+                let reason = format!("credentials of the refused user {user:?} come in pieces");
+                actions.push(refusing(Step::Down, reason));
+            }
+            let leak_ns = slow.per.nanos();
+            let own = self.memory.rejected.tries_by_tcp(&source, &user, now, leak_ns);
+            let Some(own) = own else { continue };
+            let is_due = rejected.enabled && count >= rejected.count as usize
+                || slow.enabled && own >= f64::from(slow.count) - 0.5
+                || self.has_used_up_part(&source, &user, own, now);
+            let until = is_due.then(|| self.memory.rejected.refuse(&source, &user, now));
+            if let Some(until) = until.flatten() {
+                let lasts = words(until - now);
+                let reason = format!(
+                    "{own:.0} rejected passwords for the user {user:?} over TCP, which are \
+                     refused for {lasts}"
+                );
+                actions.push(refusing(Step::First, reason));
+                actions.push(Action::RefuseUser(source, Digest::of(user.as_bytes()).0, until));
+            }
+        }
     }
 }
 
@@ -258,8 +382,9 @@ mod tests {
     #[test]
     fn pace_and_address_of_each_user() {
         let (mut sites, [source, other]) = (Sites::default(), [1, 2].map(host));
-        let mut note =
-            |user: &str, at: &IpKey, seconds: u64| sites.note(at, user, seconds * SECOND, SECOND);
+        let mut note = |user: &str, at: &IpKey, seconds: u64| {
+            sites.note(at, user, false, seconds * SECOND, SECOND)
+        };
         assert_eq!(
             [
                 note("a", &source, 100),
@@ -274,7 +399,7 @@ mod tests {
         assert!(sites.is_phone(&source, "a", now) && !sites.is_phone(&source, "b", now));
         assert!(!sites.is_phone(&source, "c", now));
         assert_eq!(sites.times(&source, now), 1);
-        (0..4).for_each(|n| _ = sites.note(&source, &n.to_string(), now, SECOND));
+        (0..4).for_each(|n| _ = sites.note(&source, &n.to_string(), false, now, SECOND));
         assert_eq!(sites.times(&other, now), 2, "of one site");
         assert!(!sites.is_phone(&source, "a", now + DAY_NS));
         sites.forget(&other);
@@ -289,9 +414,9 @@ mod tests {
     fn sites_outlive_a_restart() {
         let (mut sites, source) = (Sites::default(), IpKey::v4(7));
         for user in ["a", "b"] {
-            sites.note(&source, user, 100 * SECOND, SECOND);
+            sites.note(&source, user, true, 100 * SECOND, SECOND);
         }
-        sites.note(&IpKey::v4(8), "alone", 100 * SECOND, SECOND);
+        sites.note(&IpKey::v4(8), "alone", false, 100 * SECOND, SECOND);
         sites.convict(&source, &BTreeSet::from(["a"]), 100 * SECOND);
         let kept = sites.keep().unwrap().unwrap();
         let mut again = Sites::default();
@@ -301,16 +426,36 @@ mod tests {
         assert_eq!((site.users["a"].at, site.users(11 * SECOND)), (10 * SECOND, 2));
         assert!(site.tries.level(10 * SECOND, SECOND) > 1.5);
         assert!(again.get(&IpKey::v4(8), 11 * SECOND).is_none());
+        assert!(again.tries_by_tcp(&source, "a", 10 * SECOND, SECOND).unwrap() > 0.5);
+    }
+
+    #[test]
+    fn a_user_is_refused_for_longer_each_time_until_it_is_accepted() {
+        let (mut sites, source) = (Sites::default(), IpKey::v4(7));
+        let minute = 60 * SECOND;
+        let mut now = minute;
+        for expected in [10, 20, 40, 60, 60] {
+            sites.note(&source, "a", true, now, minute);
+            assert_eq!(sites.refuse(&source, "a", now), Some(now + expected * minute));
+            assert_eq!(sites.tries_by_tcp(&source, "a", now, minute), None, "refused already");
+            now += expected * minute;
+            assert!(sites.tries_by_tcp(&source, "a", now, minute).is_some());
+        }
+        assert!(sites.take_back(&source, &["a".to_owned()], now).is_empty(), "that is over");
+        sites.note(&source, "a", true, now, minute);
+        sites.refuse(&source, "a", now);
+        assert_eq!(sites.take_back(&source, &["a".to_owned()], now), ["a"]);
+        assert_eq!(sites.refuse(&source, "a", now), None);
     }
 
     #[test]
     fn memory_is_bounded() {
         let mut sites = Sites::default();
         for n in 0..2 * MAX_SITES as u32 {
-            sites.note(&IpKey::v4(n), "a", u64::from(n), SECOND);
+            sites.note(&IpKey::v4(n), "a", false, u64::from(n), SECOND);
         }
         for n in 0..1_000_u64 {
-            sites.note(&IpKey::v4(1), &n.to_string(), n, SECOND);
+            sites.note(&IpKey::v4(1), &n.to_string(), false, n, SECOND);
         }
         assert!(sites.0.len() <= MAX_SITES);
         assert_eq!(sites.get(&IpKey::v4(1), 1_000).unwrap().users.len(), MAX_USERS);

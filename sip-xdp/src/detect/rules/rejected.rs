@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use serde_json::{Map, Value};
 use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::ladder::{Digest, PORTS_SHARE};
 
 use super::super::claim::{Growth, Level, Rejection};
 use super::super::digest::digest;
@@ -24,6 +25,7 @@ use super::forgotten::{FORGOTTEN, PATIENT_NS, Sites, quick_leak_ns};
 use super::rule::{BanKind, Counts, Heard, Rule, Told, recalled};
 use super::slow::Slow;
 use super::sprayed::Sprayed;
+use crate::sip::transport::Transport;
 
 /// Other kinds of bans on rejected passwords, beside the names of the rules.
 const MISCONFIGURED: &str = "misconfigured";
@@ -60,9 +62,11 @@ impl Rule for Rejected {
     type Counts = Rejections;
     type Memory = Sites;
 
-    fn hear(detector: &mut Detector, heard: &Heard<'_>, _: &mut Vec<Action>) {
+    fn hear(detector: &mut Detector, heard: &Heard<'_>, actions: &mut Vec<Action>) {
         if let Signal::Accepted(_, users) = heard.what {
-            detector.memory.rejected.take_back(&heard.source, users, heard.now);
+            let refused = detector.memory.rejected.take_back(&heard.source, users, heard.now);
+            let freed = refused.iter().map(|user| Digest::of(user.as_bytes()).0);
+            actions.extend(freed.map(|user| Action::RefuseUser(heard.source, user, 0)));
         }
     }
 
@@ -245,7 +249,13 @@ impl Detector {
         let is_real = rejection.level == Level::Routable || rejection.network;
         let is_quick = is_real
             && !self.known.accepted(&source, &rejection.user, now)
-            && self.memory.rejected.note(&source, &rejection.user, at, slow.per.nanos());
+            && self.memory.rejected.note(
+                &source,
+                &rejection.user,
+                rejection.transport == Transport::Tcp,
+                at,
+                slow.per.nanos(),
+            );
         if is_quick && let Some(state) = self.sources.get_mut(&source) {
             state.counts.rejected.quick.pour(at, quick_leak_ns(&rejected));
         }
@@ -299,6 +309,7 @@ impl Detector {
 
     fn weigh_rejections(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let found = if self.is_office(&source, now) {
+            self.refuse_users(source, now, actions);
             self.weigh_office(source, now, actions)
         } else {
             self.weigh_stranger(source, now)
@@ -430,11 +441,14 @@ impl Detector {
 
         let others = |one: &Rejection| !self.known.accepted(&source, &one.user, now);
         let strange: Vec<_> = real.iter().copied().filter(|(_, one)| others(one)).collect();
-        // Over TCP each connection has another port, so that a ban of one bounds nothing. Where
-        // users were accepted, their next connections have other ports as well.
-        let is_stream = strange.iter().any(|(_, one)| one.transport.is_stream());
+
+        // Over TLS and WebSocket a ban of a port bounds nothing, and the kernel refuses nobody.
+        // Where users were accepted, their next connections have other ports as well.
+        let is_unread = strange
+            .iter()
+            .any(|(_, one)| !matches!(one.transport, Transport::Udp | Transport::Tcp));
         let is_cold = !self.known.was_good(&source, now);
-        if is_stream && is_cold && self.has_used_up_tcp(&source, now) {
+        if is_unread && is_cold && self.has_used_up_unread(&source, now) {
             let (level, finding) = self.convict_address(source, &strange, now);
             let growth = Growth::Mild { times: self.memory.rejected.times(&source, now) };
             return Some((level, Finding { kind: MISCONFIGURED, growth, ..finding }));
@@ -486,7 +500,7 @@ impl Detector {
         let has_more = source.is_v4() || !self.has_used_up(&source, now);
         let step = if has_more { Step::Down } else { Step::Last };
         let host = Metering::of_host(source, step, now + LADDER_NS, why.to_owned());
-        actions.push(Action::Meter(Metering { strict: true, ..host }));
+        actions.push(Action::Meter(Metering { modes: PORTS_SHARE, ..host }));
     }
 
     /// A finding about a whole address with accepted users. Accepted ports that did not offend are

@@ -1,6 +1,8 @@
 //! The same evidence by TCP, TLS and WebSocket: a handshake proves an address, and a port says
 //! nothing.
 
+use sip_xdp_common::limits::ladder::{Digest, REFUSES_USERS};
+
 use super::*;
 
 impl Fixture {
@@ -80,6 +82,74 @@ fn a_bad_phone_with_ever_new_connections_never_takes_its_office_down() {
         let all: Vec<_> = fixture.bans.iter().filter(|ban| ban.port.is_none()).collect();
         assert!(all.is_empty() && !fixture.bans.is_empty(), "every {pause} ns: {all:#?}");
     }
+}
+
+/// Digests of the users that were refused, and until when.
+fn refusals(fixture: &Fixture) -> Vec<(u64, u64)> {
+    let refused = fixture.actions.iter().filter_map(|action| match action {
+        Action::RefuseUser(_, user, until) => Some((*user, *until)),
+        _ => None,
+    });
+    refused.collect()
+}
+
+/// The kernel refuses the users of bad phones, and nobody else; until they have the right password.
+#[test]
+fn the_user_of_a_bad_phone_is_refused_over_tcp() {
+    let digest = |user: &str| Digest::of(user.as_bytes()).0;
+    for (users, is_cold, most) in
+        [(1, false, 20), (2, false, 24), (2, true, 24), (16, false, 64), (16, true, 64)]
+    {
+        let mut fixture = Fixture::by(Transport::Tcp);
+        if !is_cold {
+            fixture.register(&who("203.0.113.10", 50_000, "good"));
+        }
+        let mut tries = 0;
+        'trying: for round in 0..50 {
+            for n in 0..users {
+                let port = 51_000 + round * users + n;
+                fixture.guess(&who("203.0.113.10", port, &format!("old-{n}")), "old");
+                tries += 1;
+                if refusals(&fixture).len() == usize::from(users) {
+                    break 'trying;
+                }
+            }
+            fixture.wait(60 * SECOND);
+        }
+        let refused = refusals(&fixture);
+        let what = format!("{users} users, cold {is_cold}, {tries} tries: {refused:?}");
+        assert!(refused.len() == usize::from(users) && tries <= most, "{what}");
+        assert!(refused.iter().any(|(user, _)| *user == digest("old-0")), "{what}");
+        assert!(refused.iter().all(|(_, until)| *until != 0), "{what}");
+        assert!(fixture.bans.iter().all(|ban| ban.port.is_some()), "{:?}", fixture.bans);
+        // With the right password it is refused no longer.
+        fixture.register(&who("203.0.113.10", 50_900, &format!("old-{}", users - 1)));
+        let last = digest(&format!("old-{}", users - 1));
+        assert_eq!(refusals(&fixture).last(), Some(&(last, 0)), "{what}");
+    }
+}
+
+#[test]
+fn who_hides_a_refused_user_goes_down_the_ladder() {
+    let mut fixture = Fixture::by(Transport::Tcp);
+    fixture.register(&who("203.0.113.10", 50_000, "good"));
+    let steps = |fixture: &Fixture| -> Vec<Step> {
+        let metered = fixture.actions.iter().filter_map(|action| match action {
+            Action::Meter(Metering { step, modes: REFUSES_USERS, .. }) => Some(*step),
+            _ => None,
+        });
+        metered.collect()
+    };
+    for port in 51_000..51_010 {
+        fixture.guess(&who("203.0.113.10", port, "old"), "old");
+        fixture.wait(SECOND / 2);
+    }
+    assert_eq!(steps(&fixture), [Step::First]);
+    fixture.guess(&who("203.0.113.10", 51_011, "old"), "in flight");
+    assert_eq!(steps(&fixture), [Step::First]);
+    fixture.wait(2 * SECOND);
+    fixture.guess(&who("203.0.113.10", 51_012, "old"), "in pieces");
+    assert_eq!(steps(&fixture), [Step::First, Step::Down]);
 }
 
 #[test]
