@@ -111,6 +111,42 @@ fn guesses_over_tcp_are_banned_however_they_are_sent() -> Result<()> {
     Ok(())
 }
 
+/// Behind the address of a registered phone somebody tries another user's passwords, by a new
+/// connection each: the kernel refuses that user, and whoever else is there goes on.
+#[test]
+fn the_user_of_a_bad_phone_is_refused_and_its_office_goes_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let site = Site::new(&lab)?;
+    let (user, password) = USERS[0];
+    let mut phone = site.phone()?;
+    assert_eq!(phone.register(user, password, "good")?, 200);
+    let address = PHONE.to_string();
+    wait_until("the phone is known good", SOON, || {
+        Ok(site.filter.json(&["explain", &address])?["good_until"].is_string())
+    })?;
+    let mut tried = 0;
+    let refused = (0..40).any(|number| {
+        tried = number;
+        let guess = || site.phone()?.register("1200", "old", &format!("bad-{number}"));
+        // A challenge, and then no answer to the credentials.
+        thread::sleep(Duration::from_millis(300));
+        guess().is_err()
+    });
+    println!("refused after {tried} tries; {}", site.filter.decisions());
+    assert!(refused && (5..=25).contains(&tried), "{tried}");
+    assert_eq!(phone.register(user, password, "good")?, 200, "by its connection");
+    for number in 0..5 {
+        let user = (1_000 + number).to_string();
+        let mut other = site.phone()?;
+        let status = other.register(&user, &phone_password(&user), &format!("other-{number}"))?;
+        assert_eq!(status, 200, "{user}, by a new connection");
+    }
+    assert!(site.phone()?.register("1200", "old", "again").is_err(), "it is refused still");
+    let ban = site.filter.ban_of(&address)?;
+    assert!(ban.is_none(), "{ban:?}");
+    Ok(())
+}
+
 /// Many guesses at once: a nonce is good for all, and Kamailio answers whatever stands in its
 /// buffer.
 #[test]
