@@ -373,14 +373,15 @@ impl MapTables<'_> {
         };
         // SAFETY: as in `descend`.
         let found = unsafe { &mut *found };
-        if found.modes & ladder::REFUSES_USERS == 0 {
+        if found.modes == 0 {
             return true;
         }
         let payload = self.verifier_widen(sent.payload + segment.header);
         let passes = match scan::tries(self.ctx, self.scratch, sent, meter_key, now, payload) {
             Tries::Nobody => true,
-            Tries::User(user) => !scan::is_refused(&sent.source, user, now),
-            Tries::Unclear => {
+            Tries::User(user) if scan::is_refused(&sent.source, user, now) => false,
+            Tries::User(_) if found.modes & ladder::PORTS_SHARE == 0 => true,
+            Tries::User(_) | Tries::Unclear => {
                 let is_known = sent.listed.is_good() || sent.listed.is_peer();
                 found.charge(ladder::Kind::Try, is_known, now)
             }

@@ -64,7 +64,8 @@ pub struct Ladder {
 
 const _: () = assert!(size_of::<Ladder>() == 40);
 
-/// [`Ladder::modes`]: nonces of its own spare nothing but ports with a standing (UDP).
+/// [`Ladder::modes`]: nonces of its own spare nothing but ports with a standing. Over TCP, all
+/// credentials on connections without one are tries.
 pub const PORTS_SHARE: u32 = 1;
 
 /// [`Ladder::modes`]: passwords of some users are refused on connections without a standing (TCP).

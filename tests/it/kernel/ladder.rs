@@ -181,6 +181,19 @@ fn over_tcp_only_the_refused_user_is_stopped() {
     }
 }
 
+/// Where ports share the ladder, so do connections.
+#[test]
+fn over_tcp_all_tries_share_the_ladder_where_ports_do() {
+    let mut kernel = office(HOST);
+    meter(&mut kernel, "192.0.2.7/32", 2, true);
+    let from = |port: u16| over_tcp(HOST, port, credentials("b").as_bytes());
+    assert_eq!(passed(&mut kernel, &from(40_001), 3), 3);
+    assert_eq!(passed(&mut kernel, &from(40_002), 9), 1);
+    assert_eq!(passed(&mut kernel, &from(40_000), 9), 9, "a phone's connection");
+    let register = over_tcp(HOST, 40_003, b"REGISTER sip:x SIP/2.0\r\n\r\n");
+    assert_eq!(passed(&mut kernel, &register, 9), 9, "without credentials");
+}
+
 /// What may hide whose password it tries is metered: four at once, and then the step's pace.
 #[test]
 fn over_tcp_pieces_that_hide_the_user_are_tries() {
@@ -206,7 +219,7 @@ fn over_tcp_pieces_that_hide_the_user_are_tries() {
     }
     // A header that a piece begins with is seen.
     let mut kernel = office(HOST);
-    assert_eq!(passed(&mut kernel, &over_tcp(HOST, 40_001, whole[header..].as_bytes()), 9), 0);
+    assert_eq!(passed(&mut kernel, &over_tcp(HOST, 40_001, &whole.as_bytes()[header..]), 9), 0);
     for spelling in ["proxy-authorization :", "AUTHORIZATION\t:"] {
         let other = whole.replace("Authorization:", spelling);
         assert_eq!(passed(&mut kernel, &over_tcp(HOST, 40_001, other.as_bytes()), 9), 0);

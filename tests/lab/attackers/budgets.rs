@@ -420,11 +420,9 @@ pub fn tcp(effort: Effort) -> Row {
 /// Somebody with an account, over TCP.
 pub fn own_account_by_tcp(effort: Effort) -> Row {
     let account = Account { user: 900, port: 5070 };
-    Row {
-        name: "own account, TCP",
-        limits: [300, 100],
-        strategies: over_tcp(effort, Some(account)),
-    }
+    let mut strategies = over_tcp(effort, Some(account));
+    strategies.push(alone(MANY_NAMES, many_names(40_000).by_tcp().account(account)));
+    Row { name: "own account, TCP", limits: [300, 100], strategies }
 }
 
 /// A host that answers our OPTIONS.
@@ -449,6 +447,16 @@ fn patient_users(places: Places, users: u32, seconds: u64) -> Guesser {
     let pace = Pace::steady(seconds * SECOND / u64::from(users));
     Guesser::new(places, Users::Many(500, users), pace.back_off(pace.every))
 }
+
+/// A thousand users in turn, so slowly that within the windows of no rule there are more than an
+/// office has phones, each from a new port.
+fn many_names(ports: u16) -> Guesser {
+    let pace = Pace::steady(40 * SECOND);
+    let places = Places::Ports(address(ONE), ports);
+    Guesser::new(places, Users::Many(2_000, 1_000), pace.back_off(pace.every))
+}
+
+const MANY_NAMES: &str = "1,000 users, one in 40 s, new ports";
 
 /// How many users, and seconds between two tries of one.
 fn patient_paces_of_users(effort: Effort) -> Vec<(u32, u64)> {
@@ -495,7 +503,8 @@ pub fn slow_users(effort: Effort) -> Row {
 /// The same beside an account of its own.
 pub fn slow_users_with_account(effort: Effort) -> Row {
     let account = Account { user: 900, port: 5060 };
-    let strategies = slow_users_of_one_address(effort, Some(account));
+    let mut strategies = slow_users_of_one_address(effort, Some(account));
+    strategies.push(alone(MANY_NAMES, many_names(997).account(account)));
     Row { name: "own account, many slow users", limits: [300, 100], strategies }
 }
 

@@ -63,7 +63,7 @@ const LONGEST_REFUSAL_NS: u64 = 3_600 * 1_000_000_000;
 /// twice.
 const TYPOS: f64 = 2.5;
 
-/// Maximum number of remembered sites, and of users of each.
+/// Maximum number of remembered sites, and of users of each; more where many were accepted.
 const MAX_SITES: usize = 16_384;
 const MAX_USERS: usize = 32;
 
@@ -179,14 +179,15 @@ fn site_of(source: &IpKey) -> IpKey {
 }
 
 impl Sites {
-    /// Records a rejection of a user that was never accepted at this address. `leak_ns` is the time
-    /// in which a bucket loses one. Returns whether it came sooner after the try before than a
+    /// Records a rejection of a user that was never accepted at this address, where as many users
+    /// as `known` were. `leak_ns` is the time in which a bucket loses one. Returns whether it came sooner after the try before than a
     /// phone's.
     pub(super) fn note(
         &mut self,
         source: &IpKey,
         user: &str,
         is_tcp: bool,
+        known: usize,
         now: u64,
         leak_ns: u64,
     ) -> bool {
@@ -194,7 +195,7 @@ impl Sites {
         site.tries.pour(now, leak_ns);
         site.users.retain(|_, one| now.saturating_sub(one.at) < DAY_NS);
         let is_known = site.users.contains_key(user);
-        if !is_known && site.users.len() >= MAX_USERS {
+        if !is_known && site.users.len() >= MAX_USERS.max(FORGOTTEN + known + 1) {
             return false;
         }
         let one = site.users.entry(user.to_owned()).or_insert_with(|| Tried::new(now, host));
@@ -324,6 +325,13 @@ impl Detector {
         self.has_used_up(source, now) && (own >= TYPOS || tried.is_some_and(|one| one.is_convicted))
     }
 
+    /// Whether more users of a site were rejected within a day than misconfigured phones explain,
+    /// and its bucket is full.
+    pub(super) fn is_beyond_an_office(&self, source: &IpKey, now: u64) -> bool {
+        let users = self.memory.rejected.get(source, now).map_or(0, |site| site.users(now));
+        users > FORGOTTEN + self.known.known_users(source) && self.has_used_up(source, now)
+    }
+
     /// Whether a site has used up what it has over TLS and WebSocket.
     pub(super) fn has_used_up_unread(&self, source: &IpKey, now: u64) -> bool {
         let slow = self.rules.slow;
@@ -383,7 +391,7 @@ mod tests {
     fn pace_and_address_of_each_user() {
         let (mut sites, [source, other]) = (Sites::default(), [1, 2].map(host));
         let mut note = |user: &str, at: &IpKey, seconds: u64| {
-            sites.note(at, user, false, seconds * SECOND, SECOND)
+            sites.note(at, user, false, 0, seconds * SECOND, SECOND)
         };
         assert_eq!(
             [
@@ -399,7 +407,7 @@ mod tests {
         assert!(sites.is_phone(&source, "a", now) && !sites.is_phone(&source, "b", now));
         assert!(!sites.is_phone(&source, "c", now));
         assert_eq!(sites.times(&source, now), 1);
-        (0..4).for_each(|n| _ = sites.note(&source, &n.to_string(), false, now, SECOND));
+        (0..4).for_each(|n| _ = sites.note(&source, &n.to_string(), false, 0, now, SECOND));
         assert_eq!(sites.times(&other, now), 2, "of one site");
         assert!(!sites.is_phone(&source, "a", now + DAY_NS));
         sites.forget(&other);
@@ -414,9 +422,9 @@ mod tests {
     fn sites_outlive_a_restart() {
         let (mut sites, source) = (Sites::default(), IpKey::v4(7));
         for user in ["a", "b"] {
-            sites.note(&source, user, true, 100 * SECOND, SECOND);
+            sites.note(&source, user, true, 0, 100 * SECOND, SECOND);
         }
-        sites.note(&IpKey::v4(8), "alone", false, 100 * SECOND, SECOND);
+        sites.note(&IpKey::v4(8), "alone", false, 0, 100 * SECOND, SECOND);
         sites.convict(&source, &BTreeSet::from(["a"]), 100 * SECOND);
         let kept = sites.keep().unwrap().unwrap();
         let mut again = Sites::default();
@@ -435,14 +443,14 @@ mod tests {
         let minute = 60 * SECOND;
         let mut now = minute;
         for expected in [10, 20, 40, 60, 60] {
-            sites.note(&source, "a", true, now, minute);
+            sites.note(&source, "a", true, 0, now, minute);
             assert_eq!(sites.refuse(&source, "a", now), Some(now + expected * minute));
             assert_eq!(sites.tries_by_tcp(&source, "a", now, minute), None, "refused already");
             now += expected * minute;
             assert!(sites.tries_by_tcp(&source, "a", now, minute).is_some());
         }
         assert!(sites.take_back(&source, &["a".to_owned()], now).is_empty(), "that is over");
-        sites.note(&source, "a", true, now, minute);
+        sites.note(&source, "a", true, 0, now, minute);
         sites.refuse(&source, "a", now);
         assert_eq!(sites.take_back(&source, &["a".to_owned()], now), ["a"]);
         assert_eq!(sites.refuse(&source, "a", now), None);
@@ -452,12 +460,17 @@ mod tests {
     fn memory_is_bounded() {
         let mut sites = Sites::default();
         for n in 0..2 * MAX_SITES as u32 {
-            sites.note(&IpKey::v4(n), "a", false, u64::from(n), SECOND);
+            sites.note(&IpKey::v4(n), "a", false, 0, u64::from(n), SECOND);
         }
         for n in 0..1_000_u64 {
-            sites.note(&IpKey::v4(1), &n.to_string(), false, n, SECOND);
+            sites.note(&IpKey::v4(1), &n.to_string(), false, 0, n, SECOND);
         }
         assert!(sites.0.len() <= MAX_SITES);
         assert_eq!(sites.get(&IpKey::v4(1), 1_000).unwrap().users.len(), MAX_USERS);
+        for n in 0..1_000_u64 {
+            sites.note(&IpKey::v4(2), &n.to_string(), false, 100, n, SECOND);
+        }
+        let users = sites.get(&IpKey::v4(2), 1_000).unwrap().users.len();
+        assert_eq!(users, FORGOTTEN + 101, "one more than may be phones");
     }
 }

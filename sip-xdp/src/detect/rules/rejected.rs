@@ -253,6 +253,7 @@ impl Detector {
                 &source,
                 &rejection.user,
                 rejection.transport == Transport::Tcp,
+                self.known.known_users(&source),
                 at,
                 slow.per.nanos(),
             );
@@ -483,6 +484,13 @@ impl Detector {
         let is_much = strange.len() >= MUCH * rejected.count as usize && by_user.iter().any(hops);
         if (users.len() > few || is_much) && enough(strange.len(), 0.0) {
             return Some(self.convict_address(source, &strange, now));
+        }
+
+        // So many in a day, however slowly: ports without a standing share the ladder.
+        if self.is_beyond_an_office(&source, now) {
+            let why = "passwords of more users are rejected than an office has phones";
+            self.meter_strange_ports(source, why, now, actions);
+            return None;
         }
 
         // Slowly, by users from changing ports: these share the ladder.
