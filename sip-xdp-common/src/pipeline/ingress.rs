@@ -322,7 +322,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         return Judgement::by(Reason::Closed, ip.end);
     }
     if ip.protocol == TCP {
-        return judge_segment(packet, tables, &ip, &source, &listed);
+        return judge_segment(packet, tables, &ip, &source, &listed, spared);
     }
     // UDP-Lite carries no SIP: only attackers send it. A datagram from port 0 wants no answer (RFC
     // 768), so that no client sends one; but a server may answer to the port in its Via.
@@ -411,6 +411,7 @@ fn judge_segment<R: Reader, T: Tables>(
     ip: &Ip,
     source: &IpKey,
     listed: &Listing,
+    spared: bool,
 ) -> Judgement {
     // Widened, as for UDP: list and family of the source no longer matter.
     let listed = Listing::new(packet.verifier_widen(listed.bits() as usize) as u64);
@@ -448,7 +449,7 @@ fn judge_segment<R: Reader, T: Tables>(
     let sent = Sent {
         source,
         listed,
-        spared: false,
+        spared,
         source_port,
         destination_port,
         ip: packet.verifier_widen(ip.at),

@@ -184,7 +184,8 @@ fn check_segment(
     assert_eq!((Some(sent.source), sent.listed), (tables.source.get(), tables.listed));
     assert_eq!(judgement.reason, tables.expected(Reason::Unknown));
     let listed = tables.listed;
-    assert!(!listed.is_blocked() || listed.is_udp_only());
+    assert!(!listed.is_blocked() || listed.is_udp_only() || sent.spared);
+    assert!(!sent.spared || (listed.is_blocked() && tables.flow == FlowState::Good));
     if segment.header == 0 {
         assert!(sent.first_fragment, "a segment without its header");
         return;

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use aya::Ebpf;
 use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
+use nix::sched::sched_getcpu;
 use sip_xdp::dataplane::loader::{self, Capacity, Ports, Settings};
 use sip_xdp::dataplane::tables::ledger::Entry;
 use sip_xdp::dataplane::tables::meters::Sources;
@@ -18,6 +19,7 @@ use sip_xdp_common::limits::storm::StormLimits;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::pipeline::egress::Answer;
 use sip_xdp_common::verdict::{Message, Reason};
+use sip_xdp_tests::cpu::stay_on;
 use sip_xdp_tests::private::Maps;
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -84,6 +86,11 @@ impl Kernel {
             is_root(),
             "this test loads a BPF program and needs root: run `sudo -E cargo xtask test`"
         );
+        // Budgets of samples and events are those of one CPU.
+        sched_getcpu()
+            .map_err(anyhow::Error::from)
+            .and_then(stay_on)
+            .expect("the test stays on one CPU");
         let mut object = loader::load(settings, None).expect("the kernel takes the program");
         let maps = Maps::of(&object).unwrap();
         let mut take =

@@ -180,8 +180,8 @@ fn site_of(source: &IpKey) -> IpKey {
 
 impl Sites {
     /// Records a rejection of a user that was never accepted at this address, where as many users
-    /// as `known` were. `leak_ns` is the time in which a bucket loses one. Returns whether it came sooner after the try before than a
-    /// phone's.
+    /// as `known` were. `leak_ns` is the time in which a bucket loses one. Returns whether it came
+    /// sooner after the try before than a phone's.
     pub(super) fn note(
         &mut self,
         source: &IpKey,
