@@ -39,16 +39,21 @@ pub(crate) fn kind(
     };
     let seed = search::current(&globals::hashing().seed);
     scan.kind(|nonce| {
-        let Some(state) = cpu_state() else {
-            return false;
-        };
-        // SAFETY: this CPU's map value, valid while the program runs.
-        let key = unsafe {
-            (&raw mut (*state).nonce_key).write_volatile(nonce_key(&sent.source, nonce, seed));
-            &(*state).nonce_key
-        };
-        OWN_NONCES.get_ptr(key).is_some()
+        word_key(nonce_key(&sent.source, nonce, seed))
+            .is_some_and(|key| OWN_NONCES.get_ptr(key).is_some())
     })
+}
+
+/// A key in this CPU's map memory, since the stack is full; valid until the next one.
+#[inline(always)]
+fn word_key<'a>(word: u64) -> Option<&'a u64> {
+    let state = cpu_state()?;
+    // SAFETY: this CPU's map value, valid while the program runs.
+    unsafe {
+        let key = &raw mut (*state).nonce_key;
+        key.write_volatile(word);
+        Some(&*key)
+    }
 }
 
 /// Whose password a segment tries, whose payload begins at `payload`. What begins or ends within a
@@ -89,17 +94,11 @@ pub(crate) fn tries(
 /// Whether a user of a source is refused at `now`.
 #[inline(always)]
 pub(crate) fn is_refused(source: &IpKey, user: u64, now: u64) -> bool {
-    let Some(state) = cpu_state() else {
-        return false;
-    };
     let seed = search::current(&globals::hashing().seed);
-    // SAFETY: this CPU's map value, valid while the program runs.
-    let key = unsafe {
-        (&raw mut (*state).nonce_key).write_volatile(user_key(source, user, seed));
-        &(*state).nonce_key
-    };
-    // SAFETY: an aligned word of a map value, valid while the program runs.
-    REFUSED_USERS.get_ptr(key).is_some_and(|until| unsafe { *until > now })
+    word_key(user_key(source, user, seed)).is_some_and(|key| {
+        // SAFETY: an aligned word of a map value, valid while the program runs.
+        REFUSED_USERS.get_ptr(key).is_some_and(|until| unsafe { *until > now })
+    })
 }
 
 /// Scans `length` bytes from `start` on; nothing if there is no budget for it, or the packet cannot

@@ -262,6 +262,15 @@ fn flow_key<'a>(source: IpKey, port: u16) -> Option<&'a FlowKey> {
     }
 }
 
+/// Whether a message comes from a port with a standing.
+#[inline(always)]
+fn has_standing(sent: &Sent, now: u64) -> bool {
+    flow_key(sent.source, sent.source_port).is_some_and(|key| {
+        // SAFETY: an aligned word of a map value, valid while the program runs.
+        FLOWS.get_ptr(key).is_some_and(|flow| unsafe { (*flow).good_until > now })
+    })
+}
+
 /// A member of a set; `way` is below [`MEMBERS`] already, and the mask repeats that for the
 /// verifier.
 #[inline(always)]
@@ -320,12 +329,7 @@ impl MapTables<'_> {
             scan::kind(self.ctx, self.scratch, sent, meter_key, now)
         };
         // A port with standing tries its own passwords.
-        let is_settled = matches!(kind, ladder::Kind::Own)
-            && is_known
-            && flow_key(sent.source, sent.source_port).is_some_and(|key| {
-                // SAFETY: an aligned word of a map value, valid while the program runs.
-                FLOWS.get_ptr(key).is_some_and(|flow| unsafe { (*flow).good_until > now })
-            });
+        let is_settled = matches!(kind, ladder::Kind::Own) && is_known && has_standing(sent, now);
         let kind = match (self.verifier_widen(kind as usize), is_settled) {
             (0, _) => ladder::Kind::Try,
             (1, false) => ladder::Kind::Own,
@@ -348,8 +352,8 @@ impl MapTables<'_> {
         goes_on != 0
     }
 
-    /// Whether payload of a source passes some of whose users are refused on connections without a
-    /// standing.
+    /// Whether payload of a source on the ladder passes: on connections without a standing some of
+    /// its users may be refused, or their tries metered.
     #[inline(always)]
     fn passes_by_user(
         &self,
@@ -358,12 +362,8 @@ impl MapTables<'_> {
         meter_key: &MeterKey,
         now: u64,
     ) -> bool {
-        let is_settled = flow_key(sent.source, sent.source_port).is_some_and(|key| {
-            // SAFETY: an aligned word of a map value, valid while the program runs.
-            FLOWS.get_ptr(key).is_some_and(|flow| unsafe { (*flow).good_until > now })
-        });
         // Widened: which maps were asked does not matter for what follows.
-        if self.verifier_widen(usize::from(is_settled)) != 0 {
+        if self.verifier_widen(usize::from(has_standing(sent, now))) != 0 {
             return true;
         }
         let Some(found) = flow_key(sent.source, ladder::WIDTHS[0].into())

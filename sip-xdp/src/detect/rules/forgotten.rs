@@ -55,7 +55,7 @@ const MOST_UNREAD: f64 = 100.0;
 const IN_FLIGHT_NS: u64 = 1_000_000_000;
 
 /// How long a user is refused over TCP for the first time; each time twice as long, at most
-/// [`LONGEST_REFUSAL_NS`]. As the bans of a phone ([`Growth::Mild`]).
+/// [`LONGEST_REFUSAL_NS`]. As the bans of a phone by default.
 const FIRST_REFUSAL_NS: u64 = 10 * 60 * 1_000_000_000;
 const LONGEST_REFUSAL_NS: u64 = 3_600 * 1_000_000_000;
 
@@ -77,7 +77,7 @@ const DAY_NS: u64 = 24 * 3_600_000_000_000;
 const SITE_BITS: u8 = 48;
 
 /// A user that was rejected at a site, and never accepted there.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Tried {
     /// Time of the last try.
     at: u64,
@@ -90,29 +90,16 @@ struct Tried {
     /// Tries over TCP.
     #[serde(default)]
     by_tcp: LeakyBucket,
-    /// Since when and until when its passwords are refused over TCP, and how often they were.
+    /// Since when its passwords are refused over TCP, until when, and how often they were.
     #[serde(default)]
-    refused: [u64; 2],
+    refused_since: u64,
+    #[serde(default)]
+    refused_until: u64,
     #[serde(default)]
     refusals: u32,
     /// Whether it was rejected nevertheless.
     #[serde(default)]
     is_hidden: bool,
-}
-
-impl Tried {
-    fn new(at: u64, host: [u8; 16]) -> Self {
-        Self {
-            at,
-            host,
-            has_moved: false,
-            is_convicted: false,
-            by_tcp: LeakyBucket::default(),
-            refused: [0; 2],
-            refusals: 0,
-            is_hidden: false,
-        }
-    }
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -164,7 +151,9 @@ impl Memory for Sites {
             for one in site.users.values_mut() {
                 one.at = moved(one.at);
                 one.by_tcp.shift(moved);
-                one.refused = one.refused.map(|at| if at == 0 { at } else { moved(at) });
+                for at in [&mut one.refused_since, &mut one.refused_until] {
+                    *at = if *at == 0 { 0 } else { moved(*at) };
+                }
             }
             site.tries.shift(moved);
             *self.0.touch(IpKey::new(address), moved(last), Site::default) = site;
@@ -198,11 +187,14 @@ impl Sites {
         if !is_known && site.users.len() >= MAX_USERS.max(FORGOTTEN + known + 1) {
             return false;
         }
-        let one = site.users.entry(user.to_owned()).or_insert_with(|| Tried::new(now, host));
+        let one = site.users.entry(user.to_owned()).or_insert_with(|| Tried {
+            at: now,
+            host,
+            ..Tried::default()
+        });
         if is_tcp {
             one.by_tcp.pour(now, leak_ns);
-            let [since, until] = one.refused;
-            one.is_hidden |= (since + IN_FLIGHT_NS..until).contains(&now);
+            one.is_hidden |= (one.refused_since + IN_FLIGHT_NS..one.refused_until).contains(&now);
         }
         let is_quick = is_known && now.saturating_sub(one.at) < PATIENT_NS;
         one.has_moved |= one.host != host;
@@ -216,13 +208,13 @@ impl Sites {
             return Vec::new();
         };
         let accepted = site.users.extract_if(|user, _| users.contains(user));
-        accepted.filter(|(_, one)| one.refused[1] > now).map(|(user, _)| user).collect()
+        accepted.filter(|(_, one)| one.refused_until > now).map(|(user, _)| user).collect()
     }
 
     /// Tries of a user over TCP that have not leaked out yet; none if it is refused already.
     fn tries_by_tcp(&self, source: &IpKey, user: &str, now: u64, leak_ns: u64) -> Option<f64> {
         let tried = self.get(source, now).and_then(|site| site.users.get(user));
-        tried.filter(|one| one.refused[1] <= now).map(|one| one.by_tcp.level(now, leak_ns))
+        tried.filter(|one| one.refused_until <= now).map(|one| one.by_tcp.level(now, leak_ns))
     }
 
     /// Whether a user was rejected although it was refused, since this was asked.
@@ -238,10 +230,11 @@ impl Sites {
         let site = self.0.get_mut(&site_of(source), now)?;
         let one = site.users.get_mut(user)?;
         let length = FIRST_REFUSAL_NS << one.refusals.min(3);
-        one.refused = [now, now + times * length.min(LONGEST_REFUSAL_NS)];
+        one.refused_since = now;
+        one.refused_until = now + times * length.min(LONGEST_REFUSAL_NS);
         one.refusals += 1;
         one.is_convicted = true;
-        Some(one.refused[1])
+        Some(one.refused_until)
     }
 
     fn get(&self, source: &IpKey, now: u64) -> Option<&Site> {
