@@ -1,5 +1,5 @@
 //! Scans what a source on the ladder sends for credentials: whether all of a request's echo nonces
-//! of its own, and whose password a segment tries. Nobody else pays for it.
+//! of its own, and whose password it tries. Nobody else pays for it.
 
 use core::ffi::c_void;
 
@@ -23,25 +23,26 @@ use crate::reader::{bounded, size_up_to};
 /// ports of a phone's address does not use up what the phone's own port needs.
 const SCANS: Limit = Limit { interval: 20_000_000, burst: 2_000_000_000 };
 
-/// What a request is to the ladder.
+/// What a request is to the ladder, and whose password it tries.
 #[inline(always)]
-pub(crate) fn kind(
+pub(crate) fn request(
     ctx: &XdpContext,
     scratch: *mut Scratch,
     sent: &Sent,
     key: &MeterKey,
     now: u64,
-) -> Kind {
+) -> (Kind, Tries) {
     let whole = ctx.verifier_widen(scratch, sent.end.saturating_sub(sent.payload));
     let length = size_up_to::<HEAD>(whole);
     let Some(scan) = run(ctx, scratch, sent, key, now, sent.payload, length, Scan::begin) else {
-        return Kind::Try;
+        return (Kind::Try, Tries::Unclear);
     };
     let seed = search::current(&globals::hashing().seed);
-    scan.kind(|nonce| {
+    let kind = scan.kind(|nonce| {
         word_key(nonce_key(&sent.source, nonce, seed))
             .is_some_and(|key| OWN_NONCES.get_ptr(key).is_some())
-    })
+    });
+    (kind, scan.tries())
 }
 
 /// A key in this CPU's map memory, since the stack is full; valid until the next one.

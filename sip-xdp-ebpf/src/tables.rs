@@ -31,6 +31,9 @@ use crate::maps::{
 use crate::reader::bounded;
 use crate::{clock, globals, scan};
 
+/// Beside the numbers of [`ladder::Kind`]: a request whose user is refused.
+const REFUSED: usize = 3;
+
 /// The kernel's tables, for one packet.
 pub(crate) struct MapTables<'a> {
     ctx: &'a XdpContext,
@@ -318,22 +321,30 @@ impl MapTables<'_> {
         }
     }
 
-    /// Whether a request of a source on the ladder passes: each of its widths on the ladder is
-    /// charged.
+    /// Whether a request of a source on the ladder passes: it is refused if its user is, and each
+    /// of its widths on the ladder is charged.
     #[inline(always)]
     fn descend(&self, sent: &Sent, meter_key: &MeterKey, now: u64) -> bool {
         let is_known = sent.listed.is_good() || sent.listed.is_peer();
-        let kind = if sent.is_cut {
-            ladder::Kind::Try
+        let (kind, tries) = if sent.is_cut {
+            (ladder::Kind::Try, Tries::Unclear)
         } else {
-            scan::kind(self.ctx, self.scratch, sent, meter_key, now)
+            scan::request(self.ctx, self.scratch, sent, meter_key, now)
         };
         // A port with standing tries its own passwords.
         let is_settled = matches!(kind, ladder::Kind::Own) && is_known && has_standing(sent, now);
-        let kind = match (self.verifier_widen(kind as usize), is_settled) {
-            (0, _) => ladder::Kind::Try,
-            (1, false) => ladder::Kind::Own,
-            _ => ladder::Kind::Other,
+        let kind = if is_settled { ladder::Kind::Other } else { kind };
+        let kind = match self.host_on_ladder(sent) {
+            Some(found) => {
+                found.by_user(kind, tries, false, |user| scan::is_refused(&sent.source, user, now))
+            }
+            None => Some(kind),
+        };
+        let kind = match self.verifier_widen(kind.map_or(REFUSED, |kind| kind as usize)) {
+            0 => ladder::Kind::Try,
+            1 => ladder::Kind::Own,
+            2 => ladder::Kind::Other,
+            _ => return false,
         };
         let mut goes_on = 1;
         for (bits, mask) in ladder::WIDTHS.into_iter().zip(ladder::MASKS) {
@@ -352,8 +363,17 @@ impl MapTables<'_> {
         goes_on != 0
     }
 
-    /// Whether payload of a source on the ladder passes: on connections without a standing some of
-    /// its users may be refused, or their tries metered.
+    /// The entry of the packet's own address on the ladder.
+    #[inline(always)]
+    fn host_on_ladder<'m>(&self, sent: &Sent) -> Option<&'m mut ladder::Ladder> {
+        let found = flow_key(sent.source, ladder::WIDTHS[0].into())
+            .and_then(|key| LADDERS.get_ptr_mut(key))?;
+        // SAFETY: as in `descend`.
+        Some(unsafe { &mut *found })
+    }
+
+    /// Whether payload of a source on the ladder passes: some of its users may be refused, or tries
+    /// on connections without a standing metered.
     #[inline(always)]
     fn passes_by_user(
         &self,
@@ -363,28 +383,31 @@ impl MapTables<'_> {
         now: u64,
     ) -> bool {
         // Widened: which maps were asked does not matter for what follows.
-        if self.verifier_widen(usize::from(has_standing(sent, now))) != 0 {
-            return true;
-        }
-        let Some(found) = flow_key(sent.source, ladder::WIDTHS[0].into())
-            .and_then(|key| LADDERS.get_ptr_mut(key))
-        else {
+        let is_settled = self.verifier_widen(usize::from(has_standing(sent, now))) != 0;
+        let Some(found) = self.host_on_ladder(sent) else {
             return true;
         };
-        // SAFETY: as in `descend`.
-        let found = unsafe { &mut *found };
-        if found.modes == 0 {
+        let refuses = found.modes & ladder::REFUSES_USERS != 0;
+        if found.modes == 0 || is_settled && !refuses {
             return true;
         }
         let payload = self.verifier_widen(sent.payload + segment.header);
-        let passes = match scan::tries(self.ctx, self.scratch, sent, meter_key, now, payload) {
-            Tries::Nobody => true,
-            Tries::User(user) if scan::is_refused(&sent.source, user, now) => false,
-            Tries::User(_) if found.modes & ladder::PORTS_SHARE == 0 => true,
-            Tries::User(_) | Tries::Unclear => {
+        let tries = scan::tries(self.ctx, self.scratch, sent, meter_key, now, payload);
+        let is_try = match tries {
+            Tries::Nobody => false,
+            Tries::User(_) => !is_settled && found.modes & ladder::PORTS_SHARE != 0,
+            Tries::Unclear => !is_settled,
+        };
+        let kind = if is_try { ladder::Kind::Try } else { ladder::Kind::Other };
+        let kind = found
+            .by_user(kind, tries, is_settled, |user| scan::is_refused(&sent.source, user, now));
+        let passes = match kind {
+            Some(ladder::Kind::Try) => {
                 let is_known = sent.listed.is_good() || sent.listed.is_peer();
                 found.charge(ladder::Kind::Try, is_known, now)
             }
+            Some(_) => true,
+            None => false,
         };
         self.verifier_widen(usize::from(passes)) != 0
     }

@@ -8,8 +8,9 @@
 //! limit.
 //!
 //! Over TCP each connection has another port, so that no port tells a phone with an old password
-//! from the others of its office. So passwords of single users are refused there
-//! ([`REFUSES_USERS`], [`user_key`]); what may hide whose password it tries is metered.
+//! from the others of its office; and a port where users are accepted, as that of a PBX, is not
+//! closed for one more whose password is wrong. So passwords of single users of a source are
+//! refused ([`REFUSES_USERS`], [`user_key`]); what may hide whose password it tries is metered.
 //!
 //! More than 400 lines: nearly half is tests of the scan and of the steps.
 
@@ -68,7 +69,7 @@ const _: () = assert!(size_of::<Ladder>() == 40);
 /// credentials on connections without one are tries.
 pub const PORTS_SHARE: u32 = 1;
 
-/// [`Ladder::modes`]: passwords of some users are refused on connections without a standing (TCP).
+/// [`Ladder::modes`]: passwords of some users are refused, from all ports and connections.
 pub const REFUSES_USERS: u32 = 2;
 
 /// What a request is to the ladder.
@@ -83,7 +84,7 @@ pub enum Kind {
     Other = 2,
 }
 
-/// Whose password a piece of a stream tries.
+/// Whose password a request, or a piece of a stream, tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tries {
     /// It has no credentials.
@@ -117,6 +118,31 @@ impl Ladder {
             }
         }
         true
+    }
+
+    /// What a request or segment of this `kind` is where passwords of some users are refused;
+    /// nothing if its own is. On the first step of the ladder it is no try as long as it names one
+    /// user. What may hide a name is one; but by a connection with a standing (`may_be_piece`),
+    /// where segments begin and end anywhere, only on the steps below.
+    #[inline(always)]
+    pub fn by_user(
+        &self,
+        kind: Kind,
+        tries: Tries,
+        may_be_piece: bool,
+        is_refused: impl FnOnce(u64) -> bool,
+    ) -> Option<Kind> {
+        if self.modes & REFUSES_USERS == 0 {
+            return Some(kind);
+        }
+        match tries {
+            Tries::Nobody => Some(kind),
+            Tries::User(user) if is_refused(user) => None,
+            Tries::User(_) if self.step == 0 && self.modes & PORTS_SHARE == 0 => Some(Kind::Other),
+            Tries::User(_) => Some(kind),
+            Tries::Unclear if may_be_piece && self.step == 0 => Some(kind),
+            Tries::Unclear => Some(Kind::Try),
+        }
     }
 
     /// How many tries it has left at once at `now`.
@@ -605,6 +631,29 @@ mod tests {
             let mut scan = Scan::new();
             bytes.iter().for_each(|byte| scan.step(*byte));
             let _ = scan.kind(|_| true);
+        }
+    }
+
+    #[test]
+    fn users_are_refused_by_their_names() {
+        const ALL: [Option<Kind>; 3] = [Some(Kind::Try), Some(Kind::Own), Some(Kind::Other)];
+        let (refused, other) = (Tries::User(1), Tries::User(2));
+        for (modes, step, tries, may_be_piece, expected) in [
+            (PORTS_SHARE, 0, refused, false, ALL),
+            (REFUSES_USERS, 0, refused, false, [None; 3]),
+            (REFUSES_USERS, 0, refused, true, [None; 3]),
+            (REFUSES_USERS, 0, other, false, [Some(Kind::Other); 3]),
+            (REFUSES_USERS, 1, other, false, ALL),
+            (PORTS_SHARE | REFUSES_USERS, 0, other, false, ALL),
+            (REFUSES_USERS, 0, Tries::Unclear, false, [Some(Kind::Try); 3]),
+            (REFUSES_USERS, 0, Tries::Unclear, true, ALL),
+            (REFUSES_USERS, 1, Tries::Unclear, true, [Some(Kind::Try); 3]),
+            (REFUSES_USERS, 1, Tries::Nobody, false, ALL),
+        ] {
+            let ladder = Ladder { until: u64::MAX, modes, step, ..Ladder::default() };
+            let by_user = |kind| ladder.by_user(kind, tries, may_be_piece, |user| user == 1);
+            let all = [Kind::Try, Kind::Own, Kind::Other].map(by_user);
+            assert_eq!(all, expected, "{modes} {step} {tries:?} {may_be_piece}");
         }
     }
 

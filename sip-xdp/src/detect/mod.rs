@@ -129,8 +129,8 @@ pub enum Action {
     /// A nonce, by its kernel digest, was given to this source on the ladder and to nobody else;
     /// or, if false, also to others.
     OwnNonce(IpKey, u64, bool),
-    /// The passwords of this user, by its kernel digest, are refused on connections of this source
-    /// without a standing until this time; 0 ends that.
+    /// The passwords of this user, by its kernel digest, are refused from this source until this
+    /// time; 0 ends that.
     RefuseUser(IpKey, u64, u64),
     /// A notable event of this source and port that is no evidence against it.
     Rejected(IpKey, u16, String),
@@ -603,19 +603,22 @@ impl Detector {
         }
     }
 
-    /// Records an acceptance, and returns what it earns. At a place that offended it earns nothing
-    /// while the ban lasts.
+    /// Records an acceptance, and returns whether it earns standing: not at a place that offended,
+    /// while the ban lasts, nor for a day where this account covered tries of other users.
     fn accept(
         &mut self,
         acceptance: &Acceptance,
         aor: Option<&str>,
         actions: &mut Vec<Action>,
     ) -> bool {
-        let Acceptance { source, port, at: now, .. } = *acceptance;
+        let Acceptance { source, port, at: now, ref user, .. } = *acceptance;
         let is_barred = |port: Option<u16>| {
             self.offending.get(&(source, port), now).is_some_and(|until| *until > now)
         };
-        if is_barred(Some(port)) || is_barred(None) && !self.known.has_place(&source, port) {
+        if is_barred(Some(port))
+            || is_barred(None) && !self.known.has_place(&source, port)
+            || self.is_expelled(&source, user, now)
+        {
             return false;
         }
         let earned = self.known.accept(acceptance);

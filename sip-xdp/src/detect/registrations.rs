@@ -239,12 +239,14 @@ impl Registrations {
         let Some(first) = first.copied() else {
             return;
         };
-        let ports = self.addresses.get(&first).and_then(|address| address.users.get(user));
-        let ports: Vec<u16> = ports.into_iter().flatten().map(|known| known.port).collect();
-        for port in ports {
-            self.forget(&first, user, port);
-            gone.push((first, port));
-        }
+        gone.extend(self.forget_account(&first, user).into_iter().map(|port| (first, port)));
+    }
+
+    /// Removes all places of a user at an address. Returns their ports.
+    pub(super) fn forget_account(&mut self, source: &IpKey, user: &str) -> Vec<u16> {
+        let ports: Vec<u16> = self.accepted_at_user(source, user).collect();
+        ports.iter().for_each(|port| self.forget(source, user, *port));
+        ports
     }
 
     /// Removes one place.

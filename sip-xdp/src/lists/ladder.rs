@@ -156,8 +156,8 @@ impl Lists {
             .map_err(|source| ListError::Kernel { network, source })
     }
 
-    /// Refuses the passwords of a user, by its digest, on connections of a source without a
-    /// standing until then; 0 ends that. The source must be on the ladder.
+    /// Refuses the passwords of a user, by its digest, from a source until then; 0 ends that. The
+    /// source must be on the ladder.
     pub fn refuse_user(&mut self, source: IpKey, user: u64, until: u64) -> Result<(), ListError> {
         let network = Network::around(source, 128);
         self.ladders

@@ -140,14 +140,14 @@ fn credentials(user: &str) -> String {
     )
 }
 
-/// A known-good office with a phone that is registered over TCP from port 40000, and a refused user
-/// "a".
-fn office(host: &str) -> Kernel {
+/// A known-good office on a step of the ladder, with a phone that is registered from port 40000,
+/// and a refused user "a".
+fn office(host: &str, step: u32) -> Kernel {
     let mut kernel = Kernel::new(&settings());
     let (from, until) = (source(host), START + 20 * HOUR);
     kernel.lists.know(from, START, |standing| standing.good_until = until).unwrap();
     kernel.lists.know_flow(from, 40_000, until).unwrap();
-    kernel.lists.meter(Network::around(from, 128), 2, REFUSES_USERS, until, START).unwrap();
+    kernel.lists.meter(Network::around(from, 128), step, REFUSES_USERS, until, START).unwrap();
     kernel.lists.refuse_user(from, Digest::of(b"a").0, START + HOUR).unwrap();
     kernel
 }
@@ -155,7 +155,7 @@ fn office(host: &str) -> Kernel {
 #[test]
 fn over_tcp_only_the_refused_user_is_stopped() {
     for host in [HOST, "2001:db8:7::7"] {
-        let mut kernel = office(host);
+        let mut kernel = office(host, 2);
         let register = "REGISTER sip:x SIP/2.0\r\nVia: y\r\nContent-Length: 0\r\n\r\n";
         let [refused, other] = ["a", "b"].map(credentials);
         let passed = |kernel: &mut Kernel, port, text: &str| {
@@ -166,7 +166,8 @@ fn over_tcp_only_the_refused_user_is_stopped() {
             (40_001, &*other, 9, "another user of the office"),
             (40_001, register, 9, "without credentials"),
             (40_001, "\r\n\r\n", 9, "a keepalive"),
-            (40_000, &*refused, 9, "a connection that a phone has registered by"),
+            (40_000, &*refused, 0, "the refused user by a phone's connection"),
+            (40_000, &*other, 9, "another user by a phone's connection"),
         ] {
             assert_eq!(passed(&mut kernel, port, text), expected, "{what}, {host}");
         }
@@ -184,7 +185,7 @@ fn over_tcp_only_the_refused_user_is_stopped() {
 /// Where ports share the ladder, so do connections.
 #[test]
 fn over_tcp_all_tries_share_the_ladder_where_ports_do() {
-    let mut kernel = office(HOST);
+    let mut kernel = office(HOST, 2);
     meter(&mut kernel, "192.0.2.7/32", 2, true);
     let from = |port: u16| over_tcp(HOST, port, credentials("b").as_bytes());
     assert_eq!(passed(&mut kernel, &from(40_001), 3), 3);
@@ -211,14 +212,14 @@ fn over_tcp_pieces_that_hide_the_user_are_tries() {
         (whole.replace("Via", &format!("X: {}\r\nVia", "x".repeat(1_472))), "a long one"),
         ("x".to_owned(), "a single byte"),
     ] {
-        let mut kernel = office(HOST);
+        let mut kernel = office(HOST, 2);
         let frame = over_tcp(HOST, 40_001, piece.as_bytes());
         assert_eq!(passed(&mut kernel, &frame, 9), 4, "{what}");
         kernel.set_clock(START + STEPS_NS[2]);
         assert_eq!(passed(&mut kernel, &frame, 9), 1, "{what}, later");
     }
     // A header that a piece begins with is seen.
-    let mut kernel = office(HOST);
+    let mut kernel = office(HOST, 2);
     assert_eq!(passed(&mut kernel, &over_tcp(HOST, 40_001, &whole.as_bytes()[header..]), 9), 0);
     for spelling in ["proxy-authorization :", "AUTHORIZATION\t:"] {
         let other = whole.replace("Authorization:", spelling);
@@ -226,6 +227,54 @@ fn over_tcp_pieces_that_hide_the_user_are_tries() {
     }
     let bare = whole.replace("username=\"a\"", "UserName = a");
     assert_eq!(passed(&mut kernel, &over_tcp(HOST, 40_001, bare.as_bytes()), 9), 0);
+}
+
+/// A connection by which phones are registered may carry a message in several segments, until
+/// somebody is found to hide a name so.
+#[test]
+fn over_tcp_pieces_by_a_phones_connection_are_tries_once_a_name_was_hidden() {
+    let whole = credentials("b");
+    let piece = &whole.as_bytes()[..whole.find("username").unwrap()];
+    for (step, expected) in [(0, 9), (1, 4), (2, 4)] {
+        let mut kernel = office(HOST, step);
+        let by = |port: u16| over_tcp(HOST, port, piece);
+        assert_eq!(passed(&mut kernel, &by(40_000), 9), expected, "step {step}");
+        assert_eq!(passed(&mut office(HOST, step), &by(40_001), 9), 4, "step {step}");
+    }
+}
+
+/// By UDP, too: from the port of a PBX, where other users are accepted, and from any other.
+#[test]
+fn by_udp_only_the_refused_user_is_stopped() {
+    for host in [HOST, "2001:db8:7::7"] {
+        let mut kernel = office(host, 0);
+        let from =
+            |port: u16, text: &str| Ip::udp(host).frame(&udp_from(port, 5060, text.as_bytes()));
+        let [refused, other] = ["a", "b"].map(credentials);
+        let hidden = refused.replace("username", "username=\"b\", username");
+        let register = String::from_utf8(request("REGISTER")).unwrap();
+        for (text, expected, what) in [
+            (&refused, 0, "the refused user"),
+            (&other, 9, "another user, whatever its nonce"),
+            (&register, 9, "without credentials"),
+            (&hidden, 4, "two names: a try"),
+        ] {
+            for port in [40_000, 40_001] {
+                let mut kernel = office(host, 0);
+                assert_eq!(passed(&mut kernel, &from(port, text), 9), expected, "{what}, {port}");
+            }
+        }
+        // Lower on the ladder, whatever anybody may have sent is a try again.
+        kernel.lists.own_nonce(source(host), Digest::of(b"n").0, true).unwrap();
+        let network = Network::around(source(host), 128);
+        kernel.lists.meter(network, 1, REFUSES_USERS, START + HOUR, START).unwrap();
+        assert_eq!(passed(&mut kernel, &from(40_000, &other), 9), 9, "with its own nonce");
+        assert_eq!(passed(&mut kernel, &from(40_000, &refused), 9), 0);
+        let borrowed = other.replace("nonce=\"n\"", "nonce=\"borrowed\"");
+        assert_eq!(passed(&mut kernel, &from(40_000, &borrowed), 9), 4);
+        kernel.set_clock(START + 2 * HOUR);
+        assert_eq!(passed(&mut kernel, &from(40_000, &refused), 9), 9, "its time is over");
+    }
 }
 
 #[test]

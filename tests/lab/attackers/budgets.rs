@@ -359,21 +359,50 @@ pub fn own_account(effort: Effort) -> Row {
                 let make = |pace| {
                     Guesser::new(places, users, pace)
                         .nonces(source)
-                        .account(Account { user: 900, port })
+                        .account(Account { user: 900, port: Some(port) })
                 };
                 let name = format!("{where_from}, {who}, {nonces} nonces");
                 strategies.extend(by_pace(effort, &name, make));
             }
         }
     }
-    let account = Account { user: 900, port: 5060 };
+    let account = Account { user: 900, port: Some(5060) };
     strategies.extend(by_pace(effort, "the same port, hidden nonces", |pace| {
         plain(pace).nonces(NonceSource::Hidden).account(account)
     }));
     strategies.extend(by_pace(effort, "the same port, MESSAGE", |pace| {
         plain(pace).method("MESSAGE").account(account)
     }));
+    strategies.extend(
+        covered_by_accounts(effort, 997).into_iter().map(|(name, guesser)| alone(name, guesser)),
+    );
     Row { name: "own account", limits: [300, 100], strategies }
+}
+
+/// Guesses that accounts cover: one or two are registered at the place of each guess, which is
+/// another one each time, and two at the port of all guesses.
+fn covered_by_accounts(effort: Effort, ports: u16) -> Vec<(String, Guesser)> {
+    let moving = Places::Ports(address(ONE), ports);
+    let few = [("one user", Users::One(VICTIM)), ("1,000 users", Users::Many(2_000, 1_000))];
+    let slow = [("20 s", 20), ("70 s", 70), ("5 min", 300)];
+    let slow = if effort == Effort::Short { &slow[1..2] } else { &slow[..] };
+    let mut all = Vec::new();
+    for (who, users) in few {
+        for (pace, seconds) in slow {
+            let pace_of = Pace::steady(seconds * SECOND);
+            let make = |places| Guesser::new(places, users, pace_of.back_off(pace_of.every));
+            let [first, second] = [900, 901].map(|user| Account { user, port: None });
+            let one = make(moving).account(first);
+            let two = make(moving).account(first).account(second);
+            all.push((format!("an account at each new place, {who}, one in {pace}"), one));
+            all.push((format!("two accounts at each new place, {who}, one in {pace}"), two));
+        }
+        let [first, second] = [900, 901].map(|user| Account { user, port: Some(5060) });
+        let fast = Pace::steady(SECOND);
+        let two = Guesser::new(Places::One(place(ONE)), users, fast).account(first).account(second);
+        all.push((format!("two accounts at one port, {who}, one a second"), two));
+    }
+    all
 }
 
 /// The ways to use connections: one for everything, 16 in turn, one for each guess.
@@ -419,9 +448,14 @@ pub fn tcp(effort: Effort) -> Row {
 
 /// Somebody with an account, over TCP.
 pub fn own_account_by_tcp(effort: Effort) -> Row {
-    let account = Account { user: 900, port: 5070 };
+    let account = Account { user: 900, port: Some(5070) };
     let mut strategies = over_tcp(effort, Some(account));
     strategies.push(alone(MANY_NAMES, many_names(40_000).by_tcp().account(account)));
+    strategies.extend(
+        covered_by_accounts(effort, 40_000)
+            .into_iter()
+            .map(|(name, guesser)| alone(name, guesser.by_tcp())),
+    );
     Row { name: "own account, TCP", limits: [300, 100], strategies }
 }
 
@@ -502,7 +536,7 @@ pub fn slow_users(effort: Effort) -> Row {
 
 /// The same beside an account of its own.
 pub fn slow_users_with_account(effort: Effort) -> Row {
-    let account = Account { user: 900, port: 5060 };
+    let account = Account { user: 900, port: Some(5060) };
     let mut strategies = slow_users_of_one_address(effort, Some(account));
     strategies.push(alone(MANY_NAMES, many_names(997).account(account)));
     Row { name: "own account, many slow users", limits: [300, 100], strategies }

@@ -109,8 +109,9 @@ impl Pace {
 pub struct Account {
     /// Its user.
     pub user: u32,
-    /// The port that it is registered from, at the address of the first place.
-    pub port: u16,
+    /// The port that it is registered from, at the address of the first place. If there is none, it
+    /// is registered from the place of each guess, before it.
+    pub port: Option<u16>,
 }
 
 /// A guesser of passwords.
@@ -122,7 +123,7 @@ pub struct Guesser {
     method: &'static str,
     shape: Shape,
     pace: Pace,
-    account: Option<Account>,
+    accounts: Vec<Account>,
     answered_at: Option<SocketAddr>,
     is_tcp: bool,
     /// When its own account is due.
@@ -146,7 +147,7 @@ impl Guesser {
             method: "REGISTER",
             shape: Shape::Plain,
             pace,
-            account: None,
+            accounts: Vec::new(),
             answered_at: None,
             is_tcp: false,
             renewal: 0,
@@ -174,10 +175,11 @@ impl Guesser {
         Self { shape, ..self }
     }
 
-    /// With an account of its own.
+    /// With an account of its own, or one more.
     #[must_use]
-    pub fn account(self, account: Account) -> Self {
-        Self { account: Some(account), ..self }
+    pub fn account(mut self, account: Account) -> Self {
+        self.accounts.push(account);
+        self
     }
 
     /// With another address of its own, to which the registrar sends all answers.
@@ -223,15 +225,22 @@ impl Guesser {
         Ok(Some(nonce))
     }
 
-    /// Registers its own account. It takes one challenge.
+    /// Registers its own accounts that are due. Each takes one challenge.
     fn renew(&mut self, world: &mut World<'_>) -> Result<()> {
-        let Some(Account { user, port }) = self.account.filter(|_| world.now() >= self.renewal)
-        else {
-            return Ok(());
-        };
-        let from = SocketAddr::new(self.places.of(0).ip(), port);
-        let is_in = register(from, self.is_tcp, &user.to_string(), world)?;
-        self.renewal = world.now() + if is_in { HOUR / 2 } else { 5 * MINUTE };
+        let is_due = world.now() >= self.renewal;
+        let here = self.places.of(self.guesses);
+        let mut are_in = true;
+        for Account { user, port } in &self.accounts {
+            let from = match port {
+                Some(port) if is_due => SocketAddr::new(self.places.of(0).ip(), *port),
+                Some(_) => continue,
+                None => here,
+            };
+            are_in &= register(from, self.is_tcp, &user.to_string(), world)?;
+        }
+        if is_due {
+            self.renewal = world.now() + if are_in { HOUR / 2 } else { 5 * MINUTE };
+        }
         Ok(())
     }
 }

@@ -12,9 +12,10 @@
 //! and the more users there are, the longer are these bans.
 //!
 //! Over TCP each connection has another port, and a ban of the address would cost the office its
-//! connections. There the kernel refuses the passwords of single users, by their names, for as long
-//! as such a ban would last. Who is rejected nevertheless has hidden the name in pieces of lines,
-//! and these go down the ladder. Over TLS and WebSocket the kernel reads no names: a site where
+//! connections. A port where other users are accepted is not closed either: a customer's PBX has
+//! one for all. There the kernel refuses the passwords of single users, by their names, for as long
+//! as such a ban would last. Who is rejected nevertheless has hidden the name, and goes down the
+//! ladder. Over TLS and WebSocket the kernel reads no names: a site where
 //! nobody was accepted is banned there, once its tries are more than phones have.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -25,7 +26,7 @@ use serde_json::Value;
 use sip_xdp_common::ip_key::{IpKey, mask};
 use sip_xdp_common::limits::ladder::{Digest, REFUSES_USERS};
 
-use super::super::claim::Level;
+use super::super::claim::{Level, Rejection};
 use super::super::recent::Recent;
 use super::super::windows::{LeakyBucket, words};
 use super::super::{Action, Detector, Metering, Step};
@@ -54,7 +55,7 @@ const MOST_UNREAD: f64 = 100.0;
 /// Time in which answers to what passed before a refusal arrive.
 const IN_FLIGHT_NS: u64 = 1_000_000_000;
 
-/// How long a user is refused over TCP for the first time; each time twice as long, at most
+/// How long a user is refused for the first time; each time twice as long, at most
 /// [`LONGEST_REFUSAL_NS`]. As the bans of a phone by default.
 const FIRST_REFUSAL_NS: u64 = 10 * 60 * 1_000_000_000;
 const LONGEST_REFUSAL_NS: u64 = 3_600 * 1_000_000_000;
@@ -76,6 +77,17 @@ const DAY_NS: u64 = 24 * 3_600_000_000_000;
 /// Prefix length of an IPv6 site: the widest network of one customer.
 const SITE_BITS: u8 = 48;
 
+/// How a password was tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// From a port that a ban would close.
+    Port,
+    /// Over TCP, or from a port where others are accepted: no ban of a port ends it.
+    Sheltered,
+    /// Over TLS or WebSocket, where the kernel reads no names.
+    Unread,
+}
+
 /// A user that was rejected at a site, and never accepted there.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Tried {
@@ -87,10 +99,10 @@ struct Tried {
     has_moved: bool,
     /// Whether its port or address was banned, or its passwords were refused.
     is_convicted: bool,
-    /// Tries over TCP.
-    #[serde(default)]
-    by_tcp: LeakyBucket,
-    /// Since when its passwords are refused over TCP, until when, and how often they were.
+    /// Tries that no ban of a port ends: over TCP, or from ports where others are accepted.
+    #[serde(default, alias = "by_tcp")]
+    sheltered: LeakyBucket,
+    /// Since when its passwords are refused, until when, and how often they were.
     #[serde(default)]
     refused_since: u64,
     #[serde(default)]
@@ -100,6 +112,9 @@ struct Tried {
     /// Whether it was rejected nevertheless.
     #[serde(default)]
     is_hidden: bool,
+    /// Whether this refusal was written to the kernel once more.
+    #[serde(default)]
+    is_rewritten: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -150,7 +165,7 @@ impl Memory for Sites {
         for (address, last, mut site) in kept.into_iter().take(MAX_KEPT) {
             for one in site.users.values_mut() {
                 one.at = moved(one.at);
-                one.by_tcp.shift(moved);
+                one.sheltered.shift(moved);
                 for at in [&mut one.refused_since, &mut one.refused_until] {
                     *at = if *at == 0 { 0 } else { moved(*at) };
                 }
@@ -175,7 +190,7 @@ impl Sites {
         &mut self,
         source: &IpKey,
         user: &str,
-        is_tcp: bool,
+        way: Way,
         known: usize,
         now: u64,
         leak_ns: u64,
@@ -192,10 +207,11 @@ impl Sites {
             host,
             ..Tried::default()
         });
-        if is_tcp {
-            one.by_tcp.pour(now, leak_ns);
-            one.is_hidden |= (one.refused_since + IN_FLIGHT_NS..one.refused_until).contains(&now);
+        if way == Way::Sheltered {
+            one.sheltered.pour(now, leak_ns);
         }
+        one.is_hidden |= way != Way::Unread
+            && (one.refused_since + IN_FLIGHT_NS..one.refused_until).contains(&now);
         let is_quick = is_known && now.saturating_sub(one.at) < PATIENT_NS;
         one.has_moved |= one.host != host;
         (one.at, one.host) = (now, host);
@@ -211,17 +227,22 @@ impl Sites {
         accepted.filter(|(_, one)| one.refused_until > now).map(|(user, _)| user).collect()
     }
 
-    /// Tries of a user over TCP that have not leaked out yet; none if it is refused already.
-    fn tries_by_tcp(&self, source: &IpKey, user: &str, now: u64, leak_ns: u64) -> Option<f64> {
+    /// Tries of a user that no ban of a port ends and that have not leaked out yet; none if it is
+    /// refused already.
+    fn sheltered_tries(&self, source: &IpKey, user: &str, now: u64, leak_ns: u64) -> Option<f64> {
         let tried = self.get(source, now).and_then(|site| site.users.get(user));
-        tried.filter(|one| one.refused_until <= now).map(|one| one.by_tcp.level(now, leak_ns))
+        tried.filter(|one| one.refused_until <= now).map(|one| one.sheltered.level(now, leak_ns))
     }
 
-    /// Whether a user was rejected although it was refused, since this was asked.
-    fn was_hidden(&mut self, source: &IpKey, user: &str, now: u64) -> bool {
-        let site = self.0.get_mut(&site_of(source), now);
-        let one = site.and_then(|site| site.users.get_mut(user));
-        one.is_some_and(|one| std::mem::take(&mut one.is_hidden))
+    /// Until when a user is refused that was rejected nevertheless, since this was asked; and
+    /// whether that has happened before.
+    fn take_hidden(&mut self, source: &IpKey, user: &str, now: u64) -> Option<(u64, bool)> {
+        let one = self.0.get_mut(&site_of(source), now)?.users.get_mut(user)?;
+        if !std::mem::take(&mut one.is_hidden) {
+            return None;
+        }
+        one.refused_since = now;
+        Some((one.refused_until, std::mem::replace(&mut one.is_rewritten, true)))
     }
 
     /// Refuses a user's passwords. Returns until when.
@@ -233,6 +254,7 @@ impl Sites {
         one.refused_since = now;
         one.refused_until = now + times * length.min(LONGEST_REFUSAL_NS);
         one.refusals += 1;
+        one.is_rewritten = false;
         one.is_convicted = true;
         Some(one.refused_until)
     }
@@ -299,15 +321,19 @@ impl Detector {
             && !self.sprays_with_others(source, now)
     }
 
+    /// The level of a site's bucket.
+    pub(super) fn site_level(&self, source: &IpKey, now: u64) -> f64 {
+        let site = self.memory.rejected.get(source, now);
+        site.map_or(0.0, |site| site.tries.level(now, self.rules.slow.per.nanos()))
+    }
+
     /// Whether a site's bucket is full.
     pub(super) fn has_used_up(&self, source: &IpKey, now: u64) -> bool {
         let slow = self.rules.slow;
         let site = self.memory.rejected.get(source, now);
         slow.enabled
-            && site.is_some_and(|site| {
-                let filled = site.tries.level(now, slow.per.nanos());
-                site.users(now) >= 2 && filled >= f64::from(slow.count) - 0.5
-            })
+            && site.is_some_and(|site| site.users(now) >= 2)
+            && self.site_level(source, now) >= f64::from(slow.count) - 0.5
     }
 
     /// Whether a site's bucket is full, and a phone with this level of its own bucket has used up
@@ -327,36 +353,65 @@ impl Detector {
 
     /// Whether a site has used up what it has over TLS and WebSocket.
     pub(super) fn has_used_up_unread(&self, source: &IpKey, now: u64) -> bool {
-        let slow = self.rules.slow;
-        let site = self.memory.rejected.get(source, now);
-        slow.enabled
-            && site.is_some_and(|site| site.tries.level(now, slow.per.nanos()) >= MOST_UNREAD)
+        self.rules.slow.enabled && self.site_level(source, now) >= MOST_UNREAD
+    }
+
+    /// Users whose passwords are refused from this address at `now`, and until when; by name.
+    pub(crate) fn refused_users(
+        &self,
+        source: &IpKey,
+        now: u64,
+    ) -> impl Iterator<Item = (&str, u64)> {
+        let users = self.memory.rejected.get(source, now).into_iter().flat_map(|site| &site.users);
+        let is_here = |one: &Tried| one.host == source.octets() && one.refused_until > now;
+        let refused = users.filter(|(_, one)| is_here(one));
+        let all: BTreeMap<&str, u64> =
+            refused.map(|(user, one)| (user.as_str(), one.refused_until)).collect();
+        all.into_iter()
+    }
+
+    /// How a password was tried that was rejected.
+    pub(super) fn way_of(&self, source: &IpKey, rejection: &Rejection) -> Way {
+        match rejection.transport {
+            Transport::Tcp => Way::Sheltered,
+            Transport::Udp if self.known.has_place(source, rejection.port) => Way::Sheltered,
+            Transport::Udp => Way::Port,
+            _ => Way::Unread,
+        }
     }
 
     /// Refuses users of an address with accepted users or several forgotten phones that were
-    /// rejected too often over TCP.
+    /// rejected too often where no ban of a port ends it.
     pub(super) fn refuse_users(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         let mut lately: BTreeMap<String, usize> = BTreeMap::new();
         let tries = self.sources.get(&source).into_iter();
         for (_, one) in tries.flat_map(|state| state.counts.rejected.tries.iter()) {
+            let way = self.way_of(&source, one);
             let is_strange = !self.known.accepted(&source, &one.user, now);
-            if one.level == Level::Routable && one.transport == Transport::Tcp && is_strange {
-                *lately.entry(one.user.clone()).or_default() += 1;
+            if one.level == Level::Routable && way != Way::Unread && is_strange {
+                *lately.entry(one.user.clone()).or_default() += usize::from(way == Way::Sheltered);
             }
         }
         let refusing = |step: Step, reason: String| {
             let host = Metering::of_host(source, step, now + DAY_NS, reason);
             Action::Meter(Metering { modes: REFUSES_USERS, ..host })
         };
+        let refuse = |user: &str, until: u64| {
+            Action::RefuseUser(source, Digest::of(user.as_bytes()).0, until)
+        };
         for (user, count) in lately {
-            if self.memory.rejected.was_hidden(&source, &user, now) {
-                let reason = format!("credentials of the refused user {user:?} come in pieces");
-                actions.push(refusing(Step::Down, reason));
+            // Once, the kernel may have lost it: over a reboot, or to newer ones.
+            let hidden = self.memory.rejected.take_hidden(&source, &user, now);
+            if let Some((until, is_repeated)) = hidden {
+                let step = if is_repeated { Step::Down } else { Step::First };
+                let reason = format!("passwords of the refused user {user:?} are rejected");
+                actions.push(refusing(step, reason));
+                actions.push(refuse(&user, until));
             }
             let leak_ns = slow.per.nanos();
-            let own = self.memory.rejected.tries_by_tcp(&source, &user, now, leak_ns);
-            let Some(own) = own else { continue };
+            let own = self.memory.rejected.sheltered_tries(&source, &user, now, leak_ns);
+            let Some(own) = own.filter(|_| count > 0) else { continue };
             let is_due = rejected.enabled && count >= rejected.count as usize
                 || slow.enabled && own >= f64::from(slow.count) - 0.5
                 || self.has_used_up_part(&source, &user, own, now);
@@ -364,11 +419,11 @@ impl Detector {
             if let Some(until) = until.flatten() {
                 let lasts = words(until - now);
                 let reason = format!(
-                    "{own:.0} rejected passwords for the user {user:?} over TCP, which are \
-                     refused for {lasts}"
+                    "{own:.0} rejected passwords for the user {user:?}, which are refused for \
+                     {lasts}"
                 );
                 actions.push(refusing(Step::First, reason));
-                actions.push(Action::RefuseUser(source, Digest::of(user.as_bytes()).0, until));
+                actions.push(refuse(&user, until));
             }
         }
     }
@@ -384,7 +439,7 @@ mod tests {
     fn pace_and_address_of_each_user() {
         let (mut sites, [source, other]) = (Sites::default(), [1, 2].map(host));
         let mut note = |user: &str, at: &IpKey, seconds: u64| {
-            sites.note(at, user, false, 0, seconds * SECOND, SECOND)
+            sites.note(at, user, Way::Port, 0, seconds * SECOND, SECOND)
         };
         assert_eq!(
             [
@@ -400,7 +455,7 @@ mod tests {
         assert!(sites.is_phone(&source, "a", now) && !sites.is_phone(&source, "b", now));
         assert!(!sites.is_phone(&source, "c", now));
         assert_eq!(sites.times(&source, now), 1);
-        (0..4).for_each(|n| _ = sites.note(&source, &n.to_string(), false, 0, now, SECOND));
+        (0..4).for_each(|n| _ = sites.note(&source, &n.to_string(), Way::Port, 0, now, SECOND));
         assert_eq!(sites.times(&other, now), 2, "of one site");
         assert!(!sites.is_phone(&source, "a", now + DAY_NS));
         sites.forget(&other);
@@ -415,9 +470,9 @@ mod tests {
     fn sites_outlive_a_restart() {
         let (mut sites, source) = (Sites::default(), IpKey::v4(7));
         for user in ["a", "b"] {
-            sites.note(&source, user, true, 0, 100 * SECOND, SECOND);
+            sites.note(&source, user, Way::Sheltered, 0, 100 * SECOND, SECOND);
         }
-        sites.note(&IpKey::v4(8), "alone", false, 0, 100 * SECOND, SECOND);
+        sites.note(&IpKey::v4(8), "alone", Way::Port, 0, 100 * SECOND, SECOND);
         sites.convict(&source, &BTreeSet::from(["a"]), 100 * SECOND);
         let kept = sites.keep().unwrap().unwrap();
         let mut again = Sites::default();
@@ -427,7 +482,7 @@ mod tests {
         assert_eq!((site.users["a"].at, site.users(11 * SECOND)), (10 * SECOND, 2));
         assert!(site.tries.level(10 * SECOND, SECOND) > 1.5);
         assert!(again.get(&IpKey::v4(8), 11 * SECOND).is_none());
-        assert!(again.tries_by_tcp(&source, "a", 10 * SECOND, SECOND).unwrap() > 0.5);
+        assert!(again.sheltered_tries(&source, "a", 10 * SECOND, SECOND).unwrap() > 0.5);
     }
 
     #[test]
@@ -436,14 +491,14 @@ mod tests {
         let minute = 60 * SECOND;
         let mut now = minute;
         for expected in [10, 20, 40, 60, 60] {
-            sites.note(&source, "a", true, 0, now, minute);
+            sites.note(&source, "a", Way::Sheltered, 0, now, minute);
             assert_eq!(sites.refuse(&source, "a", now), Some(now + expected * minute));
-            assert_eq!(sites.tries_by_tcp(&source, "a", now, minute), None, "refused already");
+            assert_eq!(sites.sheltered_tries(&source, "a", now, minute), None, "refused already");
             now += expected * minute;
-            assert!(sites.tries_by_tcp(&source, "a", now, minute).is_some());
+            assert!(sites.sheltered_tries(&source, "a", now, minute).is_some());
         }
         assert!(sites.take_back(&source, &["a".to_owned()], now).is_empty(), "that is over");
-        sites.note(&source, "a", true, 0, now, minute);
+        sites.note(&source, "a", Way::Sheltered, 0, now, minute);
         sites.refuse(&source, "a", now);
         assert_eq!(sites.take_back(&source, &["a".to_owned()], now), ["a"]);
         assert_eq!(sites.refuse(&source, "a", now), None);
@@ -453,15 +508,15 @@ mod tests {
     fn memory_is_bounded() {
         let mut sites = Sites::default();
         for n in 0..2 * MAX_SITES as u32 {
-            sites.note(&IpKey::v4(n), "a", false, 0, u64::from(n), SECOND);
+            sites.note(&IpKey::v4(n), "a", Way::Port, 0, u64::from(n), SECOND);
         }
         for n in 0..1_000_u64 {
-            sites.note(&IpKey::v4(1), &n.to_string(), false, 0, n, SECOND);
+            sites.note(&IpKey::v4(1), &n.to_string(), Way::Port, 0, n, SECOND);
         }
         assert!(sites.0.len() <= MAX_SITES);
         assert_eq!(sites.get(&IpKey::v4(1), 1_000).unwrap().users.len(), MAX_USERS);
         for n in 0..1_000_u64 {
-            sites.note(&IpKey::v4(2), &n.to_string(), false, 100, n, SECOND);
+            sites.note(&IpKey::v4(2), &n.to_string(), Way::Port, 100, n, SECOND);
         }
         let users = sites.get(&IpKey::v4(2), 1_000).unwrap().users.len();
         assert_eq!(users, FORGOTTEN + 101, "one more than may be phones");

@@ -95,6 +95,8 @@ pub(in super::super) struct Rejections {
     pub(in super::super) quick: LeakyBucket,
     /// Banned users of the address, with their ports.
     convicted: Window<(String, u16)>,
+    /// Accounts that earn no standing at the address.
+    expelled: Window<String>,
 }
 
 impl Counts for Rejections {
@@ -247,12 +249,13 @@ impl Detector {
     ) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         let is_real = rejection.level == Level::Routable || rejection.network;
+        let way = self.way_of(&source, rejection);
         let is_quick = is_real
             && !self.known.accepted(&source, &rejection.user, now)
             && self.memory.rejected.note(
                 &source,
                 &rejection.user,
-                rejection.transport == Transport::Tcp,
+                way,
                 self.known.known_users(&source),
                 at,
                 slow.per.nanos(),
@@ -291,9 +294,8 @@ impl Detector {
         state.counts.slow.all.pour(at, slow.per.nanos());
         if rejection.level == Level::Routable {
             state.counts.slow.routable.pour(at, slow.per.nanos());
-            if let Some(bucket) = state.counts.slow.port(rejection.port) {
-                bucket.pour(at, slow.per.nanos());
-            }
+            let per = slow.per.nanos();
+            state.counts.slow.port(rejection.port, at, per).pour(at, per);
         }
         state.counts.rejected.tries.note(at, rejection.clone(), rejected.per.nanos().max(GRACE_NS));
         self.hear(source, now, Signal::Rejected(rejection), actions);
@@ -378,8 +380,8 @@ impl Detector {
             () if by_spray => Sprayed::NAME,
             () => Slow::NAME,
         };
-        let mut finding =
-            self.about(source, kind, level, evidence_text(state, &users, tries, level, now));
+        let reason = evidence_text(state, &users, tries, level, filled, now);
+        let mut finding = self.about(source, kind, level, reason);
         if is_phone && level == Level::Routable {
             finding.growth = Growth::Mild { times: self.memory.rejected.times(&source, now) };
         }
@@ -437,7 +439,10 @@ impl Detector {
             {
                 continue;
             }
-            return self.convict_port(source, *port, now, actions);
+            // Where the site's bucket decides, it tells of more.
+            let filled = if has_used_up_part { self.site_level(&source, now) } else { bucket };
+            let reason = evidence_text(state, &users, tries, Level::Routable, filled, now);
+            return self.convict_port(source, *port, reason, now, actions);
         }
 
         let others = |one: &Rejection| !self.known.accepted(&source, &one.user, now);
@@ -468,7 +473,8 @@ impl Detector {
                 if self.known.users_at(&source, last, now, user) > 1 {
                     continue;
                 }
-                return self.convict_port(source, last, now, actions);
+                let reason = evidence_text(state, &users, tries, Level::Routable, 0.0, now);
+                return self.convict_port(source, last, reason, now, actions);
             }
             return Some(self.convict_address(source, tries, now));
         }
@@ -488,6 +494,9 @@ impl Detector {
 
         // So many in a day, however slowly: ports without a standing share the ladder.
         if self.is_beyond_an_office(&source, now) {
+            let tried: Vec<(u16, String)> =
+                strange.iter().map(|(_, one)| (one.port, one.user.clone())).collect();
+            self.expel_accounts(source, &tried, now, actions);
             let why = "passwords of more users are rejected than an office has phones";
             self.meter_strange_ports(source, why, now, actions);
             return None;
@@ -500,6 +509,43 @@ impl Detector {
             self.meter_strange_ports(source, why, now, actions);
         }
         None
+    }
+
+    /// Accounts at whose ports no fewer users are tried than they are cover these tries. They lose
+    /// their places at this address, and earn none there for a day.
+    fn expel_accounts(
+        &mut self,
+        source: IpKey,
+        tried: &[(u16, String)],
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        let covered = tried.iter().filter(|(port, _)| self.known.has_place(&source, *port));
+        let (ports, users): (BTreeSet<u16>, BTreeSet<&str>) =
+            covered.map(|(port, user)| (*port, user.as_str())).unzip();
+        let accepted = self.known.accepted_at(&source).filter(|(_, at)| ports.contains(&at.port));
+        let accounts: BTreeSet<String> = accepted.map(|(user, _)| user.to_owned()).collect();
+        if users.len() < accounts.len() || accounts.is_empty() {
+            return;
+        }
+        let mut ended = Vec::new();
+        for user in accounts {
+            let places = self.known.forget_account(&source, &user);
+            ended.extend(places.into_iter().map(|port| (source, port)));
+            if let Some(state) = self.sources.get_mut(&source) {
+                state.counts.rejected.expelled.note(now, user, LADDER_NS);
+            }
+        }
+        actions.push(Action::Ended(ended));
+    }
+
+    /// Whether an account earns no standing at this address, because it covered tries there.
+    pub(in super::super) fn is_expelled(&self, source: &IpKey, user: &str, now: u64) -> bool {
+        let expelled = self.sources.get(source).map(|state| &state.counts.rejected.expelled);
+        expelled.is_some_and(|expelled| {
+            let lately = |at: &u64| now.saturating_sub(*at) < LADDER_NS;
+            expelled.iter().any(|(at, account)| account == user && lately(at))
+        })
     }
 
     /// Ports of an address without standing share the ladder from now on, whatever their nonces.
@@ -526,7 +572,7 @@ impl Detector {
         let reason = self
             .sources
             .get(&source)
-            .map(|state| evidence_text(state, &users, tries, Level::Routable, now))
+            .map(|state| evidence_text(state, &users, tries, Level::Routable, 0.0, now))
             .unwrap_or_default();
         let finding =
             Finding { ports, ..self.about(source, Rejected::NAME, Level::Routable, reason) };
@@ -538,6 +584,7 @@ impl Detector {
         &mut self,
         source: IpKey,
         port: u16,
+        reason: String,
         now: u64,
         actions: &mut Vec<Action>,
     ) -> Option<(Level, Finding)> {
@@ -553,7 +600,6 @@ impl Detector {
         let is_stream = tries.iter().any(|(_, one)| one.transport.is_stream());
         // Several users of one port may be as many phones.
         let is_phone = users.iter().all(|user| is_phone_of(&tries, user));
-        let reason = evidence_text(state, &users, &tries, Level::Routable, now);
         let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
         let mut roams = false;
         for user in users {
@@ -625,12 +671,14 @@ fn ports_taken(tries: &[&(u64, Rejection)], user: &str, state: &SourceState, now
     of(false).chain(counted).map(|(_, port)| port).collect::<BTreeSet<u16>>().len()
 }
 
-/// Rejections in words and numbers.
+/// Rejections in words and numbers. `filled` is the level of the leaky bucket, which knows of
+/// earlier ones.
 fn evidence_text(
     state: &SourceState,
     users: &BTreeSet<&str>,
     tries: &[&(u64, Rejection)],
     level: Level,
+    filled: f64,
     now: u64,
 ) -> String {
     let whom = match users.iter().next() {
@@ -646,9 +694,15 @@ fn evidence_text(
     let tool =
         state.counts.signature.found.as_ref().map_or_else(String::new, |what| format!(", {what}"));
     let since = tries.first().map_or(0, |(at, _)| now.saturating_sub(*at));
-    let count = tries.len();
+    let (count, all) = (tries.len(), filled.round() as usize);
+    let passwords = if count == 1 { "password" } else { "passwords" };
+    let before = if all > count {
+        format!(" ({all} with those of the hours before)")
+    } else {
+        String::new()
+    };
     format!(
-        "{count} rejected passwords for {whom} in {}, {nonce}, none accepted{tool}",
+        "{count} rejected {passwords} for {whom} in {}{before}, {nonce}, none accepted{tool}",
         words(since)
     )
 }

@@ -61,12 +61,19 @@ pub(in super::super) struct Buckets {
 }
 
 impl Buckets {
-    /// The bucket of a port.
-    pub(in super::super) fn port(&mut self, port: u16) -> Option<&mut LeakyBucket> {
+    /// The bucket of a port at `now`, where one leaks out in `per` nanoseconds. For a new one the
+    /// emptiest makes room.
+    pub(in super::super) fn port(&mut self, port: u16, now: u64, per: u64) -> &mut LeakyBucket {
         if self.ports.len() >= MAX_PORTS && !self.ports.contains_key(&port) {
-            return None;
+            let level = |bucket: &LeakyBucket| bucket.level(now, per);
+            let emptiest = self
+                .ports
+                .iter()
+                .min_by(|(_, one), (_, other)| level(one).total_cmp(&level(other)))
+                .map(|(port, _)| *port);
+            emptiest.map(|port| self.ports.remove(&port));
         }
-        Some(self.ports.entry(port).or_default())
+        self.ports.entry(port).or_default()
     }
 }
 

@@ -84,13 +84,16 @@ fn a_bad_phone_with_ever_new_connections_never_takes_its_office_down() {
     }
 }
 
-/// Digests of the users that were refused, and until when.
+/// Digests of the users that were refused, and until when; those last written last.
 fn refusals(fixture: &Fixture) -> Vec<(u64, u64)> {
-    let refused = fixture.actions.iter().filter_map(|action| match action {
-        Action::RefuseUser(_, user, until) => Some((*user, *until)),
-        _ => None,
-    });
-    refused.collect()
+    let mut refused = Vec::new();
+    for action in &fixture.actions {
+        if let Action::RefuseUser(_, user, until) = action {
+            refused.retain(|(other, _)| other != user);
+            refused.push((*user, *until));
+        }
+    }
+    refused
 }
 
 /// The kernel refuses the users of bad phones, and nobody else; until they have the right password.
@@ -148,8 +151,83 @@ fn who_hides_a_refused_user_goes_down_the_ladder() {
     fixture.guess(&who("203.0.113.10", 51_011, "old"), "in flight");
     assert_eq!(steps(&fixture), [Step::First]);
     fixture.wait(2 * SECOND);
+    // Once, the kernel may have lost it.
     fixture.guess(&who("203.0.113.10", 51_012, "old"), "in pieces");
-    assert_eq!(steps(&fixture), [Step::First, Step::Down]);
+    assert_eq!(steps(&fixture), [Step::First, Step::First]);
+    fixture.wait(2 * SECOND);
+    fixture.guess(&who("203.0.113.10", 51_013, "old"), "in pieces");
+    assert_eq!(steps(&fixture), [Step::First, Step::First, Step::Down]);
+}
+
+/// The kernel's table loses it over a reboot, or to newer ones.
+#[test]
+fn a_refusal_that_the_kernel_has_lost_is_written_again() {
+    let mut fixture = Fixture::by(Transport::Tcp);
+    fixture.register(&who("203.0.113.10", 50_000, "good"));
+    let mut written = Vec::new();
+    for port in 51_000..51_014 {
+        fixture.guess(&who("203.0.113.10", port, "old"), "old");
+        fixture.wait(2 * SECOND);
+        let all = fixture.actions.drain(..).filter_map(|action| match action {
+            Action::RefuseUser(_, user, until) => Some((user, until)),
+            _ => None,
+        });
+        written.extend(all);
+    }
+    let [first, again @ ..] = written.as_slice() else { panic!("nobody is refused") };
+    assert_eq!(again, [*first; 4], "at each rejection, and until the same time");
+}
+
+/// A customer's PBX has one port for all of its users: not it, but the one is refused.
+#[test]
+fn one_bad_user_of_a_pbx_is_refused_and_its_port_stays() {
+    for transport in [Transport::Udp, Transport::Tcp] {
+        for pause in [2 * SECOND, 60 * SECOND] {
+            let mut fixture = Fixture::by(transport);
+            for round in 0..40 {
+                let line = format!("line-{}", round % 4);
+                fixture.register(&who("203.0.113.10", 5060, &line));
+                fixture.guess(&who("203.0.113.10", 5060, "bad"), "old");
+                fixture.wait(pause);
+            }
+            let refused = refusals(&fixture);
+            let bad = Digest::of(b"bad").0;
+            assert!(matches!(refused.as_slice(), [(user, _)] if *user == bad), "{refused:?}");
+            let view = fixture.detector.explain(&who("203.0.113.10", 5060, "").source, fixture.now);
+            assert!(matches!(view.refused.as_slice(), [one] if one.user == "bad"), "{view:?}");
+            assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
+            assert!(fixture.good(&who("203.0.113.10", 5060, "line-3")));
+        }
+    }
+}
+
+/// Whoever registers an account at each new place and tries another user's password there: once
+/// there were more of these than an office has phones, the account earns nothing there for a day.
+#[test]
+fn an_account_that_covers_tries_of_many_users_loses_its_places() {
+    for transport in [Transport::Udp, Transport::Tcp] {
+        for accounts in 1..=2 {
+            let mut fixture = Fixture::by(transport);
+            let mut lost = None;
+            for n in 0..200_u16 {
+                let here = |user: &str| who("192.0.2.66", 20_000 + n, user);
+                (0..accounts).for_each(|one| fixture.register(&here(&format!("own-{one}"))));
+                let is_good = fixture.good(&here("own-0"));
+                lost = lost.or((!is_good).then_some(n));
+                fixture.guess(&here(&format!("user-{n}")), "x");
+                fixture.wait(70 * SECOND);
+            }
+            let what = format!("{transport}, {accounts} accounts");
+            assert!(lost.is_some_and(|n| n <= 40), "{what}: {lost:?}");
+            assert!(!fixture.good(&who("192.0.2.66", 20_199, "own-0")), "{what}");
+            // What it has elsewhere stays, and after a day it earns standing here again.
+            fixture.register(&who("192.0.2.67", 5060, "own-0"));
+            assert!(fixture.good(&who("192.0.2.67", 5060, "own-0")), "{what}");
+            fixture.wait(8 * 24 * 3_600 * SECOND);
+            fixture.register(&who("192.0.2.66", 5060, "own-0"));
+            assert!(fixture.good(&who("192.0.2.66", 5060, "own-0")), "{what}");
+        }
+    }
 }
 
 #[test]
