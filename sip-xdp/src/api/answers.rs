@@ -332,6 +332,12 @@ pub struct Removed {
     /// For trust: remaining trust in the network.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub still: Option<StillTrusted>,
+    /// For a pardon: whether the source was limited as a suspect.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspect: bool,
+    /// For a pardon: users whose passwords were refused from there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
 }
 
 /// Remaining trust in a network whose entry was removed.

@@ -12,7 +12,7 @@ use log::Level;
 use sip_xdp_common::abi::layout::{EventKind, KernelEvent, List, Owner};
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::LimitKind;
-use sip_xdp_common::limits::ladder::{LOWEST, LOWEST_BY_OFFENCES, PACES};
+use sip_xdp_common::limits::ladder::{LOWEST, LOWEST_BY_OFFENCES, PACES, REFUSES_USERS};
 
 use super::event::Event;
 use super::offences::{HOUR, MAX_OFFENCES, Offence, OffenceRecord, Repeats, UNPROVEN_ONCE};
@@ -363,9 +363,11 @@ impl<C: EventSink> BanEngine<'_, C> {
             return;
         }
         let pace = PACES[step as usize];
-        if self.note_due(source, pace, now) {
+        // Which users are refused is told of each of them. On the first step they alone are.
+        let is_refusal = modes & REFUSES_USERS != 0 && step == 0;
+        if is_refusal || self.note_due(source, pace, now) {
             let dry_run = self.config.dry_run;
-            let reason = format!("{reason}; {pace}");
+            let reason = if is_refusal { reason.clone() } else { format!("{reason}; {pace}") };
             self.announce(
                 Event::new("suspect").about(place).reason(&*reason).dry_run(dry_run),
                 Level::Info,

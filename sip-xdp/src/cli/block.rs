@@ -56,7 +56,7 @@ pub(crate) struct Add {
 /// Unblock an address or a network, and forget its offences
 ///
 /// Removes manual and automatic entries for a network, or for the networks around an address, with
-/// the evidence that led to them.
+/// the evidence that led to them. Ends its limits as a suspect, and refuses no users from there.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// An address or a network
@@ -116,7 +116,16 @@ impl Delete {
         let request =
             Request::Delete { list: ListName::Block, network: self.network.parse()?, by: self.by };
         let gone: Removed = control::call(&paths.socket(), &request).await?;
-        output.print(&gone, |gone| removed("unblocked", &gone.removed))
+        output.print(&gone, |gone| {
+            let mut lines = removed("unblocked", &gone.removed);
+            if gone.suspect {
+                lines += &format!("{} is no longer limited as a suspect\n", self.network);
+            }
+            for user in &gone.refused {
+                lines += &format!("passwords of {user:?} are no longer refused from there\n");
+            }
+            lines
+        })
     }
 }
 

@@ -180,6 +180,9 @@ fn text(report: &Report, output: Output) -> String {
         format!("{:?} at port {}{by} {state}", accepted.user, accepted.port)
     });
     line("users", users.collect::<Vec<_>>().join(", "));
+    let refused = known.refused.iter().take(SHOWN);
+    let refused = refused.map(|one| format!("{:?} for {} s more", one.user, one.left));
+    line("refused", refused.collect::<Vec<_>>().join(", "));
     let proven = if known.proven {
         "yes: it has repeated a nonce or a tag that only it was sent"
     } else {

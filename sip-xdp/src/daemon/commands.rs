@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use log::Level;
 use sip_xdp_common::abi::layout::{List, Owner};
-use sip_xdp_common::limits::ladder::WIDTHS;
+use sip_xdp_common::limits::ladder::{Digest, WIDTHS};
 
 use super::import::Insists;
 use super::{Daemon, bounds};
@@ -142,7 +142,11 @@ impl Daemon {
     fn unblock(&mut self, network: &Network) -> Result<Removed> {
         let removed =
             self.delete(List::Block, network, &[Owner::Manual, Owner::Auto, Owner::Tool])?;
-        if removed.is_empty() {
+        let (source, now) = (network.first(), clock::now());
+        let suspect = self.lists.is_metered(source, now);
+        let refused: Vec<String> =
+            self.detector.refused_users(&source, now).map(|(user, _)| user.to_owned()).collect();
+        if removed.is_empty() && !suspect && refused.is_empty() {
             if let Some(feed_listing) = self.feed_listing(network) {
                 bail!(feed_listing);
             }
@@ -151,7 +155,10 @@ impl Daemon {
                  list --match {network}`"
             );
         }
-        self.detector.forget(&network.first());
+        for user in &refused {
+            self.lists.refuse_user(source, Digest::of(user.as_bytes()).0, 0)?;
+        }
+        self.detector.forget(&source);
         self.repeats.forget(network);
         self.remember_evidence();
         let pardoned =
@@ -161,11 +168,9 @@ impl Daemon {
         }
         self.offences.retain(|offender, _| !pardoned(offender));
         for bits in WIDTHS.into_iter().filter(|bits| *bits == 128 || !network.is_v4()) {
-            self.lists.unmeter(&Network::around(network.first(), bits))?;
+            self.lists.unmeter(&Network::around(source, bits))?;
         }
-        for gone in
-            [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()]
-        {
+        for gone in [source, Network::around(source, self.config.ipv6_prefix).first()] {
             self.sources.forget(&gone)?;
         }
         for entry in &removed {
@@ -178,10 +183,19 @@ impl Daemon {
                 format_args!("unban {place} owner={owner} dry_run={dry_run} reason=\"by command\""),
             );
         }
+        if removed.is_empty() {
+            let (place, owner, dry_run) = (network, Owner::Auto.name(), self.config.dry_run);
+            self.announce(
+                Event::new("unban").about(*place).kind("command").dry_run(dry_run),
+                Level::Info,
+                format_args!("unban {place} owner={owner} dry_run={dry_run} reason=\"by command\""),
+            );
+        }
         if let Some(feed_listing) = self.feed_listing(network) {
             bail!("what else blocked it was removed, but {feed_listing}");
         }
-        Ok(Removed { removed: removed.iter().map(RemovedEntry::from).collect(), still: None })
+        let removed = removed.iter().map(RemovedEntry::from).collect();
+        Ok(Removed { removed, still: None, suspect, refused })
     }
 
     fn untrust(&mut self, network: &Network) -> Result<Removed> {
@@ -220,7 +234,8 @@ impl Daemon {
             still_trusted_by_config: by_file,
             still_trusted_by_host: self.trusting_host(network).map(str::to_owned),
         };
-        Ok(Removed { removed: vec![RemovedEntry::from(&removed)], still: Some(still) })
+        let removed = vec![RemovedEntry::from(&removed)];
+        Ok(Removed { removed, still: Some(still), ..Removed::default() })
     }
 
     fn delete(&mut self, list: List, network: &Network, owners: &[Owner]) -> Result<Vec<Entry>> {

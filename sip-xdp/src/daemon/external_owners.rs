@@ -66,7 +66,8 @@ impl Daemon {
                 format_args!("unban {network} owner=tool dry_run=false reason=\"by {tool}\""),
             );
         }
-        Ok(Removed { removed: removed.iter().map(RemovedEntry::from).collect(), still: None })
+        let removed = removed.iter().map(RemovedEntry::from).collect();
+        Ok(Removed { removed, ..Removed::default() })
     }
 
     fn of_tools(&self, network: &Network) -> Option<&Entry> {

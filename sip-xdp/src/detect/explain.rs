@@ -60,6 +60,15 @@ pub struct Accepted {
     pub left: u64,
 }
 
+/// A user whose passwords are refused from an address.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct RefusedUser {
+    /// User.
+    pub user: String,
+    /// For how many more seconds.
+    pub left: u64,
+}
+
 /// The detector's knowledge of a source.
 #[derive(Debug, Clone, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct View {
@@ -78,6 +87,9 @@ pub struct View {
     /// Remaining seconds for which the source counts as served; 0 if it does not.
     #[serde(default)]
     pub served: u64,
+    /// Users whose passwords are refused from this address.
+    #[serde(default)]
+    pub refused: Vec<RefusedUser>,
 }
 
 impl SourceState {
@@ -128,8 +140,13 @@ impl Detector {
         });
         let accepted = accepted.take(TOLD * TOLD).collect();
         let served = self.served.until(source).saturating_sub(now) / 1_000_000_000;
+        let refused = self.refused_users(source, now).map(|(user, until)| RefusedUser {
+            user: printable(user.as_bytes()),
+            left: (until - now) / 1_000_000_000,
+        });
+        let refused = refused.collect();
         let Some(state) = self.watched_as(source) else {
-            return View { accepted, served, ..View::default() };
+            return View { accepted, served, refused, ..View::default() };
         };
         let last = (!state.start_line.is_empty()).then(|| LastRequest {
             age: now.saturating_sub(state.last) / 1_000_000_000,
@@ -145,6 +162,7 @@ impl Detector {
             answered: state.answered,
             accepted,
             served,
+            refused,
         }
     }
 
