@@ -432,11 +432,7 @@ impl Detector {
             let is_phone = is_phone(tries, &users);
             let only = if users.len() == 1 { users.first().copied().unwrap_or("") } else { "" };
             let accepted = self.known.users_at(&source, *port, now, only);
-            // Hours of tries are no phone either.
-            let is_patient = slow.enabled && bucket >= f64::from(slow.count) - 0.5;
-            if users.len() < accepted
-                || users.len() == accepted && is_phone && !(is_patient && accepted == 1)
-            {
+            if users.len() < accepted || users.len() == accepted && is_phone {
                 continue;
             }
             // Where the site's bucket decides, it tells of more.
@@ -468,9 +464,11 @@ impl Detector {
                 continue;
             }
             let users = BTreeSet::from([*user]);
-            if is_phone(tries, &users) || ports_taken(tries, user, state, now) <= FEW_PORTS {
+            let is_phone = is_phone(tries, &users);
+            if is_phone || ports_taken(tries, user, state, now) <= FEW_PORTS {
                 let last = tries.last().map(|(_, one)| one.port)?;
-                if self.known.users_at(&source, last, now, user) > 1 {
+                let accepted = self.known.users_at(&source, last, now, user);
+                if accepted > 1 || accepted == 1 && is_phone {
                     continue;
                 }
                 let reason = evidence_text(state, &users, tries, Level::Routable, 0.0, now);

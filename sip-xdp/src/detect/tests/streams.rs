@@ -178,14 +178,15 @@ fn a_refusal_that_the_kernel_has_lost_is_written_again() {
     assert_eq!(again, [*first; 4], "at each rejection, and until the same time");
 }
 
-/// A customer's PBX has one port for all of its users: not it, but the one is refused.
+/// A customer's PBX has one port for all of its users, and so has a phone with two lines: not the
+/// port, but the one user is refused.
 #[test]
 fn one_bad_user_of_a_pbx_is_refused_and_its_port_stays() {
     for transport in [Transport::Udp, Transport::Tcp] {
-        for pause in [2 * SECOND, 60 * SECOND] {
+        for (lines, pause) in [(4, 2 * SECOND), (4, 60 * SECOND), (1, 60 * SECOND)] {
             let mut fixture = Fixture::by(transport);
             for round in 0..40 {
-                let line = format!("line-{}", round % 4);
+                let line = format!("line-{}", round % lines);
                 fixture.register(&who("203.0.113.10", 5060, &line));
                 fixture.guess(&who("203.0.113.10", 5060, "bad"), "old");
                 fixture.wait(pause);
@@ -196,7 +197,7 @@ fn one_bad_user_of_a_pbx_is_refused_and_its_port_stays() {
             let view = fixture.detector.explain(&who("203.0.113.10", 5060, "").source, fixture.now);
             assert!(matches!(view.refused.as_slice(), [one] if one.user == "bad"), "{view:?}");
             assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
-            assert!(fixture.good(&who("203.0.113.10", 5060, "line-3")));
+            assert!(fixture.good(&who("203.0.113.10", 5060, "line-0")));
         }
     }
 }
