@@ -480,8 +480,8 @@ impl Scan {
         self.state = BETWEEN;
     }
 
-    /// Whose password a piece of a stream tries: clear if it has one header with credentials, and
-    /// one user name in it.
+    /// Whose password a request, or a piece of a stream, tries: clear if it has one header with
+    /// credentials, and one user name in it.
     #[inline(always)]
     pub fn tries(&self) -> Tries {
         if self.credentials == 0 {

@@ -208,11 +208,11 @@ impl Daemon {
         };
         let interfaces = daemon.resolve(&surroundings).await?;
         daemon.never_ban = NeverBan::new(&surroundings, &resolv_conf());
-        daemon.recall(state);
         if !daemon.config.dry_run {
             // They may stem from a dry run.
             daemon.lists.unmeter_all()?;
         }
+        daemon.recall(state);
         if first_start {
             daemon.begin_to_learn();
         }

@@ -208,10 +208,12 @@ impl Detector {
     /// Processes an acceptance.
     fn accepted(&mut self, answer: &Answer<'_>, request: &Request, actions: &mut Vec<Action>) {
         let (now, source) = (answer.now, request.source);
+        // Which of several credentials the server has looked at is not known.
         let users = self.own_users(request, now);
-        let Some(user) = users.first().cloned() else {
+        let [user] = users.as_slice() else {
             return;
         };
+        let user = user.clone();
         if let Some(state) = self.sources.get_mut(&source) {
             state.routable = true;
             state.take_back(&users, request.call);
@@ -250,7 +252,7 @@ impl Detector {
 
     fn is_accepted_lately(&self, request: &Request, now: u64) -> bool {
         let users = self.own_users(request, now);
-        users.iter().any(|user| self.known.accepted_lately(&request.source, user, now))
+        users.iter().all(|user| self.known.accepted_lately(&request.source, user, now))
     }
 
     /// The level of evidence that a request carries.
@@ -304,7 +306,9 @@ impl Detector {
             state.routable = true;
         }
         let echoes = |nonce| self.nonces.echo(nonce, source, now) == Echo::Own;
-        let users = request.claimed_users(|one| echoes(one.nonce));
+        // The server may have looked at any of several credentials.
+        let own = request.claimed_users(|one| echoes(one.nonce));
+        let users = request.claimed_users(|_| true);
         let is_near = |nonce| self.nonces.echo(nonce, source, now) == Echo::Network;
         let network =
             !answer.is_foreign && request.credentials.iter().any(|one| is_near(one.nonce));
@@ -320,7 +324,8 @@ impl Detector {
                 actions.push(Action::Rejected(source, request.port, text));
                 continue;
             }
-            let Request { port, transport, call, .. } = **request;
+            let Request { port, transport, call, is_proven, .. } = **request;
+            let level = if is_proven || own.contains(&user) { level } else { Level::Seen };
             let rejection = Rejection { user, port, transport, level, network, call };
             self.wait(source, rejection, now, actions);
         }

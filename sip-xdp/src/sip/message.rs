@@ -412,21 +412,24 @@ fn number(text: &[u8]) -> Option<u32> {
     std::str::from_utf8(&text[..digits]).ok()?.parse().ok()
 }
 
-/// The parameters of a Digest header: `name=value`, quoted or not, separated by commas.
+/// The parameters of a Digest header: `name=value`, quoted or not, separated by commas. A quote
+/// elsewhere than at the start of a value is a character like any other, as servers read it: it
+/// hides no comma.
 fn digest(value: &[u8]) -> Option<impl Iterator<Item = (&[u8], &[u8])>> {
     let scheme = value.get(..6)?;
     let blank = value.get(6).is_none_or(|byte| *byte <= b' ');
     if !scheme.eq_ignore_ascii_case(b"digest") || !blank {
         return None;
     }
-    let (mut quoted, mut escaped) = (false, false);
+    let (mut quoted, mut escaped, mut begins) = (false, false, false);
     let parts = value[6..].split(move |byte| {
         match byte {
             _ if escaped => escaped = false,
             b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
+            b'"' if quoted || begins => quoted = !quoted,
             _ => {}
         }
+        begins = *byte == b'=' && !quoted || begins && *byte <= b' ';
         *byte == b',' && !quoted
     });
     Some(parts.filter_map(|part| {
@@ -544,6 +547,21 @@ mod tests {
             2,
             "not in a line's midst"
         );
+    }
+
+    /// Kamailio ends a value without quotes at the comma, whatever quotes are in it.
+    #[test]
+    fn a_quote_within_a_value_hides_no_user() {
+        for text in [
+            "Digest foo=x\", username=\"100\", nonce=\"n\"",
+            "Digest foo=x\"y\"\", username = \"100\", nonce=n",
+            "Digest \"foo\"=\", \", username=100, nonce=\"n\"",
+            "Digest foo=\"a, b\", username=\"100\", nonce=\"n\"",
+            "Digest foo=\"a\\\", b\", username=\"100\", nonce=\"n\"",
+        ] {
+            let found = credentials(text.as_bytes()).unwrap();
+            assert_eq!((found.username, found.nonce), (&b"100"[..], &b"n"[..]), "{text}");
+        }
     }
 
     #[test]

@@ -71,8 +71,7 @@ impl Ladders {
         forgive_missing(self.nonces.remove(&key))
     }
 
-    /// Refuses the passwords of a user, by its digest, on connections of a source without a
-    /// standing until then; 0 ends that.
+    /// Refuses the passwords of a user, by its digest, from a source until then; 0 ends that.
     pub fn refuse(&mut self, source: &IpKey, user: u64, until: u64) -> Result<(), MapError> {
         let key = user_key(source, user, self.seed);
         if until != 0 {

@@ -82,8 +82,10 @@ const SITE_BITS: u8 = 48;
 pub(super) enum Way {
     /// From a port that a ban would close.
     Port,
-    /// Over TCP, or from a port where others are accepted: no ban of a port ends it.
-    Sheltered,
+    /// Over TCP, where no ban of a port ends it.
+    Connection,
+    /// From a port or connection where others are accepted: neither does one there.
+    Covered,
     /// Over TLS or WebSocket, where the kernel reads no names.
     Unread,
 }
@@ -102,7 +104,13 @@ struct Tried {
     /// Tries that no ban of a port ends: over TCP, or from ports where others are accepted.
     #[serde(default, alias = "by_tcp")]
     sheltered: LeakyBucket,
-    /// Since when its passwords are refused, until when, and how often they were.
+    /// When it was last tried from a port with a standing.
+    #[serde(default)]
+    covered_at: u64,
+    /// From which address its passwords are refused, since when, until when, and how often they
+    /// were.
+    #[serde(default)]
+    refused_at: [u8; 16],
     #[serde(default)]
     refused_since: u64,
     #[serde(default)]
@@ -151,8 +159,10 @@ type Kept<S> = ([u8; 16], u64, S);
 
 impl Memory for Sites {
     fn keep(&self) -> Result<Option<Value>> {
-        // One user alone is weighed by its address anyway.
-        let several = self.0.iter().filter(|(_, _, site)| site.users.len() > 1);
+        // One user alone is weighed by its address anyway, unless it is refused.
+        let several = self.0.iter().filter(|(_, last, site)| {
+            site.users.len() > 1 || site.users.values().any(|one| one.refused_until > *last)
+        });
         let mut kept: Vec<Kept<&Site>> =
             several.map(|(address, last, site)| (address.octets(), last, site)).collect();
         kept.sort_unstable_by_key(|(_, last, _)| *last);
@@ -166,7 +176,7 @@ impl Memory for Sites {
             for one in site.users.values_mut() {
                 one.at = moved(one.at);
                 one.sheltered.shift(moved);
-                for at in [&mut one.refused_since, &mut one.refused_until] {
+                for at in [&mut one.refused_since, &mut one.refused_until, &mut one.covered_at] {
                     *at = if *at == 0 { 0 } else { moved(*at) };
                 }
             }
@@ -200,15 +210,24 @@ impl Sites {
         site.users.retain(|_, one| now.saturating_sub(one.at) < DAY_NS);
         let is_known = site.users.contains_key(user);
         if !is_known && site.users.len() >= MAX_USERS.max(FORGOTTEN + known + 1) {
-            return false;
+            // The one that was tried least recently makes room; not one that is refused.
+            let free = site.users.iter().filter(|(_, one)| one.refused_until <= now);
+            let oldest = free.min_by_key(|(_, one)| one.at).map(|(user, _)| user.clone());
+            let Some(oldest) = oldest else {
+                return false;
+            };
+            site.users.remove(&oldest);
         }
         let one = site.users.entry(user.to_owned()).or_insert_with(|| Tried {
             at: now,
             host,
             ..Tried::default()
         });
-        if way == Way::Sheltered {
+        if matches!(way, Way::Connection | Way::Covered) {
             one.sheltered.pour(now, leak_ns);
+        }
+        if way == Way::Covered {
+            one.covered_at = now;
         }
         one.is_hidden |= way != Way::Unread
             && (one.refused_since + IN_FLIGHT_NS..one.refused_until).contains(&now);
@@ -241,7 +260,7 @@ impl Sites {
         if !std::mem::take(&mut one.is_hidden) {
             return None;
         }
-        one.refused_since = now;
+        (one.refused_at, one.refused_since) = (source.octets(), now);
         Some((one.refused_until, std::mem::replace(&mut one.is_rewritten, true)))
     }
 
@@ -251,7 +270,7 @@ impl Sites {
         let site = self.0.get_mut(&site_of(source), now)?;
         let one = site.users.get_mut(user)?;
         let length = FIRST_REFUSAL_NS << one.refusals.min(3);
-        one.refused_since = now;
+        (one.refused_at, one.refused_since) = (source.octets(), now);
         one.refused_until = now + times * length.min(LONGEST_REFUSAL_NS);
         one.refusals += 1;
         one.is_rewritten = false;
@@ -347,8 +366,22 @@ impl Detector {
     /// Whether more users of a site were rejected within a day than misconfigured phones explain,
     /// and its bucket is full.
     pub(super) fn is_beyond_an_office(&self, source: &IpKey, now: u64) -> bool {
-        let users = self.memory.rejected.get(source, now).map_or(0, |site| site.users(now));
-        users > FORGOTTEN + self.known.known_users(source) && self.has_used_up(source, now)
+        self.tried_here(source, now, |one| one.at) > FORGOTTEN + self.known.known_users(source)
+            && self.has_used_up(source, now)
+    }
+
+    /// How many users were tried within a day from ports of this address with a standing.
+    pub(super) fn covered_users(&self, source: &IpKey, now: u64) -> usize {
+        self.tried_here(source, now, |one| one.covered_at)
+    }
+
+    fn tried_here(&self, source: &IpKey, now: u64, at: impl Fn(&Tried) -> u64) -> usize {
+        let users = self.memory.rejected.get(source, now).into_iter();
+        let users = users.flat_map(|site| site.users.values());
+        let is_here = |one: &&Tried| {
+            one.host == source.octets() && at(one) != 0 && now.saturating_sub(at(one)) < DAY_NS
+        };
+        users.filter(is_here).count()
     }
 
     /// Whether a site has used up what it has over TLS and WebSocket.
@@ -363,7 +396,7 @@ impl Detector {
         now: u64,
     ) -> impl Iterator<Item = (&str, u64)> {
         let users = self.memory.rejected.get(source, now).into_iter().flat_map(|site| &site.users);
-        let is_here = |one: &Tried| one.host == source.octets() && one.refused_until > now;
+        let is_here = |one: &Tried| one.refused_at == source.octets() && one.refused_until > now;
         let refused = users.filter(|(_, one)| is_here(one));
         let all: BTreeMap<&str, u64> =
             refused.map(|(user, one)| (user.as_str(), one.refused_until)).collect();
@@ -373,8 +406,10 @@ impl Detector {
     /// How a password was tried that was rejected.
     pub(super) fn way_of(&self, source: &IpKey, rejection: &Rejection) -> Way {
         match rejection.transport {
-            Transport::Tcp => Way::Sheltered,
-            Transport::Udp if self.known.has_place(source, rejection.port) => Way::Sheltered,
+            Transport::Udp | Transport::Tcp if self.known.has_place(source, rejection.port) => {
+                Way::Covered
+            }
+            Transport::Tcp => Way::Connection,
             Transport::Udp => Way::Port,
             _ => Way::Unread,
         }
@@ -385,12 +420,16 @@ impl Detector {
     pub(super) fn refuse_users(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         let mut lately: BTreeMap<String, usize> = BTreeMap::new();
+        let settled: BTreeSet<u16> =
+            self.known.accepted_at(&source).map(|(_, at)| at.port).collect();
         let tries = self.sources.get(&source).into_iter();
         for (_, one) in tries.flat_map(|state| state.counts.rejected.tries.iter()) {
-            let way = self.way_of(&source, one);
+            let is_tcp = one.transport == Transport::Tcp;
+            let is_read = is_tcp || one.transport == Transport::Udp;
             let is_strange = !self.known.accepted(&source, &one.user, now);
-            if one.level == Level::Routable && way != Way::Unread && is_strange {
-                *lately.entry(one.user.clone()).or_default() += usize::from(way == Way::Sheltered);
+            if one.level == Level::Routable && is_read && is_strange {
+                let is_sheltered = is_tcp || settled.contains(&one.port);
+                *lately.entry(one.user.clone()).or_default() += usize::from(is_sheltered);
             }
         }
         let refusing = |step: Step, reason: String| {
@@ -470,7 +509,7 @@ mod tests {
     fn sites_outlive_a_restart() {
         let (mut sites, source) = (Sites::default(), IpKey::v4(7));
         for user in ["a", "b"] {
-            sites.note(&source, user, Way::Sheltered, 0, 100 * SECOND, SECOND);
+            sites.note(&source, user, Way::Connection, 0, 100 * SECOND, SECOND);
         }
         sites.note(&IpKey::v4(8), "alone", Way::Port, 0, 100 * SECOND, SECOND);
         sites.convict(&source, &BTreeSet::from(["a"]), 100 * SECOND);
@@ -491,14 +530,14 @@ mod tests {
         let minute = 60 * SECOND;
         let mut now = minute;
         for expected in [10, 20, 40, 60, 60] {
-            sites.note(&source, "a", Way::Sheltered, 0, now, minute);
+            sites.note(&source, "a", Way::Connection, 0, now, minute);
             assert_eq!(sites.refuse(&source, "a", now), Some(now + expected * minute));
             assert_eq!(sites.sheltered_tries(&source, "a", now, minute), None, "refused already");
             now += expected * minute;
             assert!(sites.sheltered_tries(&source, "a", now, minute).is_some());
         }
         assert!(sites.take_back(&source, &["a".to_owned()], now).is_empty(), "that is over");
-        sites.note(&source, "a", Way::Sheltered, 0, now, minute);
+        sites.note(&source, "a", Way::Connection, 0, now, minute);
         sites.refuse(&source, "a", now);
         assert_eq!(sites.take_back(&source, &["a".to_owned()], now), ["a"]);
         assert_eq!(sites.refuse(&source, "a", now), None);
@@ -514,7 +553,16 @@ mod tests {
             sites.note(&IpKey::v4(1), &n.to_string(), Way::Port, 0, n, SECOND);
         }
         assert!(sites.0.len() <= MAX_SITES);
-        assert_eq!(sites.get(&IpKey::v4(1), 1_000).unwrap().users.len(), MAX_USERS);
+        let site = sites.get(&IpKey::v4(1), 1_000).unwrap();
+        assert_eq!(site.users.len(), MAX_USERS);
+        assert!(site.users.contains_key("999") && !site.users.contains_key("900"));
+        // Those that are refused stay.
+        sites.refuse(&IpKey::v4(1), "999", 1_000);
+        for n in 1_000..2_000_u64 {
+            sites.note(&IpKey::v4(1), &n.to_string(), Way::Port, 0, n, SECOND);
+        }
+        let site = sites.get(&IpKey::v4(1), 2_000).unwrap();
+        assert!(site.users.len() == MAX_USERS && site.users.contains_key("999"));
         for n in 0..1_000_u64 {
             sites.note(&IpKey::v4(2), &n.to_string(), Way::Port, 100, n, SECOND);
         }

@@ -17,6 +17,7 @@ use sip_xdp_common::limits::ladder::{Digest, PORTS_SHARE};
 use super::super::claim::{Growth, Level, Rejection};
 use super::super::digest::digest;
 use super::super::explain::named;
+use super::super::registrations::AcceptedPort;
 use super::super::source_state::{SourceState, Waiting};
 use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding, GRACE_NS, Metering, Step};
@@ -137,6 +138,9 @@ const FAST_NS: u64 = 15_000_000_000;
 
 /// Multiple of the threshold, over all ports of an office, that misconfigured phones do not reach.
 const MUCH: usize = 3;
+
+/// Number of users that are tried at ports of accounts from which on these may cover them.
+const MANY_COVERED: usize = 5;
 
 /// Number of banned ports within an hour after which a user counts as moving between ports.
 const MANY_CONVICTIONS: usize = 3;
@@ -492,8 +496,7 @@ impl Detector {
 
         // So many in a day, however slowly: ports without a standing share the ladder.
         if self.is_beyond_an_office(&source, now) {
-            let tried: Vec<(u16, String)> =
-                strange.iter().map(|(_, one)| (one.port, one.user.clone())).collect();
+            let tried: BTreeSet<u16> = strange.iter().map(|(_, one)| one.port).collect();
             self.expel_accounts(source, &tried, now, actions);
             let why = "passwords of more users are rejected than an office has phones";
             self.meter_strange_ports(source, why, now, actions);
@@ -509,21 +512,21 @@ impl Detector {
         None
     }
 
-    /// Accounts at whose ports no fewer users are tried than they are cover these tries. They lose
-    /// their places at this address, and earn none there for a day.
+    /// Accounts at whose ports others are tried cover these tries, if such users were no fewer than
+    /// they are, and more than a customer's PBX has forgotten. They lose their places at this
+    /// address, and earn none there for a day.
     fn expel_accounts(
         &mut self,
         source: IpKey,
-        tried: &[(u16, String)],
+        tried: &BTreeSet<u16>,
         now: u64,
         actions: &mut Vec<Action>,
     ) {
-        let covered = tried.iter().filter(|(port, _)| self.known.has_place(&source, *port));
-        let (ports, users): (BTreeSet<u16>, BTreeSet<&str>) =
-            covered.map(|(port, user)| (*port, user.as_str())).unzip();
-        let accepted = self.known.accepted_at(&source).filter(|(_, at)| ports.contains(&at.port));
+        let is_live = |at: &AcceptedPort| at.until > now && tried.contains(&at.port);
+        let accepted = self.known.accepted_at(&source).filter(|(_, at)| is_live(at));
         let accounts: BTreeSet<String> = accepted.map(|(user, _)| user.to_owned()).collect();
-        if users.len() < accounts.len() || accounts.is_empty() {
+        let covered = self.covered_users(&source, now);
+        if accounts.is_empty() || covered < accounts.len().max(MANY_COVERED) {
             return;
         }
         let mut ended = Vec::new();
@@ -618,7 +621,7 @@ impl Detector {
                 .iter()
                 .filter(|(_, (known, _))| *known == user)
                 .count();
-            // Each connection has another port, and the ladder meters UDP alone.
+            // Each connection has another port: that of a phone that comes back is new as well.
             roams |= places >= MANY_CONVICTIONS && !is_stream;
         }
         if roams {

@@ -178,6 +178,78 @@ fn a_refusal_that_the_kernel_has_lost_is_written_again() {
     assert_eq!(again, [*first; 4], "at each rejection, and until the same time");
 }
 
+/// The server has looked at one of two credentials: an acceptance says nothing of the other name.
+#[test]
+fn an_account_vouches_for_no_second_name() {
+    for transport in [Transport::Udp, Transport::Tcp] {
+        for names in [["101", "own"], ["own", "101"]] {
+            let mut fixture = Fixture::by(transport);
+            let own = who("192.0.2.66", 5060, "own");
+            fixture.register(&own);
+            let both = |fixture: &mut Fixture, status: &str| {
+                fixture.ask(&own, "REGISTER", "own", "", "401 Unauthorized");
+                let nonce = fixture.number;
+                let header = |name: &str| {
+                    fixture.credentials(&who("192.0.2.66", 5060, name), nonce, "right")
+                };
+                let credentials = names.map(header).concat();
+                fixture.ask(&own, "REGISTER", "own", &credentials, status);
+            };
+            both(&mut fixture, "200 OK");
+            assert!(!fixture.detector.known.accepted(&own.source, "101", fixture.now));
+            // Nor does an account that is rejected with it hide that it was tried.
+            for _ in 0..12 {
+                both(&mut fixture, "401 Unauthorized");
+                fixture.wait(SECOND);
+            }
+            let refused = refusals(&fixture);
+            let user = Digest::of(b"101").0;
+            assert!(
+                refused.iter().any(|(other, _)| *other == user) || !fixture.bans.is_empty(),
+                "{transport}, {names:?}: {:?}",
+                fixture.actions
+            );
+        }
+    }
+}
+
+/// The name that is tried echoes a nonce of somebody else's, or none that was seen.
+#[test]
+fn a_second_name_with_another_nonce_is_tried_as_well() {
+    for (transport, is_proven) in [(Transport::Udp, false), (Transport::Tcp, true)] {
+        let mut fixture = Fixture::by(transport);
+        let own = who("192.0.2.66", 5060, "own");
+        fixture.register(&own);
+        for _ in 0..12 {
+            fixture.ask(&own, "REGISTER", "own", "", "401 Unauthorized");
+            let first = fixture.credentials(&own, fixture.number, "x");
+            let second = fixture.credentials(&who("192.0.2.66", 5060, "101"), 1 << 40, "guess");
+            fixture.ask(&own, "REGISTER", "own", &(first + &second), "401 Unauthorized");
+            fixture.wait(SECOND);
+        }
+        let is_metered = fixture.actions.iter().any(|action| matches!(action, Action::Meter(_)));
+        let is_refused = !refusals(&fixture).is_empty();
+        assert!(is_metered && (is_refused || !is_proven), "{transport}: {:?}", fixture.actions);
+    }
+}
+
+/// A neighbour behind the same address tries more names than an office has phones: that takes no
+/// standing from a phone with a good and a bad line.
+#[test]
+fn a_neighbour_expels_no_phone_with_a_bad_line() {
+    let mut fixture = Fixture::by(Transport::Tcp);
+    let phone = |line: &str| who("203.0.113.10", 5060, line);
+    for n in 0..200_u16 {
+        fixture.register(&phone("good"));
+        if n % 10 == 0 {
+            fixture.guess(&phone("bad"), "old");
+        }
+        fixture.guess(&who("203.0.113.10", 20_000 + n, &format!("user-{}", n % 30)), "x");
+        fixture.wait(70 * SECOND);
+        assert!(fixture.good(&phone("good")), "{n}");
+    }
+}
+
 /// A customer's PBX has one port for all of its users, and so has a phone with two lines: not the
 /// port, but the one user is refused.
 #[test]
