@@ -26,7 +26,7 @@ use serde_json::Value;
 use sip_xdp_common::ip_key::{IpKey, mask};
 use sip_xdp_common::limits::ladder::{Digest, REFUSES_USERS};
 
-use super::super::claim::{Level, Rejection};
+use super::super::claim::Level;
 use super::super::recent::Recent;
 use super::super::windows::{LeakyBucket, words};
 use super::super::{Action, Detector, Metering, Step};
@@ -84,10 +84,27 @@ pub(super) enum Way {
     Port,
     /// Over TCP, where no ban of a port ends it.
     Connection,
-    /// From a port or connection where others are accepted: neither does one there.
+    /// From a port or connection where others are accepted, which is not banned for it.
     Covered,
     /// Over TLS or WebSocket, where the kernel reads no names.
     Unread,
+}
+
+impl Way {
+    /// By this transport, from a port with a standing or not.
+    pub(super) fn of(transport: Transport, is_settled: bool) -> Self {
+        match transport {
+            Transport::Udp | Transport::Tcp if is_settled => Self::Covered,
+            Transport::Tcp => Self::Connection,
+            Transport::Udp => Self::Port,
+            _ => Self::Unread,
+        }
+    }
+
+    /// Whether no ban of a port ends it, and the kernel can refuse the user.
+    fn is_sheltered(self) -> bool {
+        matches!(self, Self::Connection | Self::Covered)
+    }
 }
 
 /// A user that was rejected at a site, and never accepted there.
@@ -136,6 +153,14 @@ impl Site {
     /// Users that were tried within a day.
     fn users(&self, now: u64) -> usize {
         self.users.values().filter(|one| now.saturating_sub(one.at) < DAY_NS).count()
+    }
+
+    /// Those of one address, where `at` says when; 0 is never.
+    fn users_at(&self, source: &IpKey, now: u64, at: impl Fn(&Tried) -> u64) -> usize {
+        let is_here = |one: &&Tried| {
+            one.host == source.octets() && at(one) != 0 && now.saturating_sub(at(one)) < DAY_NS
+        };
+        self.users.values().filter(is_here).count()
     }
 
     /// Whether it has as many users as may be forgotten phones.
@@ -223,7 +248,7 @@ impl Sites {
             host,
             ..Tried::default()
         });
-        if matches!(way, Way::Connection | Way::Covered) {
+        if way.is_sheltered() {
             one.sheltered.pour(now, leak_ns);
         }
         if way == Way::Covered {
@@ -284,10 +309,8 @@ impl Sites {
 
     /// Whether an address has several users of a site with as many as may be forgotten phones.
     fn is_shared(&self, source: &IpKey, now: u64) -> bool {
-        let is_here =
-            |one: &&Tried| one.host == source.octets() && now.saturating_sub(one.at) < DAY_NS;
         self.get(source, now).is_some_and(|site| {
-            site.is_forgotten(now) && site.users.values().filter(is_here).count() >= 2
+            site.is_forgotten(now) && site.users_at(source, now, |one| one.at) >= 2
         })
     }
 
@@ -376,12 +399,7 @@ impl Detector {
     }
 
     fn tried_here(&self, source: &IpKey, now: u64, at: impl Fn(&Tried) -> u64) -> usize {
-        let users = self.memory.rejected.get(source, now).into_iter();
-        let users = users.flat_map(|site| site.users.values());
-        let is_here = |one: &&Tried| {
-            one.host == source.octets() && at(one) != 0 && now.saturating_sub(at(one)) < DAY_NS
-        };
-        users.filter(is_here).count()
+        self.memory.rejected.get(source, now).map_or(0, |site| site.users_at(source, now, at))
     }
 
     /// Whether a site has used up what it has over TLS and WebSocket.
@@ -403,18 +421,6 @@ impl Detector {
         all.into_iter()
     }
 
-    /// How a password was tried that was rejected.
-    pub(super) fn way_of(&self, source: &IpKey, rejection: &Rejection) -> Way {
-        match rejection.transport {
-            Transport::Udp | Transport::Tcp if self.known.has_place(source, rejection.port) => {
-                Way::Covered
-            }
-            Transport::Tcp => Way::Connection,
-            Transport::Udp => Way::Port,
-            _ => Way::Unread,
-        }
-    }
-
     /// Refuses users of an address with accepted users or several forgotten phones that were
     /// rejected too often where no ban of a port ends it.
     pub(super) fn refuse_users(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
@@ -424,12 +430,10 @@ impl Detector {
             self.known.accepted_at(&source).map(|(_, at)| at.port).collect();
         let tries = self.sources.get(&source).into_iter();
         for (_, one) in tries.flat_map(|state| state.counts.rejected.tries.iter()) {
-            let is_tcp = one.transport == Transport::Tcp;
-            let is_read = is_tcp || one.transport == Transport::Udp;
+            let way = Way::of(one.transport, settled.contains(&one.port));
             let is_strange = !self.known.accepted(&source, &one.user, now);
-            if one.level == Level::Routable && is_read && is_strange {
-                let is_sheltered = is_tcp || settled.contains(&one.port);
-                *lately.entry(one.user.clone()).or_default() += usize::from(is_sheltered);
+            if one.level == Level::Routable && way != Way::Unread && is_strange {
+                *lately.entry(one.user.clone()).or_default() += usize::from(way.is_sheltered());
             }
         }
         let refusing = |step: Step, reason: String| {

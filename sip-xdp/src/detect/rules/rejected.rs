@@ -22,7 +22,7 @@ use super::super::source_state::{SourceState, Waiting};
 use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding, GRACE_NS, Metering, Step};
 use super::Signal;
-use super::forgotten::{FORGOTTEN, PATIENT_NS, Sites, quick_leak_ns};
+use super::forgotten::{FORGOTTEN, PATIENT_NS, Sites, Way, quick_leak_ns};
 use super::rule::{BanKind, Counts, Heard, Rule, Told, recalled};
 use super::slow::Slow;
 use super::sprayed::Sprayed;
@@ -253,16 +253,17 @@ impl Detector {
     ) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         let is_real = rejection.level == Level::Routable || rejection.network;
-        let way = self.way_of(&source, rejection);
+        let per = slow.per.nanos();
+        let is_settled = self.known.has_place(&source, rejection.port);
         let is_quick = is_real
             && !self.known.accepted(&source, &rejection.user, now)
             && self.memory.rejected.note(
                 &source,
                 &rejection.user,
-                way,
+                Way::of(rejection.transport, is_settled),
                 self.known.known_users(&source),
                 at,
-                slow.per.nanos(),
+                per,
             );
         if is_quick && let Some(state) = self.sources.get_mut(&source) {
             state.counts.rejected.quick.pour(at, quick_leak_ns(&rejected));
@@ -273,7 +274,6 @@ impl Detector {
             self.limit_hidden(source, at, actions);
             return;
         }
-        let is_settled = self.known.has_place(&source, rejection.port);
         let is_phone = !is_quick && self.memory.rejected.is_phone(&source, &rejection.user, now);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
@@ -289,16 +289,15 @@ impl Detector {
                 .iter()
                 .any(|(_, (known, other))| *known == user && *other != port);
             if hops {
-                state.counts.slow.roaming.pour(at, slow.per.nanos());
+                state.counts.slow.roaming.pour(at, per);
             }
             if !state.counts.rejected.ports.iter().any(|(_, place)| *place == (user, port)) {
                 state.counts.rejected.ports.note(at, (user, port), DAY_NS);
             }
         }
-        state.counts.slow.all.pour(at, slow.per.nanos());
+        state.counts.slow.all.pour(at, per);
         if rejection.level == Level::Routable {
-            state.counts.slow.routable.pour(at, slow.per.nanos());
-            let per = slow.per.nanos();
+            state.counts.slow.routable.pour(at, per);
             state.counts.slow.port(rejection.port, at, per).pour(at, per);
         }
         state.counts.rejected.tries.note(at, rejection.clone(), rejected.per.nanos().max(GRACE_NS));
