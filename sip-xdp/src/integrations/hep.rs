@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -93,8 +94,19 @@ struct State {
 struct Place {
     config: HepConfig,
     state: Arc<State>,
-    /// Dropping it ends the thread.
-    _stop: Option<watch::Sender<()>>,
+    /// What ends the thread when it is dropped, and the thread.
+    running: Option<(watch::Sender<()>, thread::JoinHandle<()>)>,
+}
+
+impl Drop for Place {
+    /// Waits for the thread, which never blocks, so that its port is free for a successor.
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.running.take() {
+            drop(stop);
+            // A panic was told by the thread itself.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// All places.
@@ -118,7 +130,8 @@ impl HepInput {
         self.received.take().unwrap_or_else(|| mpsc::channel(1).1)
     }
 
-    /// Listens as configured. Failures are in [`Self::warnings`], and retried.
+    /// Listens as configured: afterwards each place takes packets, or has failed. Failures are in
+    /// [`Self::warnings`], and retried.
     pub(crate) fn configure(&mut self, config: &[HepConfig]) {
         self.places.retain(|place| config.contains(&place.config));
         for one in config {
@@ -138,18 +151,23 @@ impl HepInput {
             state: Arc::clone(&state),
             listen: config.listen,
         });
+        let (tried, was_tried) = sync_channel(1);
         let started = gate.and_then(|gate| {
-            let run = move || run(&Arc::new(gate), stopped);
+            let run = move || run(&Arc::new(gate), &tried, stopped);
             thread::Builder::new().name("hep".to_owned()).spawn(run).context("no thread")
         });
-        let stop = match started {
-            Ok(_) => Some(stop),
+        let running = match started {
+            Ok(thread) => {
+                // An error says that the thread has ended, and it has told why.
+                let _ = was_tried.recv();
+                Some((stop, thread))
+            }
             Err(error) => {
                 state.fail(config.listen, format!("{error:#}"));
                 None
             }
         };
-        Place { config, state, _stop: stop }
+        Place { config, state, running }
     }
 
     /// Notes that a message which was taken is ignored after all: it was read on the wire.
@@ -320,8 +338,8 @@ impl Gate {
     }
 }
 
-/// Listens until `stopped` is dropped on the other side.
-fn run(gate: &Arc<Gate>, mut stopped: watch::Receiver<()>) {
+/// Listens until `stopped` is dropped on the other side; `tried` is told of each attempt to begin.
+fn run(gate: &Arc<Gate>, tried: &SyncSender<()>, mut stopped: watch::Receiver<()>) {
     privileges::keep(privileges::NOTHING);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -329,20 +347,25 @@ fn run(gate: &Arc<Gate>, mut stopped: watch::Receiver<()>) {
     };
     runtime.block_on(async {
         tokio::select! {
-            () = listen(gate) => {}
+            () = listen(gate, tried) => {}
             // Only the drop of the other end matters.
             _ = stopped.changed() => {}
         }
     });
 }
 
-async fn listen(gate: &Arc<Gate>) {
+async fn listen(gate: &Arc<Gate>, tried: &SyncSender<()>) {
+    let listening = |address| {
+        gate.listening(address);
+        // Only the first attempt is waited for.
+        let _ = tried.try_send(());
+    };
     loop {
         let address = gate.listen.address;
         let ended = if gate.listen.is_tcp {
             match TcpListener::bind(address).await {
                 Ok(listener) => {
-                    gate.listening(listener.local_addr());
+                    listening(listener.local_addr());
                     accept(&listener, gate).await
                 }
                 Err(error) => error,
@@ -350,7 +373,7 @@ async fn listen(gate: &Arc<Gate>) {
         } else {
             match UdpSocket::bind(address).await {
                 Ok(socket) => {
-                    gate.listening(socket.local_addr());
+                    listening(socket.local_addr());
                     datagrams(&socket, gate).await
                 }
                 Err(error) => error,
@@ -358,6 +381,7 @@ async fn listen(gate: &Arc<Gate>) {
         };
         *gate.state.address.lock().unwrap_or_else(PoisonError::into_inner) = None;
         gate.state.fail(gate.listen, describe(&ended));
+        let _ = tried.try_send(());
         sleep(RETRY).await;
     }
 }
@@ -559,6 +583,27 @@ mod tests {
             let found = arrives(&told(teller, from, to), |one| one == own, |port| port == 5_061);
             assert_eq!(found, expected, "{from} {to}");
         }
+    }
+
+    #[test]
+    fn a_place_listens_once_it_is_configured_and_leaves_its_port_to_the_next() {
+        let mut input = HepInput::default();
+        // A port that was free a moment ago.
+        let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listen = HepListen { is_tcp: false, address: free };
+        for senders in ["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"] {
+            let senders = vec![senders.parse().unwrap()];
+            input.configure(&[HepConfig { listen, senders, ..HepConfig::default() }]);
+            let [place] = &input.status()[..] else {
+                panic!("one place");
+            };
+            assert!(place.listening && place.error.is_none(), "{place:?}");
+        }
+        let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let listen = HepListen { is_tcp: false, address: taken.local_addr().unwrap() };
+        input.configure(&[HepConfig { listen, ..HepConfig::default() }]);
+        let place = &input.status()[0];
+        assert!(!place.listening && place.error.is_some(), "{place:?}");
     }
 
     #[test]
