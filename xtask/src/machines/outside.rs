@@ -34,16 +34,30 @@ pub(crate) enum Who {
     Stranger = 99,
 }
 
-/// The outside of one row's interface.
+/// The outside of one row's interface. Dropping it removes its devices, so that the next kernel's
+/// may have the same names.
 pub(crate) struct Outside {
     network: u8,
+    devices: Vec<String>,
     _tagger: Option<Tagger>,
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        for device in &self.devices {
+            // A failure shows when a device of this name is made again.
+            let _ = run_quietly(&mut ip(&["link", "delete", "dev", device]));
+        }
+    }
 }
 
 impl Outside {
     /// Makes the taps, before a machine is booted that uses them, and gives them addresses. Two
     /// cards are joined by a bridge, like two ports of a switch.
     pub(crate) fn open(cards: &[Card], row: &Row, directory: &Path) -> Result<Self> {
+        let first = cards.first().context("a row has a card")?;
+        let network = first.number;
+        let mut outside = Self { network, devices: Vec::new(), _tagger: None };
         for card in cards.iter().filter(|card| !card.tagged) {
             let tap = card.tap();
             let mut command = ip(&["tuntap", "add", "dev", &tap, "mode", "tap", "vnet_hdr"]);
@@ -52,25 +66,26 @@ impl Outside {
             }
             run_quietly(&mut command)?;
             run_quietly(&mut ip(&["link", "set", "dev", &tap, "mtu", &row.mtu.to_string(), "up"]))?;
+            outside.devices.push(tap);
         }
-        let first = cards.first().context("a row has a card")?;
-        let network = first.number;
-        let (device, tagger) = match cards {
+        let device = match cards {
             [only] if only.tagged => {
                 let name = format!("plain{network}");
-                (name.clone(), Some(Tagger::start(&name, directory, network)?))
+                outside._tagger = Some(Tagger::start(&name, directory, network)?);
+                outside.devices.push(name.clone());
+                name
             }
-            [only] => (only.tap(), None),
+            [only] => only.tap(),
             several => {
                 let name = format!("switch{network}");
                 run_quietly(&mut ip(&["link", "add", "name", &name, "type", "bridge"]))?;
+                outside.devices.push(name.clone());
                 for card in several {
                     run_quietly(&mut ip(&["link", "set", "dev", &card.tap(), "master", &name]))?;
                 }
-                (name, None)
+                name
             }
         };
-        let outside = Self { network, _tagger: tagger };
         for who in [Who::Gateway, Who::Blocked, Who::Flooder, Who::Phone, Who::Stranger] {
             run_quietly(&mut ip(&[
                 "address",

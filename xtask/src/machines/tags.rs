@@ -36,8 +36,7 @@ impl Tagger {
             UnixDatagram::bind(&ours).with_context(|| format!("cannot bind {}", ours.display()))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (mut reader, sender) = (tap.try_clone()?, socket.try_clone()?);
-        // Ends with the process: the tap goes when the namespace does, and reading from it then
-        // fails.
+        // Ends with the tap, from which reading fails then.
         thread::spawn(move || {
             let mut frame = vec![0; 65_536];
             while let Ok(length) = reader.read(&mut frame) {
