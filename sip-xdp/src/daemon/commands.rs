@@ -173,20 +173,22 @@ impl Daemon {
         for gone in [source, Network::around(source, self.config.ipv6_prefix).first()] {
             self.sources.forget(&gone)?;
         }
+        let mut pardons = Vec::new();
         for entry in &removed {
             let hits = self.lists.take_hits(entry);
             self.store.record_end(List::Block, entry, "command", hits);
-            let (place, owner, dry_run) = (entry.place(), entry.owner.name(), entry.dry_run);
-            self.announce(
-                Event::of("unban", entry).kind("command"),
-                Level::Info,
-                format_args!("unban {place} owner={owner} dry_run={dry_run} reason=\"by command\""),
-            );
+            let event = Event::of("unban", entry);
+            pardons.push((event, entry.place(), entry.owner, entry.dry_run));
         }
         if removed.is_empty() {
-            let (place, owner, dry_run) = (network, Owner::Auto.name(), self.config.dry_run);
+            let dry_run = self.config.dry_run;
+            let event = Event::new("unban").about(*network).dry_run(dry_run);
+            pardons.push((event, network.to_string(), Owner::Auto, dry_run));
+        }
+        for (event, place, owner, dry_run) in pardons {
+            let owner = owner.name();
             self.announce(
-                Event::new("unban").about(*place).kind("command").dry_run(dry_run),
+                event.kind("command"),
                 Level::Info,
                 format_args!("unban {place} owner={owner} dry_run={dry_run} reason=\"by command\""),
             );

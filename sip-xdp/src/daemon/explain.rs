@@ -14,10 +14,16 @@ impl Daemon {
     /// Evidence, and what is in force.
     pub(super) fn explain(&self, address: IpAddr) -> Result<Known> {
         let now = clock::now();
+        let never_banned = self.ban_exemption(&Network::host(address), now);
+        let mut known = self.detector.explain(&source_of(address), now);
+        if never_banned.is_some() {
+            // The detector knows of no exemptions.
+            known.refused.clear();
+        }
         Ok(Known {
             settings: SourceRules::from(&self.config),
-            known: self.detector.explain(&source_of(address), now),
-            never_banned: self.ban_exemption(&Network::host(address), now),
+            known,
+            never_banned,
             learning: now < self.learning_until,
             registrar_failing: self.detector.registrar_is_failing(now),
         })
