@@ -373,7 +373,7 @@ impl MapTables<'_> {
     }
 
     /// Whether payload of a source on the ladder passes: some of its users may be refused, or tries
-    /// on connections without a standing metered.
+    /// on connections without a standing metered, those of its IPv6 networks together.
     #[inline(always)]
     fn passes_by_user(
         &self,
@@ -382,34 +382,59 @@ impl MapTables<'_> {
         meter_key: &MeterKey,
         now: u64,
     ) -> bool {
+        let is_known = sent.listed.is_good() || sent.listed.is_peer();
         // Widened: which maps were asked does not matter for what follows.
         let is_settled = self.verifier_widen(usize::from(has_standing(sent, now))) != 0;
-        let Some(found) = self.host_on_ladder(sent) else {
-            return true;
-        };
-        let refuses = found.modes & ladder::REFUSES_USERS != 0;
-        if found.modes == 0 || is_settled && !refuses {
+        let host = self.host_on_ladder(sent).filter(|found| found.modes != 0);
+        let refuses = host.as_ref().is_some_and(|found| found.modes & ladder::REFUSES_USERS != 0);
+        // Known hosts are judged by themselves.
+        let by_network = !is_settled && !is_known && !sent.source.is_v4();
+        if (host.is_none() || is_settled && !refuses) && !by_network {
             return true;
         }
         let payload = self.verifier_widen(sent.payload + segment.header);
         let tries = scan::tries(self.ctx, self.scratch, sent, meter_key, now, payload);
-        let is_try = match tries {
-            Tries::Nobody => false,
-            Tries::User(_) => !is_settled && found.modes & ladder::PORTS_SHARE != 0,
-            Tries::Unclear => !is_settled,
+        let mut goes_on = 1;
+        if let Some(found) = host {
+            let is_try = match tries {
+                Tries::Nobody => false,
+                Tries::User(_) => !is_settled && found.modes & ladder::PORTS_SHARE != 0,
+                Tries::Unclear => !is_settled,
+            };
+            let kind = if is_try { ladder::Kind::Try } else { ladder::Kind::Other };
+            let kind = found
+                .by_user(kind, tries, is_settled, |user| scan::is_refused(&sent.source, user, now));
+            goes_on = self.verifier_widen(usize::from(match kind {
+                Some(ladder::Kind::Try) => found.charge(ladder::Kind::Try, is_known, now),
+                Some(_) => true,
+                None => false,
+            }));
+        }
+        let may_try = !matches!(tries, Tries::Nobody);
+        if self.verifier_widen(usize::from(by_network && may_try)) == 0 {
+            return goes_on != 0;
+        }
+        goes_on &= self.has_place::<1>(sent, now);
+        goes_on &= self.has_place::<2>(sent, now);
+        goes_on &= self.has_place::<3>(sent, now);
+        goes_on != 0
+    }
+
+    /// Charges a try to the IPv6 network of the width with this number, if its strangers share the
+    /// ladder. Returns 1 if it goes on, else 0.
+    #[inline(always)]
+    fn has_place<const WIDTH: usize>(&self, sent: &Sent, now: u64) -> usize {
+        let network = sent.source.masked(ladder::MASKS[WIDTH]);
+        let Some(found) = flow_key(network, ladder::WIDTHS[WIDTH].into())
+            .and_then(|key| LADDERS.get_ptr_mut(key))
+        else {
+            return 1;
         };
-        let kind = if is_try { ladder::Kind::Try } else { ladder::Kind::Other };
-        let kind = found
-            .by_user(kind, tries, is_settled, |user| scan::is_refused(&sent.source, user, now));
-        let passes = match kind {
-            Some(ladder::Kind::Try) => {
-                let is_known = sent.listed.is_good() || sent.listed.is_peer();
-                found.charge(ladder::Kind::Try, is_known, now)
-            }
-            Some(_) => true,
-            None => false,
-        };
-        self.verifier_widen(usize::from(passes)) != 0
+        // SAFETY: as in `descend`.
+        let found = unsafe { &mut *found };
+        let goes_on = found.modes & ladder::STRANGERS_SHARE == 0
+            || found.charge(ladder::Kind::Try, false, now);
+        self.verifier_widen(usize::from(goes_on))
     }
 
     /// Samples what the detector needs: requests of unknown sources, registrations and calls of

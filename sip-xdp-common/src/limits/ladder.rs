@@ -59,7 +59,7 @@ pub struct Ladder {
     pub dropped: u64,
     /// The step, a place in [`STEPS_NS`].
     pub step: u32,
-    /// How else it is limited: [`PORTS_SHARE`], [`REFUSES_USERS`].
+    /// How else it is limited: [`PORTS_SHARE`], [`REFUSES_USERS`], [`STRANGERS_SHARE`].
     pub modes: u32,
 }
 
@@ -71,6 +71,10 @@ pub const PORTS_SHARE: u32 = 1;
 
 /// [`Ladder::modes`]: passwords of some users are refused, from all ports and connections.
 pub const REFUSES_USERS: u32 = 2;
+
+/// [`Ladder::modes`] of an IPv6 network where somebody good lives: as [`PORTS_SHARE`], for hosts
+/// that are not known. Known ones are judged by themselves.
+pub const STRANGERS_SHARE: u32 = 4;
 
 /// What a request is to the ladder.
 #[repr(u32)]
@@ -100,7 +104,9 @@ impl Ladder {
     /// whether it goes on.
     #[inline(always)]
     pub fn charge(&mut self, kind: Kind, is_known: bool, now: u64) -> bool {
-        let shares = self.modes & PORTS_SHARE != 0;
+        // Without a branch, of which the verifier would follow both ways for each width.
+        let sharing = PORTS_SHARE | STRANGERS_SHARE >> (u32::from(is_known) * STRANGERS_SHARE);
+        let shares = self.modes & sharing != 0;
         let is_try = matches!(kind, Kind::Try) || shares && matches!(kind, Kind::Own);
         if self.until <= now || is_known && !is_try {
             return true;

@@ -12,7 +12,9 @@ use log::Level;
 use sip_xdp_common::abi::layout::{EventKind, KernelEvent, List, Owner};
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::LimitKind;
-use sip_xdp_common::limits::ladder::{LOWEST, LOWEST_BY_OFFENCES, PACES, REFUSES_USERS};
+use sip_xdp_common::limits::ladder::{
+    LOWEST, LOWEST_BY_OFFENCES, PACES, REFUSES_USERS, STRANGERS_SHARE,
+};
 
 use super::event::Event;
 use super::offences::{HOUR, MAX_OFFENCES, Offence, OffenceRecord, Repeats, UNPROVEN_ONCE};
@@ -257,6 +259,10 @@ impl<C: EventSink> BanEngine<'_, C> {
                     self.own_nonce(source, nonce, is_own, now);
                 }
                 Action::RefuseUser(source, user, until) => {
+                    let host = Network::around(source, 128);
+                    if until > now && self.ban_exemption(&host, now).is_some() {
+                        continue;
+                    }
                     if let Err(error) = self.lists.refuse_user(source, user, until)
                         && self.note_due(IpKey::v4(0), "users", now)
                     {
@@ -417,11 +423,13 @@ impl<C: EventSink> BanEngine<'_, C> {
     fn emit_ban(&mut self, finding: &Finding, now: u64) {
         let host = Network::around(finding.source, 128);
         let around = Network::around(finding.source, finding.bits);
-        // A network that contains an exempt or known-good host is judged per host.
-        let by_host = finding.bits >= 128
-            || finding.port.is_some()
-            || self.ban_exemption(&around, now).is_some()
-            || self.lists.knows_within(&around, now);
+        // A network that contains an exempt or known-good host is judged per host. Its strangers
+        // share the ladder, or one account would cover guesses from each of its hosts.
+        let of_network = finding.bits < 128 && finding.port.is_none();
+        let by_host = !of_network || self.spares(&around, now);
+        if of_network && by_host {
+            self.meter_strangers(finding.source, finding.bits, &finding.reason, now);
+        }
         let network = if by_host { host } else { around };
         // Convicted ports lose known good first, so that it no longer protects them below.
         for port in finding.port.iter().chain(&finding.ports) {
@@ -582,7 +590,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
         for (bits, many, part_bits) in ESCALATION {
             let around = Network::around(network.first(), bits);
-            if network.bits() <= bits || self.spares(&around, now) {
+            if network.bits() <= bits {
                 continue;
             }
             let banned = self.banned_lately(around);
@@ -592,9 +600,21 @@ impl<C: EventSink> BanEngine<'_, C> {
                 continue;
             }
             let reason = format!("{} banned hosts of this network within an hour", banned.len());
+            if self.spares(&around, now) {
+                self.meter_strangers(network.first(), bits, &reason, now);
+                continue;
+            }
             self.ban_around(around, &reason, now);
             return;
         }
+    }
+
+    /// Ports without a standing in the IPv6 network around a source share the ladder, a step
+    /// further down. It is not banned, since somebody good lives there.
+    fn meter_strangers(&mut self, source: IpKey, bits: u8, reason: &str, now: u64) {
+        let until = now.saturating_add(UNPROVEN_ONCE);
+        let host = Metering::of_host(source, Step::Down, until, reason.to_owned());
+        self.meter(&Metering { bits, modes: STRANGERS_SHARE, ..host }, now);
     }
 
     fn escalate_ipv4(&mut self, network: &Network, now: u64) {

@@ -3,7 +3,9 @@
 
 use sip_xdp::net::network::{Network, source_of};
 use sip_xdp_common::ip_key::IpKey;
-use sip_xdp_common::limits::ladder::{Digest, PORTS_SHARE, REFUSES_USERS, STEPS_NS};
+use sip_xdp_common::limits::ladder::{
+    Digest, PORTS_SHARE, REFUSES_USERS, STEPS_NS, STRANGERS_SHARE,
+};
 use sip_xdp_common::packet::headers::tcp_flags::ACK;
 use sip_xdp_common::verdict::Reason::{self, Good, Limited, Unknown};
 
@@ -193,6 +195,44 @@ fn over_tcp_all_tries_share_the_ladder_where_ports_do() {
     assert_eq!(passed(&mut kernel, &from(40_000), 9), 9, "a phone's connection");
     let register = over_tcp(HOST, 40_003, b"REGISTER sip:x SIP/2.0\r\n\r\n");
     assert_eq!(passed(&mut kernel, &register, 9), 9, "without credentials");
+}
+
+/// The strangers of an IPv6 network share its place by UDP and TCP; a known-good host of it is
+/// judged by itself.
+#[test]
+fn over_tcp_all_tries_of_an_ipv6_network_share_the_ladder_where_ports_do() {
+    let other = "2001:db8:0:1::ff";
+    for (network, bits) in [("2001:db8:0:1::/64", 64), ("2001:db8::/56", 56), ("2001:db8::/48", 48)]
+    {
+        let mut kernel = office(other, 0);
+        let place: Network = network.parse().unwrap();
+        kernel.lists.meter(place, 2, STRANGERS_SHARE, START + 20 * HOUR, START).unwrap();
+        let guess = |host: u16, text: &str| {
+            over_tcp(&format!("2001:db8:0:1::{host:x}"), 40_001, text.as_bytes())
+        };
+        let tries = credentials("b");
+        let passes = |kernel: &mut Kernel, from: u16| {
+            (from..from + 20).filter(|host| passed(kernel, &guess(*host, &tries), 1) == 1).count()
+        };
+        assert_eq!(passes(&mut kernel, 1), 4, "/{bits}");
+        let by_udp = sip("2001:db8:0:1::1", &with_nonce("REGISTER", "borrowed"));
+        assert_eq!(passed(&mut kernel, &by_udp, 4), 0, "/{bits}");
+        let without = guess(1, "REGISTER sip:x SIP/2.0\r\nVia: y\r\n\r\n");
+        assert_eq!(passed(&mut kernel, &without, 9), 9, "/{bits}");
+        assert_eq!(passed(&mut kernel, &guess(0xff, &tries), 9), 9, "a known-good host, /{bits}");
+        kernel.lists.own_nonce(source(other), Digest::of(b"own").0, true).unwrap();
+        let own = String::from_utf8(with_nonce("REGISTER", "own")).unwrap();
+        let own = sip(other, own.replace("\"a\"", "\"b\"").as_bytes());
+        assert_eq!(passed(&mut kernel, &own, 9), 9, "by UDP, with a nonce of its own, /{bits}");
+        let refused = guess(0xff, &credentials("a"));
+        assert_eq!(passed(&mut kernel, &refused, 9), 0, "its refused user, /{bits}");
+        kernel.set_clock(START + HOUR);
+        assert_eq!(passes(&mut kernel, 100), 4, "/{bits}");
+        // Where its strangers do not share, only UDP is limited.
+        let mut kernel = Kernel::new(&settings());
+        meter(&mut kernel, network, 2, false);
+        assert_eq!(passes(&mut kernel, 1), 20, "/{bits}");
+    }
 }
 
 /// What may hide whose password it tries is metered: four at once, and then the step's pace.

@@ -55,7 +55,10 @@ impl Row {
     pub fn measure(self, say: &mut dyn FnMut(&str)) -> Result<[Best; 2]> {
         let config = Config::default();
         let mut best = [const { Best { guesses: 0, by: String::new() } }; 2];
-        for Strategy { name, agents } in self.strategies {
+        // `SIP_XDP_STRATEGY`: only those whose names contain this text.
+        let only = std::env::var("SIP_XDP_STRATEGY").unwrap_or_default();
+        let chosen = self.strategies.into_iter().filter(|one| one.name.contains(&only));
+        for Strategy { name, agents } in chosen {
             let mut world = World::new(&config)?;
             // Those whose passwords are guessed have phones.
             let mut all: Vec<Box<dyn Agent>> =
@@ -376,7 +379,30 @@ pub fn own_account(effort: Effort) -> Row {
     strategies.extend(
         covered_by_accounts(effort, 997).into_iter().map(|(name, guesser)| alone(name, guesser)),
     );
+    let account = Account { user: 900, port: Some(5060) };
+    let hoppers = hoppers_with_account(effort).into_iter();
+    strategies.extend(hoppers.map(|(name, guesser)| alone(name, guesser.account(account))));
     Row { name: "own account", limits: [300, 100], strategies }
+}
+
+/// Guesses from ever new hosts of an IPv6 /48, of which one is where an account is registered.
+fn hoppers_with_account(effort: Effort) -> Vec<(String, Guesser)> {
+    let users = [("one user", Users::One(VICTIM)), ("1,000 users", Users::Many(2_000, 1_000))];
+    let spreads = [("hosts of one /64", 1, 1 << 40), ("/64 after /64", 65_536, 4)];
+    let mut all = Vec::new();
+    for (who, users) in users {
+        for (name, subnets, hosts) in spreads {
+            for (pace, every) in [("one a second", SECOND), ("one in 70 s", 70 * SECOND)] {
+                let places = Places::Hopper { network: 0x4a, subnets, hosts };
+                let pace = (pace, Pace::steady(every).back_off(every));
+                let name = format!("an account's {name}, {who}, {}", pace.0);
+                all.push((name, Guesser::new(places, users, pace.1)));
+            }
+        }
+    }
+    let count = if effort == Effort::Short { 2 } else { all.len() };
+    all.truncate(count);
+    all
 }
 
 /// Guesses that accounts cover: one or two are registered at the place of each guess, which is
@@ -454,6 +480,9 @@ pub fn own_account_by_tcp(effort: Effort) -> Row {
     strategies.extend(
         covered_by_accounts(effort, 40_000)
             .into_iter()
+            .chain(hoppers_with_account(effort).into_iter().map(|(name, guesser)| {
+                (name, guesser.account(Account { user: 900, port: Some(5070) }))
+            }))
             .map(|(name, guesser)| alone(name, guesser.by_tcp())),
     );
     Row { name: "own account, TCP", limits: [300, 100], strategies }
@@ -507,7 +536,13 @@ fn patient_paces_of_users(effort: Effort) -> Vec<(u32, u64)> {
 fn slow_users_of_one_address(effort: Effort, account: Option<Account>) -> Vec<Strategy> {
     let mut all = Vec::new();
     for (users, seconds) in patient_paces_of_users(effort) {
-        let all_ports = [(users as u16, "their ports"), (997, "new ports"), (1, "one port")];
+        let all_ports = [
+            (users as u16, "their ports"),
+            (997, "new ports"),
+            (1, "one port"),
+            (2 * users as u16, "two ports each"),
+            (4 * users as u16, "four ports each"),
+        ];
         let count = if effort == Effort::Short { 2 } else { all_ports.len() };
         for (ports, name) in all_ports.into_iter().take(count) {
             let guesser = patient_users(Places::Ports(address(ONE), ports), users, seconds);
@@ -539,6 +574,18 @@ pub fn slow_users_with_account(effort: Effort) -> Row {
     let account = Account { user: 900, port: Some(5060) };
     let mut strategies = slow_users_of_one_address(effort, Some(account));
     strategies.push(alone(MANY_NAMES, many_names(997).account(account)));
+    // Each user by two ways, as slowly as phones: from a port of its own, and from the account's.
+    let both: &[(u32, u64)] = match effort {
+        Effort::Short => &[(16, 60)],
+        Effort::Long => &[(16, 60), (16, 300), (4, 60), (4, 300), (2, 300)],
+    };
+    for (users, seconds) in both.iter().copied() {
+        let own = patient_users(Places::Ports(address(ONE), users as u16), users, seconds);
+        let covered = patient_users(Places::One(place(ONE)), users, seconds).account(account);
+        let covered = covered.from_time(seconds / 2 * SECOND);
+        let name = format!("{users} users, each {seconds} s, their ports and the account's");
+        strategies.push(strategy(name, vec![Box::new(own) as Box<dyn Agent>, Box::new(covered)]));
+    }
     Row { name: "own account, many slow users", limits: [300, 100], strategies }
 }
 

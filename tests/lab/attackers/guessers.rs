@@ -126,6 +126,8 @@ pub struct Guesser {
     accounts: Vec<Account>,
     answered_at: Option<SocketAddr>,
     is_tcp: bool,
+    /// When it begins.
+    begins: u64,
     /// When its own account is due.
     renewal: u64,
     guesses: u64,
@@ -150,6 +152,7 @@ impl Guesser {
             accounts: Vec::new(),
             answered_at: None,
             is_tcp: false,
+            begins: 0,
             renewal: 0,
             guesses: 0,
             call: 0,
@@ -192,6 +195,12 @@ impl Guesser {
     #[must_use]
     pub fn by_tcp(self) -> Self {
         Self { is_tcp: true, ..self }
+    }
+
+    /// Not before then, in nanoseconds since the beginning.
+    #[must_use]
+    pub fn from_time(self, begins: u64) -> Self {
+        Self { begins, ..self }
     }
 
     /// Takes a nonce for a guess from `from`; none if nobody answers.
@@ -269,6 +278,9 @@ fn register(from: SocketAddr, is_tcp: bool, user: &str, world: &mut World<'_>) -
 
 impl Agent for Guesser {
     fn act(&mut self, world: &mut World<'_>) -> Result<Option<u64>> {
+        if world.now() < self.begins {
+            return Ok(Some(self.begins - world.now()));
+        }
         self.renew(world)?;
         let (from, user) = (self.places.of(self.guesses), self.users.of(self.guesses));
         let Some(nonce) = self.take_nonce(from, &user, world)? else {

@@ -289,14 +289,14 @@ impl Sites {
         Some((one.refused_until, std::mem::replace(&mut one.is_rewritten, true)))
     }
 
-    /// Refuses a user's passwords. Returns until when.
-    fn refuse(&mut self, source: &IpKey, user: &str, now: u64) -> Option<u64> {
-        let times = u64::from(self.times(source, now));
+    /// Refuses a user's passwords, for so many times as long as that of one phone. Returns until
+    /// when.
+    fn refuse(&mut self, source: &IpKey, user: &str, times: u32, now: u64) -> Option<u64> {
         let site = self.0.get_mut(&site_of(source), now)?;
         let one = site.users.get_mut(user)?;
         let length = FIRST_REFUSAL_NS << one.refusals.min(3);
         (one.refused_at, one.refused_since) = (source.octets(), now);
-        one.refused_until = now + times * length.min(LONGEST_REFUSAL_NS);
+        one.refused_until = now + u64::from(times) * length.min(LONGEST_REFUSAL_NS);
         one.refusals += 1;
         one.is_rewritten = false;
         one.is_convicted = true;
@@ -330,10 +330,9 @@ impl Sites {
         })
     }
 
-    /// How many times as long as for one phone bans at this site are.
-    pub(super) fn times(&self, source: &IpKey, now: u64) -> u32 {
-        let users = self.get(source, now).map_or(0, |site| site.users(now));
-        users.div_ceil(USERS_PER_LENGTH).clamp(1, LONGEST) as u32
+    /// Users of a site that were tried within a day.
+    fn users(&self, source: &IpKey, now: u64) -> usize {
+        self.get(source, now).map_or(0, |site| site.users(now))
     }
 
     /// Forgets the site of a pardoned source.
@@ -407,6 +406,15 @@ impl Detector {
         self.rules.slow.enabled && self.site_level(source, now) >= MOST_UNREAD
     }
 
+    /// How many times as long as for one phone bans are at the site of this address: as its users,
+    /// or their ports by UDP, together make necessary. Each port that a user comes from has its own
+    /// tries.
+    pub(super) fn times_as_long(&self, source: &IpKey, now: u64) -> u32 {
+        let places = self.sources.get(source).map_or(0, |state| state.counts.rejected.places(now));
+        let phones = self.memory.rejected.users(source, now).max(places);
+        phones.div_ceil(USERS_PER_LENGTH).clamp(1, LONGEST) as u32
+    }
+
     /// Users whose passwords are refused from this address at `now`, and until when; by name.
     pub(crate) fn refused_users(
         &self,
@@ -458,7 +466,8 @@ impl Detector {
             let is_due = rejected.enabled && count >= rejected.count as usize
                 || slow.enabled && own >= f64::from(slow.count) - 0.5
                 || self.has_used_up_part(&source, &user, own, now);
-            let until = is_due.then(|| self.memory.rejected.refuse(&source, &user, now));
+            let times = self.times_as_long(&source, now);
+            let until = is_due.then(|| self.memory.rejected.refuse(&source, &user, times, now));
             if let Some(until) = until.flatten() {
                 let lasts = words(until - now);
                 let reason = format!(
@@ -497,9 +506,9 @@ mod tests {
         let now = 200 * SECOND;
         assert!(sites.is_phone(&source, "a", now) && !sites.is_phone(&source, "b", now));
         assert!(!sites.is_phone(&source, "c", now));
-        assert_eq!(sites.times(&source, now), 1);
+        assert_eq!(sites.users(&source, now), 2);
         (0..4).for_each(|n| _ = sites.note(&source, &n.to_string(), Way::Port, 0, now, SECOND));
-        assert_eq!(sites.times(&other, now), 2, "of one site");
+        assert_eq!(sites.users(&other, now), 6, "of one site");
         assert!(!sites.is_phone(&source, "a", now + DAY_NS));
         sites.forget(&other);
         assert!(!sites.is_phone(&source, "a", now));
@@ -535,16 +544,16 @@ mod tests {
         let mut now = minute;
         for expected in [10, 20, 40, 60, 60] {
             sites.note(&source, "a", Way::Connection, 0, now, minute);
-            assert_eq!(sites.refuse(&source, "a", now), Some(now + expected * minute));
+            assert_eq!(sites.refuse(&source, "a", 1, now), Some(now + expected * minute));
             assert_eq!(sites.sheltered_tries(&source, "a", now, minute), None, "refused already");
             now += expected * minute;
             assert!(sites.sheltered_tries(&source, "a", now, minute).is_some());
         }
         assert!(sites.take_back(&source, &["a".to_owned()], now).is_empty(), "that is over");
         sites.note(&source, "a", Way::Connection, 0, now, minute);
-        sites.refuse(&source, "a", now);
+        sites.refuse(&source, "a", 1, now);
         assert_eq!(sites.take_back(&source, &["a".to_owned()], now), ["a"]);
-        assert_eq!(sites.refuse(&source, "a", now), None);
+        assert_eq!(sites.refuse(&source, "a", 1, now), None);
     }
 
     #[test]
@@ -561,7 +570,7 @@ mod tests {
         assert_eq!(site.users.len(), MAX_USERS);
         assert!(site.users.contains_key("999") && !site.users.contains_key("900"));
         // Those that are refused stay.
-        sites.refuse(&IpKey::v4(1), "999", 1_000);
+        sites.refuse(&IpKey::v4(1), "999", 1, 1_000);
         for n in 1_000..2_000_u64 {
             sites.note(&IpKey::v4(1), &n.to_string(), Way::Port, 0, n, SECOND);
         }

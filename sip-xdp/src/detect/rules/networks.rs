@@ -1,7 +1,8 @@
 //! IPv6 networks: an attacker with a network hops between its hosts. The host is weighed first; a
 //! /64, /56 and /48 have two, three and four times the thresholds, and count only where at least
 //! two of the next smaller networks took part. A nonce given within a /64 proves the network, not
-//! the host. By forgeable evidence that network goes on the ladder, and is not banned.
+//! the host. By forgeable evidence that network goes on the ladder, and is not banned; and by any
+//! where somebody good lives in it (`bans/engine.rs`).
 
 use std::collections::BTreeSet;
 

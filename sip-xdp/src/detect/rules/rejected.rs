@@ -89,9 +89,9 @@ pub(in super::super) struct Rejections {
     pub(in super::super) tries: Window<Rejection>,
     /// Level 0 rejections at an address with standing.
     hidden: Window<()>,
-    /// Users of an address with accepted users, by digest, and ports without standing where they
-    /// were rejected within a day.
-    ports: Window<(u64, u16)>,
+    /// Users of an address with accepted users, by digest, and ports where they were rejected
+    /// within a day; those of connections apart.
+    places: Window<(u64, u16, bool)>,
     /// Level 1 rejections that came sooner after the user's try before than a phone's.
     pub(in super::super) quick: LeakyBucket,
     /// Banned users of the address, with their ports.
@@ -100,9 +100,19 @@ pub(in super::super) struct Rejections {
     expelled: Window<String>,
 }
 
+impl Rejections {
+    /// Pairs of a user and a port where it was rejected within a day, by UDP.
+    pub(super) fn places(&self, now: u64) -> usize {
+        let is_recent = |at: u64| now.saturating_sub(at) <= DAY_NS;
+        self.places.iter().filter(|(at, (.., by_stream))| is_recent(*at) && !by_stream).count()
+    }
+}
+
 impl Counts for Rejections {
     fn take_back(&mut self, users: &[String], _call: u64) {
         self.tries.retain(|rejection| !users.contains(&rejection.user));
+        let accepted: Vec<u64> = users.iter().map(digest).collect();
+        self.places.retain(|(user, ..)| !accepted.contains(user));
     }
 
     fn begin_anew(&mut self, port: Option<u16>) {
@@ -278,21 +288,18 @@ impl Detector {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
-        if is_office && !is_settled && rejection.level == Level::Routable {
-            // A misconfigured phone keeps its port; a guesser changes it.
+        if is_office && rejection.level == Level::Routable {
             let (user, port) = (digest(&rejection.user), rejection.port);
-            state.counts.rejected.ports.tidy(at, DAY_NS);
-            let hops = state
-                .counts
-                .rejected
-                .ports
-                .iter()
-                .any(|(_, (known, other))| *known == user && *other != port);
-            if hops {
+            let places = &mut state.counts.rejected.places;
+            places.tidy(at, DAY_NS);
+            // A misconfigured phone keeps its port; a guesser changes it.
+            let hops = places.iter().any(|(_, (known, other, _))| *known == user && *other != port);
+            if hops && !is_settled {
                 state.counts.slow.roaming.pour(at, per);
             }
-            if !state.counts.rejected.ports.iter().any(|(_, place)| *place == (user, port)) {
-                state.counts.rejected.ports.note(at, (user, port), DAY_NS);
+            let place = (user, port, rejection.transport.is_stream());
+            if !places.iter().any(|(_, known)| *known == place) {
+                places.note(at, place, DAY_NS);
             }
         }
         state.counts.slow.all.pour(at, per);
@@ -386,7 +393,7 @@ impl Detector {
         let reason = evidence_text(state, &users, tries, level, filled, now);
         let mut finding = self.about(source, kind, level, reason);
         if is_phone && level == Level::Routable {
-            finding.growth = Growth::Mild { times: self.memory.rejected.times(&source, now) };
+            finding.growth = Growth::Mild { times: self.times_as_long(&source, now) };
         }
         Some(finding)
     }
@@ -455,7 +462,7 @@ impl Detector {
         let is_cold = !self.known.was_good(&source, now);
         if is_unread && is_cold && self.has_used_up_unread(&source, now) {
             let (level, finding) = self.convict_address(source, &strange, now);
-            let growth = Growth::Mild { times: self.memory.rejected.times(&source, now) };
+            let growth = Growth::Mild { times: self.times_as_long(&source, now) };
             return Some((level, Finding { kind: MISCONFIGURED, growth, ..finding }));
         }
 
@@ -632,7 +639,7 @@ impl Detector {
             );
         }
         let kind = if is_phone { MISCONFIGURED } else { Rejected::NAME };
-        let times = self.memory.rejected.times(&source, now);
+        let times = self.times_as_long(&source, now);
         let growth = if is_phone { Growth::Mild { times } } else { Growth::Full };
         let finding = Finding {
             port: Some(port),
