@@ -300,14 +300,14 @@ fn patient_paces(effort: Effort) -> Vec<(&'static str, Pace)> {
 pub fn thousand_on_one_user(effort: Effort) -> Row {
     let all = botnet(&patient_paces(effort), MANY, |_| Users::One(VICTIM));
     let strategies = all.into_iter().filter(|one| one.name.starts_with("own")).collect();
-    Row { name: "1,000 addresses, one user, at level 1", limits: [15_000, 2_000], strategies }
+    Row { name: "1,000 addresses, one user, own nonces", limits: [15_000, 2_000], strategies }
 }
 
 /// A thousand addresses that use the nonces of others, on one user.
 pub fn thousand_on_one_user_unproven(effort: Effort) -> Row {
     let all = botnet(&patient_paces(effort), MANY, |_| Users::One(VICTIM));
     let strategies = all.into_iter().filter(|one| !one.name.starts_with("own")).collect();
-    Row { name: "1,000 addresses, one user", limits: [15_000, 7_000], strategies }
+    Row { name: "1,000 addresses, one user, borrowed nonces", limits: [15_000, 7_000], strategies }
 }
 
 /// Somebody with an IPv6 /48, on one user.
