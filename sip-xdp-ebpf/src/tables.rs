@@ -18,7 +18,7 @@ use sip_xdp_common::limits::storm::{self, NewSourcePolicy};
 use sip_xdp_common::lookup::search::{self, Counting, Listing, LookupTables as _};
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::pipeline::ingress::{
-    Charged, FlowState, ProgramSettings, Segment, Sent, Tables,
+    Charged, FlowState, ProgramSettings, SIPS_PORT, Segment, Sent, Tables,
 };
 use sip_xdp_common::verdict::Message;
 
@@ -224,15 +224,18 @@ impl Tables for MapTables<'_> {
                 return charged;
             }
         }
-        if !segment.is_read() {
-            return Charged::Within;
-        }
-        let may_be_refused = sent.listed.is_metered() && segment.has_payload();
+        // What a fragment hides may try a password. TLS has no words to be found in.
+        let may_be_refused = sent.listed.is_metered()
+            && (segment.has_payload() || sent.first_fragment)
+            && sent.destination_port != SIPS_PORT;
         // Widened, so that what follows is verified once.
         let may_be_refused = self.verifier_widen(usize::from(may_be_refused)) != 0;
         if may_be_refused && !self.passes_by_user(segment, sent, &meter_key, now) {
             self.count(offset_of!(Counters, tcp.limited));
             return Charged::Limited;
+        }
+        if !segment.is_read() {
+            return Charged::Within;
         }
         let mut draft = self.draft_event(
             EventKind::Segment,
@@ -383,8 +386,10 @@ impl MapTables<'_> {
         now: u64,
     ) -> bool {
         let is_known = sent.listed.is_good() || sent.listed.is_peer();
-        // Widened: which maps were asked does not matter for what follows.
-        let is_settled = self.verifier_widen(usize::from(has_standing(sent, now))) != 0;
+        // No phone sends fragments over TCP. Widened: which maps were asked does not matter for
+        // what follows.
+        let is_settled = !sent.first_fragment && has_standing(sent, now);
+        let is_settled = self.verifier_widen(usize::from(is_settled)) != 0;
         let host = self.host_on_ladder(sent).filter(|found| found.modes != 0);
         let refuses = host.as_ref().is_some_and(|found| found.modes & ladder::REFUSES_USERS != 0);
         // Known hosts are judged by themselves.
@@ -393,7 +398,11 @@ impl MapTables<'_> {
             return true;
         }
         let payload = self.verifier_widen(sent.payload + segment.header);
-        let tries = scan::tries(self.ctx, self.scratch, sent, meter_key, now, payload);
+        let tries = if sent.first_fragment {
+            Tries::Unclear
+        } else {
+            scan::tries(self.ctx, self.scratch, sent, meter_key, now, payload)
+        };
         let mut goes_on = 1;
         if let Some(found) = host {
             let is_try = match tries {
@@ -414,16 +423,18 @@ impl MapTables<'_> {
         if self.verifier_widen(usize::from(by_network && may_try)) == 0 {
             return goes_on != 0;
         }
-        goes_on &= self.has_place::<1>(sent, now);
-        goes_on &= self.has_place::<2>(sent, now);
-        goes_on &= self.has_place::<3>(sent, now);
-        goes_on != 0
+        goes_on = self.has_place::<1>(sent, goes_on, now);
+        goes_on = self.has_place::<2>(sent, goes_on, now);
+        self.has_place::<3>(sent, goes_on, now) != 0
     }
 
-    /// Charges a try to the IPv6 network of the width with this number, if its strangers share the
-    /// ladder. Returns 1 if it goes on, else 0.
+    /// Charges a try that goes on so far (1, else 0) to the IPv6 network of the width with this
+    /// number, if its strangers share the ladder. Returns whether it still goes on.
     #[inline(always)]
-    fn has_place<const WIDTH: usize>(&self, sent: &Sent, now: u64) -> usize {
+    fn has_place<const WIDTH: usize>(&self, sent: &Sent, goes_on: usize, now: u64) -> usize {
+        if goes_on == 0 {
+            return 0;
+        }
         let network = sent.source.masked(ladder::MASKS[WIDTH]);
         let Some(found) = flow_key(network, ladder::WIDTHS[WIDTH].into())
             .and_then(|key| LADDERS.get_ptr_mut(key))

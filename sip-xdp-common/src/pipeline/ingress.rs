@@ -73,6 +73,9 @@ pub trait Tables: ProgramSettings {
     fn charge_segment(&self, segment: &Segment, sent: &Sent, place: Self::MeterSlot) -> Charged;
 }
 
+/// The port of SIP over TLS (RFC 3261, section 19.1.2), where nothing can be read.
+pub const SIPS_PORT: u16 = 5061;
+
 /// A TCP segment, as far as it is metered and sampled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Segment {

@@ -413,8 +413,8 @@ impl<C: EventSink> BanEngine<'_, C> {
             }
             return false;
         }
-        for nonce in self.detector.metered(source, bits, until, now) {
-            self.own_nonce(source, nonce, true, now);
+        for (host, nonce) in self.detector.metered(source, bits, until, now) {
+            self.own_nonce(host, nonce, true, now);
         }
         true
     }
@@ -427,8 +427,9 @@ impl<C: EventSink> BanEngine<'_, C> {
         // share the ladder, or one account would cover guesses from each of its hosts.
         let of_network = finding.bits < 128 && finding.port.is_none();
         let by_host = !of_network || self.spares(&around, now);
-        if of_network && by_host {
-            self.meter_strangers(finding.source, finding.bits, &finding.reason, now);
+        let by_volume = matches!(finding.kind, "register" | "requests");
+        if of_network && by_host && finding.tier == Tier::Proven && !by_volume {
+            self.meter_strangers(finding.source, finding.bits, Step::Down, &finding.reason, now);
         }
         let network = if by_host { host } else { around };
         // Convicted ports lose known good first, so that it no longer protects them below.
@@ -448,7 +449,6 @@ impl<C: EventSink> BanEngine<'_, C> {
             }
             return;
         }
-        let by_volume = matches!(finding.kind, "register" | "requests");
         if by_volume && now < self.learning_until {
             if self.note_due(finding.source, "learn", now) {
                 log::info!(
@@ -548,10 +548,8 @@ impl<C: EventSink> BanEngine<'_, C> {
         now: u64,
     ) -> bool {
         let (place, expires, tier) = (entry.place(), entry.expires, entry.tier);
-        let owners = self.lists.owners(List::Block, &entry.network);
-        if entry.port.is_none()
-            && owners.iter().any(|other| other.owner == Owner::Auto && other.expires >= expires)
-        {
+        let earlier = self.lists.entry(List::Block, &entry.network, entry.port, Owner::Auto);
+        if earlier.is_some_and(|earlier| earlier.expires >= expires) {
             return false;
         }
         let (source, reason) = (entry.network.first(), entry.reason.clone());
@@ -601,7 +599,8 @@ impl<C: EventSink> BanEngine<'_, C> {
             }
             let reason = format!("{} banned hosts of this network within an hour", banned.len());
             if self.spares(&around, now) {
-                self.meter_strangers(network.first(), bits, &reason, now);
+                // What each host did has taken the network down already.
+                self.meter_strangers(network.first(), bits, Step::First, &reason, now);
                 continue;
             }
             self.ban_around(around, &reason, now);
@@ -609,11 +608,11 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
-    /// Ports without a standing in the IPv6 network around a source share the ladder, a step
-    /// further down. It is not banned, since somebody good lives there.
-    fn meter_strangers(&mut self, source: IpKey, bits: u8, reason: &str, now: u64) {
+    /// Hosts that are not known share the ladder in the IPv6 network around a source. It is not
+    /// banned, since somebody good lives there.
+    fn meter_strangers(&mut self, source: IpKey, bits: u8, step: Step, reason: &str, now: u64) {
         let until = now.saturating_add(UNPROVEN_ONCE);
-        let host = Metering::of_host(source, Step::Down, until, reason.to_owned());
+        let host = Metering::of_host(source, step, until, reason.to_owned());
         self.meter(&Metering { bits, modes: STRANGERS_SHARE, ..host }, now);
     }
 

@@ -57,6 +57,7 @@ use rules::{Memories, Signal, networks, stream_meters::OverLimit, volume::Volume
 use served::Served;
 use source_state::SourceState;
 use transactions::{Method, Request, Transactions};
+use windows::LeakyBucket;
 
 pub use claim::Growth;
 pub use explain::{Accepted, Evidence, LastRequest, View};
@@ -214,6 +215,8 @@ pub struct Detector {
     /// Calls with a response whose request was not seen, by source and user.
     orphans: Recent<u64, ()>,
     excused: Recent<u64, ()>,
+    /// How many of them each source had.
+    excuses: Recent<IpKey, LeakyBucket>,
     registrar: Registrar,
     /// Whether requests with a wrong UDP checksum count. In captures it is often left to the
     /// network device.
@@ -248,6 +251,7 @@ impl Detector {
             decoys_from: u64::MAX,
             orphans: Recent::new(MAX_ORPHANS, ORPHAN_NS),
             excused: Recent::new(MAX_ORPHANS, responses::EXCUSE_NS),
+            excuses: Recent::new(MAX_ORPHANS, FIRST_DAY_NS),
             registrar: Registrar::default(),
             takes_any_checksum: false,
             was_filling: false,
@@ -331,13 +335,27 @@ impl Detector {
 
     /// Records a source on the ladder until this time, whose nonces the kernel must learn. Returns
     /// the kernel digests of those that it was given before.
-    pub fn metered(&mut self, source: IpKey, bits: u8, until: u64, now: u64) -> Vec<u64> {
+    pub fn metered(&mut self, source: IpKey, bits: u8, until: u64, now: u64) -> Vec<(IpKey, u64)> {
+        let network = source.masked(mask(bits));
         let is_new = !self.is_metered(&source, now);
-        self.metered.insert((bits, source.masked(mask(bits))), now, until);
-        let given = self.sources.get(&source).filter(|_| is_new).map(|state| &state.nonces);
-        let is_own = |nonce: u64| self.nonces.echo(nonce, source, now) == Echo::Own;
-        let given = given.into_iter().flatten();
-        given.filter(|(nonce, _)| is_own(*nonce)).map(|(_, key)| *key).collect()
+        self.metered.insert((bits, network), now, until);
+        if !is_new {
+            return Vec::new();
+        }
+        let mut own = Vec::new();
+        let mut take = |source: &IpKey, state: &SourceState| {
+            let is_own = |nonce: u64| self.nonces.echo(nonce, *source, now) == Echo::Own;
+            let nonces = state.nonces.iter().filter(|(nonce, _)| is_own(*nonce));
+            own.extend(nonces.map(|(_, key)| (*source, *key)));
+        };
+        if bits == 128 {
+            self.sources.get(&source).into_iter().for_each(|state| take(&source, state));
+        } else {
+            // All hosts of a network are on it with the first one.
+            let inside = self.sources.iter().filter(|(host, _)| host.masked(mask(bits)) == network);
+            inside.for_each(|(host, state)| take(host, state));
+        }
+        own
     }
 
     /// Whether a source is on the ladder, by itself or by a network around it.

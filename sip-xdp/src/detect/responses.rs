@@ -17,6 +17,7 @@ use super::registrations::Acceptance;
 use super::rules::Signal;
 use super::source_state::{Challenged, Waiting};
 use super::transactions::{Answered, Match, Method, Request};
+use super::windows::LeakyBucket;
 use super::{Action, Detector, GRACE_NS};
 use crate::sip::message::{Head, StartLine, user_name};
 use crate::sip::transport::Transport;
@@ -41,6 +42,10 @@ const MAX_WAITING: usize = 64;
 /// How long a response without its request is excused for the same source and user.
 pub(super) const EXCUSE_NS: u64 = 600 * SECOND_NS;
 
+/// Level of the leaky bucket of a source's excuses from which on it has none. An acceptance that
+/// follows takes a rejection back without one.
+const MOST_EXCUSES: f64 = 16.0;
+
 /// A response of the server, and its destination.
 #[derive(Debug)]
 pub(super) struct Answer<'a> {
@@ -54,6 +59,8 @@ pub(super) struct Answer<'a> {
     pub(super) is_foreign: bool,
     /// How it goes there.
     pub(super) transport: Transport,
+    /// Whether the destination is proven: it acknowledged numbers of ours.
+    pub(super) is_proven: bool,
 }
 
 impl Detector {
@@ -72,7 +79,8 @@ impl Detector {
             || !event.is_certain
             || self.arrived.is_foreign(head, now);
         let transport = event.transport;
-        let answer = Answer { to, port, status, head, now, is_foreign, transport };
+        let is_proven = event.is_proven;
+        let answer = Answer { to, port, status, head, now, is_foreign, transport, is_proven };
         if !is_foreign {
             head.challenges.iter().for_each(|one| self.give_nonce(one.nonce, to, now, actions));
         }
@@ -434,7 +442,7 @@ impl Detector {
         if is_first && is_call_of_peer {
             return;
         }
-        if is_first && self.excused.get(&excuse, now).is_none() {
+        if is_first && self.excused.get(&excuse, now).is_none() && self.may_excuse(to, now) {
             self.excused.insert(excuse, now, ());
             return;
         }
@@ -443,7 +451,9 @@ impl Detector {
             return;
         };
         if state.waiting.len() < MAX_WAITING {
-            let (transport, level) = (answer.transport, Level::Seen);
+            let transport = answer.transport;
+            // Over TCP a request is hidden by its sender as well, and the address is its own.
+            let level = if answer.is_proven { Level::Routable } else { Level::Seen };
             let rejection = Rejection { user, port, transport, level, network: false, call };
             state.waiting.push(Waiting {
                 at: now,
@@ -456,6 +466,18 @@ impl Detector {
             // That many are no retries.
             self.count_rejections(to, now, |_| true, actions);
         }
+    }
+
+    /// Whether one more first answer without its request says nothing about a source: users of it
+    /// that are challenged once may be as many as an office has phones, and few more in a day.
+    fn may_excuse(&mut self, source: IpKey, now: u64) -> bool {
+        let leak_ns = self.rules.slow.per.nanos();
+        let excuses = self.excuses.touch(source, now, LeakyBucket::default);
+        if excuses.level(now, leak_ns) > MOST_EXCUSES {
+            return false;
+        }
+        excuses.pour(now, leak_ns);
+        true
     }
 
     /// Evaluates pending evidence whose time has run out.

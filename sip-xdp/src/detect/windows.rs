@@ -90,9 +90,9 @@ impl LeakyBucket {
         (self.level - now.saturating_sub(self.at) as f64 / per.max(1) as f64).max(0.0)
     }
 
-    /// Shifts it in time.
+    /// Shifts it in time, unless nothing was ever poured.
     pub(super) fn shift(&mut self, moved: impl Fn(u64) -> u64) {
-        self.at = moved(self.at);
+        self.at = if self.at == 0 { 0 } else { moved(self.at) };
     }
 }
 

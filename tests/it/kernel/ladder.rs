@@ -235,6 +235,25 @@ fn over_tcp_all_tries_of_an_ipv6_network_share_the_ladder_where_ports_do() {
     }
 }
 
+/// Fragments of segments hide what they carry, so that each is a try, also from a phone's port.
+/// TLS, on its port, has no words to be found in.
+#[test]
+fn over_tcp_fragments_are_tries_and_tls_is_not_searched() {
+    let mut kernel = office(HOST, 2);
+    let tcp = Ip { protocol: 6, fragment: 0x2000, ..Ip::udp(HOST) };
+    let fragment =
+        |port: u16, payload: &[u8]| tcp.frame(&segment((port, 5060), ACK, 1, 77, 3, payload));
+    let text = b"REGISTER sip:x SIP/2.0\r\nVia: y\r\n";
+    assert_eq!(passed(&mut kernel, &fragment(40_001, text), 9), 4);
+    assert_eq!(passed(&mut kernel, &fragment(40_000, text), 9), 0, "by a phone's port");
+    assert_eq!(passed(&mut kernel, &fragment(40_001, b""), 9), 0, "without payload");
+    let without = over_tcp(HOST, 40_001, b"REGISTER sip:x SIP/2.0\r\nVia: y\r\n\r\n");
+    assert_eq!(passed(&mut kernel, &without, 9), 9, "a whole one without credentials");
+    let tls = Ip { protocol: 6, ..Ip::udp(HOST) };
+    let tls = tls.frame(&segment((40_001, 5061), ACK, 1, 77, 3, b"\x17\x03\x03\0\x04abcd"));
+    assert_eq!(passed(&mut kernel, &tls, 9), 9, "TLS");
+}
+
 /// What may hide whose password it tries is metered: four at once, and then the step's pace.
 #[test]
 fn over_tcp_pieces_that_hide_the_user_are_tries() {

@@ -218,6 +218,7 @@ pub fn hidden(effort: Effort) -> Row {
     ] {
         strategies.extend(by_pace(effort, name, |pace| plain(pace).shape(shape)));
     }
+    strategies.extend(shapes_of_many(effort));
     strategies.extend(by_pace(effort, "padded, borrowed", |pace| {
         plain(pace).shape(Shape::Padded).nonces(NonceSource::Borrowed)
     }));
@@ -225,6 +226,19 @@ pub fn hidden(effort: Effort) -> Row {
         plain(pace).shape(Shape::Padded).method("INVITE")
     }));
     Row { name: "one address, padded, fragmented, hidden nonces", limits: [200, 100], strategies }
+}
+
+/// A thousand users in turn, hidden in fragments: what is held against none of them for once.
+fn shapes_of_many(effort: Effort) -> Vec<Strategy> {
+    let fast = Pace::steady(SECOND);
+    let shapes = [("padded", Shape::Padded), ("tiny first fragment", Shape::TinyFragment)];
+    let count = if effort == Effort::Short { 1 } else { shapes.len() };
+    let all = shapes.into_iter().take(count).map(|(name, shape)| {
+        let users = Users::Many(2_000, 1_000);
+        let guesser = Guesser::new(Places::One(place(ONE)), users, fast).shape(shape);
+        alone(format!("{name}, 1,000 users, one a second"), guesser)
+    });
+    all.collect()
 }
 
 /// A botnet's paces: when a guess is dropped, its bots come back after this long.
@@ -379,14 +393,14 @@ pub fn own_account(effort: Effort) -> Row {
     strategies.extend(
         covered_by_accounts(effort, 997).into_iter().map(|(name, guesser)| alone(name, guesser)),
     );
-    let account = Account { user: 900, port: Some(5060) };
-    let hoppers = hoppers_with_account(effort).into_iter();
-    strategies.extend(hoppers.map(|(name, guesser)| alone(name, guesser.account(account))));
+    let hoppers = hoppers_with_account(effort, 5060).into_iter();
+    strategies.extend(hoppers.map(|(name, guesser)| alone(name, guesser)));
     Row { name: "own account", limits: [300, 100], strategies }
 }
 
-/// Guesses from ever new hosts of an IPv6 /48, of which one is where an account is registered.
-fn hoppers_with_account(effort: Effort) -> Vec<(String, Guesser)> {
+/// Guesses from ever new hosts of an IPv6 /48, where an account is registered at a port of the
+/// first one, or at the place of each guess.
+fn hoppers_with_account(effort: Effort, port: u16) -> Vec<(String, Guesser)> {
     let users = [("one user", Users::One(VICTIM)), ("1,000 users", Users::Many(2_000, 1_000))];
     let spreads = [("hosts of one /64", 1, 1 << 40), ("/64 after /64", 65_536, 4)];
     let mut all = Vec::new();
@@ -395,13 +409,18 @@ fn hoppers_with_account(effort: Effort) -> Vec<(String, Guesser)> {
             for (pace, every) in [("one a second", SECOND), ("one in 70 s", 70 * SECOND)] {
                 let places = Places::Hopper { network: 0x4a, subnets, hosts };
                 let pace = (pace, Pace::steady(every).back_off(every));
-                let name = format!("an account's {name}, {who}, {}", pace.0);
-                all.push((name, Guesser::new(places, users, pace.1)));
+                for (port, where_to) in [(Some(port), "one host"), (None, "each host")] {
+                    let account = Account { user: 900, port };
+                    let name = format!("account at {where_to}, {name}, {who}, {}", pace.0);
+                    all.push((name, Guesser::new(places, users, pace.1).account(account)));
+                }
             }
         }
     }
-    let count = if effort == Effort::Short { 2 } else { all.len() };
-    all.truncate(count);
+    if effort == Effort::Short {
+        // One user from one /64, slowly.
+        all = all.into_iter().skip(2).take(2).collect();
+    }
     all
 }
 
@@ -469,7 +488,39 @@ fn over_tcp(effort: Effort, account: Option<Account>) -> Vec<Strategy> {
 
 /// One address, over TCP.
 pub fn tcp(effort: Effort) -> Row {
-    Row { name: "one address, TCP", limits: [200, 100], strategies: over_tcp(effort, None) }
+    let mut strategies = over_tcp(effort, None);
+    strategies.extend(fragments_over_tcp(effort, None));
+    Row { name: "one address, TCP", limits: [200, 100], strategies }
+}
+
+/// Guesses over TCP whose credentials are in a later fragment.
+fn fragments_over_tcp(effort: Effort, account: Option<Account>) -> Vec<Strategy> {
+    let users = [
+        ("one user", Users::One(VICTIM)),
+        ("all staff", Users::Many(VICTIM, STAFF)),
+        ("1,000 users", Users::Many(2_000, 1_000)),
+    ];
+    let shapes = [("padded", Shape::PaddedBehind), ("tiny first fragment", Shape::TinyFragment)];
+    let mut all = Vec::new();
+    for (shape, how) in shapes {
+        for (who, users) in users {
+            for (ports, connections) in &CONNECTIONS[..2] {
+                for (pace, every) in [("one a second", SECOND), ("one in 70 s", 70 * SECOND)] {
+                    let places = Places::Ports(address(ONE), *ports);
+                    let pace = (pace, Pace::steady(every).back_off(MINUTE));
+                    let guesser = Guesser::new(places, users, pace.1).shape(how).by_tcp();
+                    let guesser = account.into_iter().fold(guesser, Guesser::account);
+                    let name = format!("TCP, {shape}, {connections}, {who}, {}", pace.0);
+                    all.push(alone(name, guesser));
+                }
+            }
+        }
+    }
+    if effort == Effort::Short {
+        // By one connection, fast.
+        all = all.into_iter().step_by(4).take(3).collect();
+    }
+    all
 }
 
 /// Somebody with an account, over TCP.
@@ -477,12 +528,11 @@ pub fn own_account_by_tcp(effort: Effort) -> Row {
     let account = Account { user: 900, port: Some(5070) };
     let mut strategies = over_tcp(effort, Some(account));
     strategies.push(alone(MANY_NAMES, many_names(40_000).by_tcp().account(account)));
+    strategies.extend(fragments_over_tcp(effort, Some(account)));
     strategies.extend(
         covered_by_accounts(effort, 40_000)
             .into_iter()
-            .chain(hoppers_with_account(effort).into_iter().map(|(name, guesser)| {
-                (name, guesser.account(Account { user: 900, port: Some(5070) }))
-            }))
+            .chain(hoppers_with_account(effort, 5070))
             .map(|(name, guesser)| alone(name, guesser.by_tcp())),
     );
     Row { name: "own account, TCP", limits: [300, 100], strategies }

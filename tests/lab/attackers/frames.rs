@@ -1,4 +1,4 @@
-//! UDP datagrams as Ethernet frames, IPv4 and IPv6, whole or in fragments, and TCP segments. UDP
+//! UDP datagrams and TCP segments as Ethernet frames, IPv4 and IPv6, whole or in fragments. UDP
 //! checksums are left out, as a replay takes any.
 
 use std::net::{IpAddr, SocketAddr};
@@ -8,6 +8,7 @@ use etherparse::PacketBuilder;
 
 /// Addresses, EtherType left out.
 const ETHERNET: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// IPv6 fragment header (RFC 8200, 4.5).
 const FRAGMENT: u8 = 44;
@@ -27,17 +28,27 @@ pub(super) fn frames(
     let length = (payload.len() + 8) as u16;
     let header =
         [from.port().to_be_bytes(), to.port().to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
-    let datagram = [&header[..], payload].concat();
-    if datagram.len() <= first {
-        return vec![frame(from.ip(), to.ip(), &datagram, None, id)];
+    pieces((from.ip(), to.ip()), UDP, &[&header[..], payload].concat(), first, id)
+}
+
+/// The frames of an IP payload, as [`frames`] says.
+fn pieces(
+    (from, to): (IpAddr, IpAddr),
+    protocol: u8,
+    data: &[u8],
+    first: usize,
+    id: u32,
+) -> Vec<Vec<u8>> {
+    if data.len() <= first {
+        return vec![frame(from, to, protocol, data, None, id)];
     }
     let mut frames = Vec::new();
     let mut at = 0;
-    while at < datagram.len() {
+    while at < data.len() {
         let room = if at == 0 { first / 8 * 8 } else { LARGEST };
-        let end = datagram.len().min(at + room);
-        let piece = Some((at, end < datagram.len()));
-        frames.push(frame(from.ip(), to.ip(), &datagram[at..end], piece, id));
+        let end = data.len().min(at + room);
+        let piece = Some((at, end < data.len()));
+        frames.push(frame(from, to, protocol, &data[at..end], piece, id));
         at = end;
     }
     frames
@@ -80,10 +91,34 @@ impl Segment<'_> {
         tcp.write(&mut frame, self.payload)?;
         Ok(frame)
     }
+
+    /// Its frames where IP takes it apart, as [`frames`] does.
+    ///
+    /// # Errors
+    ///
+    /// If it is longer than a packet may be.
+    pub(super) fn frames(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        first: usize,
+        id: u32,
+    ) -> Result<Vec<Vec<u8>>> {
+        let whole = self.frame(from, to)?;
+        let headers = 14 + if from.is_ipv4() { 20 } else { 40 };
+        Ok(pieces((from.ip(), to.ip()), TCP, &whole[headers..], first, id))
+    }
 }
 
 /// A packet; a fragment if `piece` says at which byte, and whether more follow.
-fn frame(from: IpAddr, to: IpAddr, data: &[u8], piece: Option<(usize, bool)>, id: u32) -> Vec<u8> {
+fn frame(
+    from: IpAddr,
+    to: IpAddr,
+    protocol: u8,
+    data: &[u8],
+    piece: Option<(usize, bool)>,
+    id: u32,
+) -> Vec<u8> {
     let mut frame = ETHERNET.to_vec();
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -92,7 +127,7 @@ fn frame(from: IpAddr, to: IpAddr, data: &[u8], piece: Option<(usize, bool)>, id
             frame.extend((id as u16).to_be_bytes());
             let (at, more) = piece.unwrap_or_default();
             frame.extend(((at / 8) as u16 | u16::from(more) << 13).to_be_bytes());
-            frame.extend([64, UDP, 0, 0]);
+            frame.extend([64, protocol, 0, 0]);
             frame.extend(from.octets());
             frame.extend(to.octets());
         }
@@ -100,11 +135,11 @@ fn frame(from: IpAddr, to: IpAddr, data: &[u8], piece: Option<(usize, bool)>, id
             let extra = if piece.is_some() { 8 } else { 0 };
             frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
             frame.extend((data.len() as u16 + extra).to_be_bytes());
-            frame.extend([if piece.is_some() { FRAGMENT } else { UDP }, 64]);
+            frame.extend([if piece.is_some() { FRAGMENT } else { protocol }, 64]);
             frame.extend(from.octets());
             frame.extend(to.octets());
             if let Some((at, more)) = piece {
-                frame.extend([UDP, 0]);
+                frame.extend([protocol, 0]);
                 frame.extend((at as u16 | u16::from(more)).to_be_bytes());
                 frame.extend(id.to_be_bytes());
             }

@@ -260,7 +260,12 @@ impl<'c> World<'c> {
             payload: text.as_bytes(),
             ..Segment::default()
         };
-        if !self.session.arrives(START + self.now, &asking.frame(client, server)?)? {
+        let first = if request.shape == Shape::TinyFragment { 32 } else { LARGEST };
+        let mut arrives = true;
+        for frame in asking.frames(client, server, first, serial as u32)? {
+            arrives &= self.session.arrives(START + self.now, &frame)?;
+        }
+        if !arrives {
             return Ok(Reply::Silence);
         }
         let (reply, answer) = self.judge(request, serial);

@@ -60,6 +60,14 @@ const IN_FLIGHT_NS: u64 = 1_000_000_000;
 const FIRST_REFUSAL_NS: u64 = 10 * 60 * 1_000_000_000;
 const LONGEST_REFUSAL_NS: u64 = 3_600 * 1_000_000_000;
 
+/// Number of addresses of an IPv6 site from which users are tried beside accounts, before these are
+/// taken to register there for that.
+const WANDERING: usize = 5;
+
+/// Maximum number of accounts of a site that earn no standing there; beyond, a site has so many
+/// that its other bounds hold.
+const MAX_EXPELLED: usize = 64;
+
 /// Tries of one port before a full site's bucket leads to its ban: somebody may mistype a password
 /// twice.
 const TYPOS: f64 = 2.5;
@@ -147,6 +155,14 @@ struct Site {
     users: HashMap<String, Tried>,
     /// Tries of all users.
     tries: LeakyBucket,
+    /// Those from ports with a standing, and the addresses that were last among them, with times.
+    #[serde(default)]
+    covered: LeakyBucket,
+    #[serde(default)]
+    covering: Vec<([u8; 16], u64)>,
+    /// Accounts that earn no standing there, and since when.
+    #[serde(default)]
+    expelled: HashMap<String, u64>,
 }
 
 impl Site {
@@ -161,6 +177,16 @@ impl Site {
             one.host == source.octets() && at(one) != 0 && now.saturating_sub(at(one)) < DAY_NS
         };
         self.users.values().filter(is_here).count()
+    }
+
+    /// A try from a port of this address with a standing.
+    fn note_covered(&mut self, host: [u8; 16], now: u64, leak_ns: u64) {
+        self.covered.pour(now, leak_ns);
+        self.covering.retain(|(known, _)| *known != host);
+        if self.covering.len() >= WANDERING {
+            self.covering.remove(0);
+        }
+        self.covering.push((host, now));
     }
 
     /// Whether it has as many users as may be forgotten phones.
@@ -186,7 +212,10 @@ impl Memory for Sites {
     fn keep(&self) -> Result<Option<Value>> {
         // One user alone is weighed by its address anyway, unless it is refused.
         let several = self.0.iter().filter(|(_, last, site)| {
-            site.users.len() > 1 || site.users.values().any(|one| one.refused_until > *last)
+            site.users.len() > 1
+                || site.users.values().any(|one| one.refused_until > *last)
+                || !site.expelled.is_empty()
+                || !site.covering.is_empty()
         });
         let mut kept: Vec<Kept<&Site>> =
             several.map(|(address, last, site)| (address.octets(), last, site)).collect();
@@ -206,6 +235,9 @@ impl Memory for Sites {
                 }
             }
             site.tries.shift(moved);
+            site.covered.shift(moved);
+            let times = site.covering.iter_mut().map(|(_, at)| at);
+            times.chain(site.expelled.values_mut()).for_each(|at| *at = moved(*at));
             *self.0.touch(IpKey::new(address), moved(last), Site::default) = site;
         }
         Ok(())
@@ -259,6 +291,9 @@ impl Sites {
         let is_quick = is_known && now.saturating_sub(one.at) < PATIENT_NS;
         one.has_moved |= one.host != host;
         (one.at, one.host) = (now, host);
+        if way == Way::Covered {
+            site.note_covered(host, now, leak_ns);
+        }
         is_quick
     }
 
@@ -330,6 +365,22 @@ impl Sites {
         })
     }
 
+    /// An account earns no standing at this site for a day.
+    pub(super) fn expel(&mut self, source: &IpKey, user: String, now: u64) {
+        if let Some(site) = self.0.get_mut(&site_of(source), now) {
+            site.expelled.retain(|_, at| now.saturating_sub(*at) < DAY_NS);
+            if site.expelled.len() < MAX_EXPELLED {
+                site.expelled.insert(user, now);
+            }
+        }
+    }
+
+    pub(super) fn is_expelled(&self, source: &IpKey, user: &str, now: u64) -> bool {
+        let site = self.get(source, now);
+        let since = site.and_then(|site| site.expelled.get(user));
+        since.is_some_and(|at| now.saturating_sub(*at) < DAY_NS)
+    }
+
     /// Users of a site that were tried within a day.
     fn users(&self, source: &IpKey, now: u64) -> usize {
         self.get(source, now).map_or(0, |site| site.users(now))
@@ -390,6 +441,19 @@ impl Detector {
     pub(super) fn is_beyond_an_office(&self, source: &IpKey, now: u64) -> bool {
         self.tried_here(source, now, |one| one.at) > FORGOTTEN + self.known.known_users(source)
             && self.has_used_up(source, now)
+    }
+
+    /// Whether so many tries come from ports with a standing, and lately from so many addresses of
+    /// an IPv6 site, that accounts register there to cover them.
+    pub(super) fn is_covered_by_wandering(&self, source: &IpKey, now: u64) -> bool {
+        let slow = self.rules.slow;
+        let lately = |(_, at): &&([u8; 16], u64)| now.saturating_sub(*at) < DAY_NS;
+        slow.enabled
+            && self.memory.rejected.get(source, now).is_some_and(|site| {
+                let filled = site.covered.level(now, slow.per.nanos());
+                let addresses = site.covering.iter().filter(lately).count();
+                addresses >= WANDERING && filled >= f64::from(slow.count) - 0.5
+            })
     }
 
     /// How many users were tried within a day from ports of this address with a standing.
@@ -535,6 +599,28 @@ mod tests {
         assert!(site.tries.level(10 * SECOND, SECOND) > 1.5);
         assert!(again.get(&IpKey::v4(8), 11 * SECOND).is_none());
         assert!(again.sheltered_tries(&source, "a", 10 * SECOND, SECOND).unwrap() > 0.5);
+        // So does an account that covered tries.
+        sites.expel(&source, "account".to_owned(), 100 * SECOND);
+        let mut again = Sites::default();
+        again.recall(sites.keep().unwrap().unwrap(), &|at| at - 90 * SECOND).unwrap();
+        let is_expelled = |now| again.is_expelled(&source, "account", now);
+        assert!(is_expelled(11 * SECOND) && !is_expelled(10 * SECOND + DAY_NS));
+        assert!(!again.is_expelled(&source, "a", 11 * SECOND));
+    }
+
+    #[test]
+    fn an_account_is_expelled_from_all_hosts_of_an_ipv6_site() {
+        let mut sites = Sites::default();
+        let [source, other] = [1, 2].map(host);
+        for n in 0..2 * WANDERING as u16 {
+            sites.note(&host(n), "a", Way::Covered, 1, SECOND, 3_600 * SECOND);
+        }
+        let site = sites.get(&source, SECOND).unwrap();
+        assert_eq!(site.covering.len(), WANDERING);
+        assert!(site.covered.level(SECOND, 3_600 * SECOND) > 9.5);
+        sites.expel(&source, "account".to_owned(), SECOND);
+        assert!(sites.is_expelled(&other, "account", SECOND));
+        assert!(!sites.is_expelled(&IpKey::v4(7), "account", SECOND));
     }
 
     #[test]

@@ -96,15 +96,20 @@ pub(in super::super) struct Rejections {
     pub(in super::super) quick: LeakyBucket,
     /// Banned users of the address, with their ports.
     convicted: Window<(String, u16)>,
-    /// Accounts that earn no standing at the address.
-    expelled: Window<String>,
 }
 
 impl Rejections {
-    /// Pairs of a user and a port where it was rejected within a day, by UDP.
+    /// Pairs of a user and a port where it was rejected within a day, by UDP; of one user no more
+    /// than a router that changes ports makes of one phone.
     pub(super) fn places(&self, now: u64) -> usize {
         let is_recent = |at: u64| now.saturating_sub(at) <= DAY_NS;
-        self.places.iter().filter(|(at, (.., by_stream))| is_recent(*at) && !by_stream).count()
+        let mut of_users: BTreeMap<u64, usize> = BTreeMap::new();
+        for (_, (user, ..)) in
+            self.places.iter().filter(|(at, (.., by_stream))| is_recent(*at) && !by_stream)
+        {
+            *of_users.entry(*user).or_default() += 1;
+        }
+        of_users.into_values().map(|ports| ports.min(FEW_PORTS)).sum()
     }
 }
 
@@ -283,6 +288,9 @@ impl Detector {
         if rejection.level == Level::Seen && (is_office || self.has_standing(&source, now)) {
             self.limit_hidden(source, at, actions);
             return;
+        }
+        if is_settled && is_real && self.is_covered_by_wandering(&source, now) {
+            self.expel_accounts(source, &BTreeSet::from([rejection.port]), now, actions);
         }
         let is_phone = !is_quick && self.memory.rejected.is_phone(&source, &rejection.user, now);
         let Some(state) = self.sources.get_mut(&source) else {
@@ -532,27 +540,23 @@ impl Detector {
         let accepted = self.known.accepted_at(&source).filter(|(_, at)| is_live(at));
         let accounts: BTreeSet<String> = accepted.map(|(user, _)| user.to_owned()).collect();
         let covered = self.covered_users(&source, now);
-        if accounts.is_empty() || covered < accounts.len().max(MANY_COVERED) {
+        let is_wandering = self.is_covered_by_wandering(&source, now);
+        if accounts.is_empty() || covered < accounts.len().max(MANY_COVERED) && !is_wandering {
             return;
         }
         let mut ended = Vec::new();
         for user in accounts {
             let places = self.known.forget_account(&source, &user);
             ended.extend(places.into_iter().map(|port| (source, port)));
-            if let Some(state) = self.sources.get_mut(&source) {
-                state.counts.rejected.expelled.note(now, user, LADDER_NS);
-            }
+            self.memory.rejected.expel(&source, user, now);
         }
         actions.push(Action::Ended(ended));
     }
 
-    /// Whether an account earns no standing at this address, because it covered tries there.
+    /// Whether an account earns no standing at this address, because it covered tries there, or in
+    /// its IPv6 site.
     pub(in super::super) fn is_expelled(&self, source: &IpKey, user: &str, now: u64) -> bool {
-        let expelled = self.sources.get(source).map(|state| &state.counts.rejected.expelled);
-        expelled.is_some_and(|expelled| {
-            let lately = |at: &u64| now.saturating_sub(*at) < LADDER_NS;
-            expelled.iter().any(|(at, account)| account == user && lately(at))
-        })
+        self.memory.rejected.is_expelled(source, user, now)
     }
 
     /// Ports of an address without standing share the ladder from now on, whatever their nonces.
@@ -605,8 +609,10 @@ impl Detector {
             .collect();
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let is_stream = tries.iter().any(|(_, one)| one.transport.is_stream());
-        // Several users of one port may be as many phones.
-        let is_phone = users.iter().all(|user| is_phone_of(&tries, user));
+        // Several users of one port may be as many phones. But none has several tries that wait for
+        // certainty.
+        let wait = state.waiting.iter().filter(|one| !one.counted && one.rejection.port == port);
+        let is_phone = wait.count() < 2 && users.iter().all(|user| is_phone_of(&tries, user));
         let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
         let mut roams = false;
         for user in users {
