@@ -386,10 +386,8 @@ impl MapTables<'_> {
         now: u64,
     ) -> bool {
         let is_known = sent.listed.is_good() || sent.listed.is_peer();
-        // No phone sends fragments over TCP. Widened: which maps were asked does not matter for
-        // what follows.
-        let is_settled = !sent.first_fragment && has_standing(sent, now);
-        let is_settled = self.verifier_widen(usize::from(is_settled)) != 0;
+        // Widened: which maps were asked does not matter for what follows.
+        let is_settled = self.verifier_widen(usize::from(has_standing(sent, now))) != 0;
         let host = self.host_on_ladder(sent).filter(|found| found.modes != 0);
         let refuses = host.as_ref().is_some_and(|found| found.modes & ladder::REFUSES_USERS != 0);
         // Known hosts are judged by themselves.

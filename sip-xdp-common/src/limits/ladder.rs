@@ -73,7 +73,8 @@ pub const PORTS_SHARE: u32 = 1;
 pub const REFUSES_USERS: u32 = 2;
 
 /// [`Ladder::modes`] of an IPv6 network where somebody good lives: as [`PORTS_SHARE`], for hosts
-/// that are not known. Known ones are judged by themselves.
+/// that are not known. Known ones are judged by themselves, but by UDP share its pace for tries
+/// with nonces of others.
 pub const STRANGERS_SHARE: u32 = 4;
 
 /// What a request is to the ladder.

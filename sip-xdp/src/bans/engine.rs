@@ -269,6 +269,13 @@ impl<C: EventSink> BanEngine<'_, C> {
                         log::error!("a user of {} is not refused: {error}", address_of(source));
                     }
                 }
+                Action::Expelled(source, text) => {
+                    self.announce(
+                        Event::new("expelled").from(source).reason(&*text),
+                        Level::Warn,
+                        format_args!("expelled {} reason={}", address_of(source), Quoted(&text)),
+                    );
+                }
                 Action::Rejected(source, port, text) => {
                     if self.note_due(source, "rejected", now) {
                         log::info!("not held against {} port={port}: {text}", address_of(source));

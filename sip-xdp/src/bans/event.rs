@@ -59,11 +59,12 @@ const KINDS: [&str; 21] = [
 ];
 
 /// The names of events.
-pub(crate) const NAMES: [&str; 20] = [
+pub(crate) const NAMES: [&str; 21] = [
     "ban",
     "block",
     "conflict",
     "exempt",
+    "expelled",
     "feed",
     "good",
     "interface",

@@ -133,6 +133,8 @@ pub enum Action {
     /// The passwords of this user, by its kernel digest, are refused from this source until this
     /// time; 0 ends that.
     RefuseUser(IpKey, u64, u64),
+    /// Accounts earn no standing at this source for a day: why.
+    Expelled(IpKey, String),
     /// A notable event of this source and port that is no evidence against it.
     Rejected(IpKey, u16, String),
     /// A note of this kind for the operator.
@@ -337,7 +339,8 @@ impl Detector {
     /// the kernel digests of those that it was given before.
     pub fn metered(&mut self, source: IpKey, bits: u8, until: u64, now: u64) -> Vec<(IpKey, u64)> {
         let network = source.masked(mask(bits));
-        let is_new = !self.is_metered(&source, now);
+        let before = self.metered.get(&(bits, network), now);
+        let is_new = before.is_none_or(|until| *until <= now);
         self.metered.insert((bits, network), now, until);
         if !is_new {
             return Vec::new();

@@ -29,6 +29,8 @@ pub struct Observation<'a> {
     pub is_proven: bool,
     /// Nothing was lost before it that could have made something else look like it.
     pub is_certain: bool,
+    /// By its connection the other side has sent fragments, which hide what they carry.
+    pub may_hide: bool,
     /// As [`KernelEvent::flags`].
     pub flags: u8,
     /// How it starts; at most 64 KiB.
@@ -74,6 +76,7 @@ impl<'a> Observation<'a> {
             kind,
             is_proven: true,
             is_certain: true,
+            may_hide: false,
             flags: BY_ADDRESS,
             bytes,
             is_cut: false,
@@ -98,6 +101,7 @@ impl<'a> Observation<'a> {
         Some(Self {
             is_proven: message.is_proven,
             is_certain: message.is_certain,
+            may_hide: message.may_hide,
             is_cut: !message.is_whole,
             ..observation
         })
@@ -139,6 +143,7 @@ impl<'a> TryFrom<&'a KernelEvent> for Observation<'a> {
             kind: EventKind::from_number(event.kind).ok_or(())?,
             is_proven: false,
             is_certain: true,
+            may_hide: false,
             flags: event.flags,
             bytes: event.head.get(..usize::from(event.head_length)).unwrap_or_default(),
             is_cut: event.flags & FRAGMENTED != 0 || event.length > event.head_length,

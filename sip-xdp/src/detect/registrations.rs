@@ -242,6 +242,12 @@ impl Registrations {
         gone.extend(self.forget_account(&first, user).into_iter().map(|port| (first, port)));
     }
 
+    /// Number of addresses of an IPv6 site where a user is at home.
+    pub(super) fn addresses_in(&self, site: &IpKey, user: &str) -> usize {
+        let addresses = self.users.get(user).into_iter().flatten();
+        addresses.filter(|address| address.masked(mask(48)) == *site).count()
+    }
+
     /// Removes all places of a user at an address. Returns their ports.
     pub(super) fn forget_account(&mut self, source: &IpKey, user: &str) -> Vec<u16> {
         let ports: Vec<u16> = self.accepted_at_user(source, user).collect();

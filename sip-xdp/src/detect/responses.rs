@@ -59,8 +59,8 @@ pub(super) struct Answer<'a> {
     pub(super) is_foreign: bool,
     /// How it goes there.
     pub(super) transport: Transport,
-    /// Whether the destination is proven: it acknowledged numbers of ours.
-    pub(super) is_proven: bool,
+    /// Whether its request may have been hidden by the destination, whose address is proven.
+    pub(super) is_hidden: bool,
 }
 
 impl Detector {
@@ -79,8 +79,8 @@ impl Detector {
             || !event.is_certain
             || self.arrived.is_foreign(head, now);
         let transport = event.transport;
-        let is_proven = event.is_proven;
-        let answer = Answer { to, port, status, head, now, is_foreign, transport, is_proven };
+        let is_hidden = event.is_proven && event.may_hide;
+        let answer = Answer { to, port, status, head, now, is_foreign, transport, is_hidden };
         if !is_foreign {
             head.challenges.iter().for_each(|one| self.give_nonce(one.nonce, to, now, actions));
         }
@@ -452,8 +452,10 @@ impl Detector {
         };
         if state.waiting.len() < MAX_WAITING {
             let transport = answer.transport;
-            // Over TCP a request is hidden by its sender as well, and the address is its own.
-            let level = if answer.is_proven { Level::Routable } else { Level::Seen };
+            // Samples are lost as well. But who sends fragments over TCP hides something, and the
+            // address is its own.
+            let is_own_doing = answer.is_hidden && !answer.is_foreign;
+            let level = if is_own_doing { Level::Routable } else { Level::Seen };
             let rejection = Rejection { user, port, transport, level, network: false, call };
             state.waiting.push(Waiting {
                 at: now,
@@ -473,7 +475,7 @@ impl Detector {
     fn may_excuse(&mut self, source: IpKey, now: u64) -> bool {
         let leak_ns = self.rules.slow.per.nanos();
         let excuses = self.excuses.touch(source, now, LeakyBucket::default);
-        if excuses.level(now, leak_ns) > MOST_EXCUSES {
+        if excuses.level(now, leak_ns) >= MOST_EXCUSES {
             return false;
         }
         excuses.pour(now, leak_ns);

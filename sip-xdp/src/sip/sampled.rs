@@ -35,6 +35,7 @@ pub fn segment(event: &KernelEvent) -> Option<Segment<'_>> {
         rst: has(RST),
         payload: sampled.payload,
         length: sampled.length,
+        is_fragment: event.flags & FRAGMENTED != 0,
     })
 }
 

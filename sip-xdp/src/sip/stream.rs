@@ -97,6 +97,8 @@ pub struct Segment<'a> {
     pub payload: &'a [u8],
     /// How long the payload is, in bytes.
     pub length: usize,
+    /// It is the first of several IP fragments; the others are not seen.
+    pub is_fragment: bool,
 }
 
 /// A message, as far as its headers go; its body is counted and not kept.
@@ -114,6 +116,8 @@ pub struct Message<'a> {
     pub is_certain: bool,
     /// The other side has acknowledged a number that only it was sent: the address is its own.
     pub is_proven: bool,
+    /// The other side has sent fragments by this connection, which hide what they carry.
+    pub may_hide: bool,
 }
 
 /// What happened to all connections.
@@ -216,6 +220,8 @@ struct Connection {
     is_read: bool,
     /// Another protocol is spoken: nothing is read any more.
     is_foreign: bool,
+    /// Fragments arrived.
+    has_fragments: bool,
     last: u64,
     /// What it counts for in the sum of bytes.
     cost: usize,
@@ -407,6 +413,7 @@ impl Connection {
             is_proven: false,
             is_read: false,
             is_foreign: false,
+            has_fragments: false,
             last: time,
             cost: 0,
         }
@@ -452,18 +459,27 @@ impl Connection {
             let is_real = self.sides[other].note_acknowledged(number);
             self.is_proven |= is_real && segment.direction == Direction::In;
         }
+        self.has_fragments |= segment.is_fragment && segment.direction == Direction::In;
         if self.is_foreign || self.is_other_protocol(segment, counts) {
             self.sides[own].ended |= segment.fin;
             return;
         }
-        let is_proven = self.is_proven;
+        let (is_proven, may_hide) = (self.is_proven, self.has_fragments);
         for (at, direction) in [(own, segment.direction), (other, opposite(segment.direction))] {
             let side = &mut self.sides[at];
             let mut hand_on = |frame: Frame<'_>| {
                 counts.messages += 1;
                 self.is_read = true;
                 let Frame { bytes, length, is_whole, is_certain } = frame;
-                deliver(&Message { direction, bytes, length, is_whole, is_certain, is_proven });
+                deliver(&Message {
+                    direction,
+                    bytes,
+                    length,
+                    is_whole,
+                    is_certain,
+                    is_proven,
+                    may_hide,
+                });
             };
             let mut lost = 0;
             if at == own {

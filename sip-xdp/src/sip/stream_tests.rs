@@ -48,6 +48,7 @@ impl Wire {
             rst: false,
             payload,
             length: payload.len(),
+            is_fragment: false,
         }
     }
 

@@ -139,6 +139,7 @@ fn events_per_second(known: u32) -> Result<f64> {
                 kind: *kind,
                 is_proven: false,
                 is_certain: true,
+                may_hide: false,
                 flags: 0,
                 bytes: text.as_bytes(),
                 is_cut: false,

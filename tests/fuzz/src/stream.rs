@@ -54,6 +54,7 @@ fn segment(direction: Direction, sequence: u32, payload: &[u8]) -> Segment<'_> {
         rst: false,
         payload,
         length: payload.len(),
+        is_fragment: false,
     }
 }
 

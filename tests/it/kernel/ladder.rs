@@ -247,6 +247,7 @@ fn over_tcp_fragments_are_tries_and_tls_is_not_searched() {
     assert_eq!(passed(&mut kernel, &fragment(40_001, text), 9), 4);
     assert_eq!(passed(&mut kernel, &fragment(40_000, text), 9), 0, "by a phone's port");
     assert_eq!(passed(&mut kernel, &fragment(40_001, b""), 9), 0, "without payload");
+    assert_eq!(passed(&mut office(HOST, 0), &fragment(40_000, text), 9), 9, "on the first step");
     let without = over_tcp(HOST, 40_001, b"REGISTER sip:x SIP/2.0\r\nVia: y\r\n\r\n");
     assert_eq!(passed(&mut kernel, &without, 9), 9, "a whole one without credentials");
     let tls = Ip { protocol: 6, ..Ip::udp(HOST) };

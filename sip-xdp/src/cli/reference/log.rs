@@ -28,7 +28,7 @@ const PATTERNS: &str = "```text\n\
     ```";
 
 /// What begins a stable line.
-const FIRST_WORDS: [&str; 21] = [
+const FIRST_WORDS: [&str; 22] = [
     "ban",
     "block",
     "conflict",
@@ -36,6 +36,7 @@ const FIRST_WORDS: [&str; 21] = [
     "crowdsec",
     "disconnect",
     "exempt",
+    "expelled",
     "feed",
     "good",
     "import",

@@ -62,7 +62,7 @@ const LONGEST_REFUSAL_NS: u64 = 3_600 * 1_000_000_000;
 
 /// Number of addresses of an IPv6 site from which users are tried beside accounts, before these are
 /// taken to register there for that.
-const WANDERING: usize = 5;
+pub(super) const WANDERING: usize = 5;
 
 /// Maximum number of accounts of a site that earn no standing there; beyond, a site has so many
 /// that its other bounds hold.
@@ -245,7 +245,7 @@ impl Memory for Sites {
 }
 
 /// The site of an address.
-fn site_of(source: &IpKey) -> IpKey {
+pub(super) fn site_of(source: &IpKey) -> IpKey {
     if source.is_v4() { *source } else { source.masked(mask(SITE_BITS)) }
 }
 
@@ -530,9 +530,11 @@ impl Detector {
             let is_due = rejected.enabled && count >= rejected.count as usize
                 || slow.enabled && own >= f64::from(slow.count) - 0.5
                 || self.has_used_up_part(&source, &user, own, now);
+            if !is_due {
+                continue;
+            }
             let times = self.times_as_long(&source, now);
-            let until = is_due.then(|| self.memory.rejected.refuse(&source, &user, times, now));
-            if let Some(until) = until.flatten() {
+            if let Some(until) = self.memory.rejected.refuse(&source, &user, times, now) {
                 let lasts = words(until - now);
                 let reason = format!(
                     "{own:.0} rejected passwords for the user {user:?}, which are refused for \

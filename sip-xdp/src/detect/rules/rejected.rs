@@ -22,7 +22,7 @@ use super::super::source_state::{SourceState, Waiting};
 use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding, GRACE_NS, Metering, Step};
 use super::Signal;
-use super::forgotten::{FORGOTTEN, PATIENT_NS, Sites, Way, quick_leak_ns};
+use super::forgotten::{FORGOTTEN, PATIENT_NS, Sites, WANDERING, Way, quick_leak_ns, site_of};
 use super::rule::{BanKind, Counts, Heard, Rule, Told, recalled};
 use super::slow::Slow;
 use super::sprayed::Sprayed;
@@ -275,7 +275,7 @@ impl Detector {
             && self.memory.rejected.note(
                 &source,
                 &rejection.user,
-                Way::of(rejection.transport, is_settled),
+                Way::of(rejection.transport, is_settled && rejection.level == Level::Routable),
                 self.known.known_users(&source),
                 at,
                 per,
@@ -289,8 +289,8 @@ impl Detector {
             self.limit_hidden(source, at, actions);
             return;
         }
-        if is_settled && is_real && self.is_covered_by_wandering(&source, now) {
-            self.expel_accounts(source, &BTreeSet::from([rejection.port]), now, actions);
+        if is_settled && rejection.level == Level::Routable {
+            self.expel_wanderers(source, rejection.port, now, actions);
         }
         let is_phone = !is_quick && self.memory.rejected.is_phone(&source, &rejection.user, now);
         let Some(state) = self.sources.get_mut(&source) else {
@@ -536,14 +536,47 @@ impl Detector {
         now: u64,
         actions: &mut Vec<Action>,
     ) {
-        let is_live = |at: &AcceptedPort| at.until > now && tried.contains(&at.port);
-        let accepted = self.known.accepted_at(&source).filter(|(_, at)| is_live(at));
-        let accounts: BTreeSet<String> = accepted.map(|(user, _)| user.to_owned()).collect();
+        let accounts = self.accounts_at(&source, tried, now);
         let covered = self.covered_users(&source, now);
-        let is_wandering = self.is_covered_by_wandering(&source, now);
-        if accounts.is_empty() || covered < accounts.len().max(MANY_COVERED) && !is_wandering {
+        if covered >= accounts.len().max(MANY_COVERED) {
+            self.expel(source, accounts, now, actions);
+        }
+    }
+
+    /// Accounts that are registered at ever new addresses of an IPv6 site, where others are tried
+    /// at their ports.
+    fn expel_wanderers(&mut self, source: IpKey, port: u16, now: u64, actions: &mut Vec<Action>) {
+        if self.is_covered_by_wandering(&source, now) {
+            let mut accounts = self.accounts_at(&source, &BTreeSet::from([port]), now);
+            accounts.retain(|user| {
+                self.is_expelled(&source, user, now)
+                    || self.known.addresses_in(&site_of(&source), user) >= WANDERING
+            });
+            self.expel(source, accounts, now, actions);
+        }
+    }
+
+    /// The users that are accepted at some of these ports.
+    fn accounts_at(&self, source: &IpKey, ports: &BTreeSet<u16>, now: u64) -> BTreeSet<String> {
+        let is_live = |at: &AcceptedPort| at.until > now && ports.contains(&at.port);
+        let accepted = self.known.accepted_at(source).filter(|(_, at)| is_live(at));
+        accepted.map(|(user, _)| user.to_owned()).collect()
+    }
+
+    fn expel(
+        &mut self,
+        source: IpKey,
+        accounts: BTreeSet<String>,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        if accounts.is_empty() {
             return;
         }
+        let text = format!(
+            "at ports of {} passwords of others are tried: no standing there for a day",
+            named(accounts.iter().map(String::as_str))
+        );
         let mut ended = Vec::new();
         for user in accounts {
             let places = self.known.forget_account(&source, &user);
@@ -551,6 +584,7 @@ impl Detector {
             self.memory.rejected.expel(&source, user, now);
         }
         actions.push(Action::Ended(ended));
+        actions.push(Action::Expelled(source, text));
     }
 
     /// Whether an account earns no standing at this address, because it covered tries there, or in
@@ -609,10 +643,12 @@ impl Detector {
             .collect();
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let is_stream = tries.iter().any(|(_, one)| one.transport.is_stream());
-        // Several users of one port may be as many phones. But none has several tries that wait for
-        // certainty.
-        let wait = state.waiting.iter().filter(|one| !one.counted && one.rejection.port == port);
-        let is_phone = wait.count() < 2 && users.iter().all(|user| is_phone_of(&tries, user));
+        // Several users of one port may be as many phones. But none hides several tries.
+        let hidden = state
+            .waiting
+            .iter()
+            .filter(|one| !one.counted && !one.may_be_retried && one.rejection.port == port);
+        let is_phone = hidden.count() < 2 && users.iter().all(|user| is_phone_of(&tries, user));
         let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
         let mut roams = false;
         for user in users {

@@ -13,11 +13,13 @@ const ACK: u8 = 16;
 /// The shortest header, in bytes (RFC 9293, section 3.1).
 const HEADER: usize = 20;
 
-/// The segment in a frame; none if there is no whole header of one.
+/// The segment in a frame, or the beginning of one in a first fragment; none if there is no whole
+/// header of one.
 pub(super) fn segment(frame: &[u8], direction: Direction, time: u64) -> Option<Segment<'_>> {
     let packet = Bytes(frame);
     let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
-    if ip.protocol != headers::TCP || ip.fragmentation != Fragmentation::Whole {
+    let is_fragment = ip.fragmentation == Fragmentation::First;
+    if ip.protocol != headers::TCP || ip.fragmentation != Fragmentation::Whole && !is_fragment {
         return None;
     }
     let header = frame.get(ip.transport..)?.first_chunk::<HEADER>()?;
@@ -46,6 +48,7 @@ pub(super) fn segment(frame: &[u8], direction: Direction, time: u64) -> Option<S
         rst: flags & RST != 0,
         payload,
         length: ip.end.saturating_sub(start).max(payload.len()),
+        is_fragment,
     })
 }
 
