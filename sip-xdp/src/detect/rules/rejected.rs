@@ -644,10 +644,12 @@ impl Detector {
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let is_stream = tries.iter().any(|(_, one)| one.transport.is_stream());
         // Several users of one port may be as many phones. But none hides several tries.
-        let hidden = state
-            .waiting
-            .iter()
-            .filter(|one| !one.counted && !one.may_be_retried && one.rejection.port == port);
+        let hidden = state.waiting.iter().filter(|one| {
+            let Rejection { port: at, transport, level, .. } = one.rejection;
+            let is_open = !one.counted && !one.may_be_retried && at == port;
+            // Over TCP others count at once, or may be tried again.
+            is_open && transport.is_stream() && level == Level::Routable
+        });
         let is_phone = hidden.count() < 2 && users.iter().all(|user| is_phone_of(&tries, user));
         let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
         let mut roams = false;
