@@ -125,7 +125,7 @@ pub enum Action {
     Served(IpKey, u64),
     /// Strangers try passwords for this accepted user.
     Sprayed(Spray),
-    /// A source goes on the ladder, by forgeable evidence.
+    /// A source goes on the ladder, or a step down.
     Meter(Metering),
     /// A nonce, by its kernel digest, was given to this source on the ladder and to nobody else;
     /// or, if false, also to others.
@@ -335,8 +335,9 @@ impl Detector {
         self.offending.insert((source, port), now, until);
     }
 
-    /// Records a source on the ladder until this time, whose nonces the kernel must learn. Returns
-    /// the kernel digests of those that it was given before.
+    /// Records a source on the ladder until this time, or a network around it, whose nonces the
+    /// kernel must learn. Returns the kernel digests of those that were given before, each with its
+    /// host.
     pub fn metered(&mut self, source: IpKey, bits: u8, until: u64, now: u64) -> Vec<(IpKey, u64)> {
         let network = source.masked(mask(bits));
         let before = self.metered.get(&(bits, network), now);
@@ -638,7 +639,7 @@ impl Detector {
         };
         if is_barred(Some(port))
             || is_barred(None) && !self.known.has_place(&source, port)
-            || self.is_expelled(&source, user, now)
+            || self.memory.rejected.is_expelled(&source, user, now)
         {
             return false;
         }

@@ -242,10 +242,9 @@ impl Registrations {
         gone.extend(self.forget_account(&first, user).into_iter().map(|port| (first, port)));
     }
 
-    /// Number of addresses of an IPv6 site where a user is at home.
-    pub(super) fn addresses_in(&self, site: &IpKey, user: &str) -> usize {
-        let addresses = self.users.get(user).into_iter().flatten();
-        addresses.filter(|address| address.masked(mask(48)) == *site).count()
+    /// The addresses where a user is at home.
+    pub(super) fn addresses(&self, user: &str) -> impl Iterator<Item = &IpKey> {
+        self.users.get(user).into_iter().flatten()
     }
 
     /// Removes all places of a user at an address. Returns their ports.

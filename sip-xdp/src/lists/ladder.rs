@@ -69,12 +69,8 @@ impl Lists {
         self.ladder.by_network.len()
     }
 
-    /// Puts a network on the ladder until then, at this step. Its modes ([`PORTS_SHARE`],
-    /// [`REFUSES_USERS`]) last as long as it is there. When there is no room in the table of
-    /// networks, it is not.
-    ///
-    /// [`PORTS_SHARE`]: sip_xdp_common::limits::ladder::PORTS_SHARE
-    /// [`REFUSES_USERS`]: sip_xdp_common::limits::ladder::REFUSES_USERS
+    /// Puts a network on the ladder until then, at this step. Its modes ([`Ladder::modes`]) last as
+    /// long as it is there. When there is no room in the table of networks, it is not.
     pub fn meter(
         &mut self,
         network: Network,

@@ -220,9 +220,11 @@ impl Fixture {
                     assert!(metering.until > self.now && WIDTHS.contains(&metering.bits));
                     is_sanitised(&metering.reason);
                 }
-                Action::OwnNonce(..) | Action::RefuseUser(..) | Action::Expelled(..) => {}
+                Action::OwnNonce(..) | Action::RefuseUser(..) => {}
                 Action::Ended(ports) => assert!(!ports.is_empty()),
-                Action::Rejected(_, _, text) | Action::Note(_, text) => is_sanitised(&text),
+                Action::Rejected(_, _, text)
+                | Action::Expelled(_, text)
+                | Action::Note(_, text) => is_sanitised(&text),
             }
         }
     }

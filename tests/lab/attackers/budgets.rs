@@ -391,12 +391,16 @@ pub fn own_account(effort: Effort) -> Row {
         plain(pace).method("MESSAGE").account(account)
     }));
     strategies.extend(
-        covered_by_accounts(effort, 997).into_iter().map(|(name, guesser)| alone(name, guesser)),
+        covered_by_accounts(effort, 997)
+            .into_iter()
+            .chain(hoppers_with_account(effort, 5060))
+            .map(|(name, guesser)| alone(name, guesser)),
     );
-    let hoppers = hoppers_with_account(effort, 5060).into_iter();
-    strategies.extend(hoppers.map(|(name, guesser)| alone(name, guesser)));
     Row { name: "own account", limits: [300, 100], strategies }
 }
+
+/// As fast as strangers may, and so slowly that no window fills.
+const FAST_AND_SLOW: [(&str, u64); 2] = [("one a second", SECOND), ("one in 70 s", 70 * SECOND)];
 
 /// Guesses from ever new hosts of an IPv6 /48, where an account is registered at a port of the
 /// first one, or at the place of each guess.
@@ -406,13 +410,13 @@ fn hoppers_with_account(effort: Effort, port: u16) -> Vec<(String, Guesser)> {
     let mut all = Vec::new();
     for (who, users) in users {
         for (name, subnets, hosts) in spreads {
-            for (pace, every) in [("one a second", SECOND), ("one in 70 s", 70 * SECOND)] {
+            for (pace, every) in FAST_AND_SLOW {
                 let places = Places::Hopper { network: 0x4a, subnets, hosts };
-                let pace = (pace, Pace::steady(every).back_off(every));
+                let how = Pace::steady(every).back_off(every);
                 for (port, where_to) in [(Some(port), "one host"), (None, "each host")] {
                     let account = Account { user: 900, port };
-                    let name = format!("account at {where_to}, {name}, {who}, {}", pace.0);
-                    all.push((name, Guesser::new(places, users, pace.1).account(account)));
+                    let name = format!("account at {where_to}, {name}, {who}, {pace}");
+                    all.push((name, Guesser::new(places, users, how).account(account)));
                 }
             }
         }
@@ -505,12 +509,12 @@ fn fragments_over_tcp(effort: Effort, account: Option<Account>) -> Vec<Strategy>
     for (shape, how) in shapes {
         for (who, users) in users {
             for (ports, connections) in &CONNECTIONS[..2] {
-                for (pace, every) in [("one a second", SECOND), ("one in 70 s", 70 * SECOND)] {
+                for (pace, every) in FAST_AND_SLOW {
                     let places = Places::Ports(address(ONE), *ports);
-                    let pace = (pace, Pace::steady(every).back_off(MINUTE));
-                    let guesser = Guesser::new(places, users, pace.1).shape(how).by_tcp();
+                    let pause = Pace::steady(every).back_off(MINUTE);
+                    let guesser = Guesser::new(places, users, pause).shape(how).by_tcp();
                     let guesser = account.into_iter().fold(guesser, Guesser::account);
-                    let name = format!("TCP, {shape}, {connections}, {who}, {}", pace.0);
+                    let name = format!("TCP, {shape}, {connections}, {who}, {pace}");
                     all.push(alone(name, guesser));
                 }
             }

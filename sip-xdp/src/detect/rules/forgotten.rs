@@ -82,6 +82,11 @@ const MAX_KEPT: usize = 4_096;
 /// How long a user counts after its last try.
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
 
+/// Whether that is less than a day ago.
+fn is_lately(at: u64, now: u64) -> bool {
+    now.saturating_sub(at) < DAY_NS
+}
+
 /// Prefix length of an IPv6 site: the widest network of one customer.
 const SITE_BITS: u8 = 48;
 
@@ -168,14 +173,13 @@ struct Site {
 impl Site {
     /// Users that were tried within a day.
     fn users(&self, now: u64) -> usize {
-        self.users.values().filter(|one| now.saturating_sub(one.at) < DAY_NS).count()
+        self.users.values().filter(|one| is_lately(one.at, now)).count()
     }
 
     /// Those of one address, where `at` says when; 0 is never.
     fn users_at(&self, source: &IpKey, now: u64, at: impl Fn(&Tried) -> u64) -> usize {
-        let is_here = |one: &&Tried| {
-            one.host == source.octets() && at(one) != 0 && now.saturating_sub(at(one)) < DAY_NS
-        };
+        let is_here =
+            |one: &&Tried| one.host == source.octets() && at(one) != 0 && is_lately(at(one), now);
         self.users.values().filter(is_here).count()
     }
 
@@ -264,7 +268,7 @@ impl Sites {
     ) -> bool {
         let (host, site) = (source.octets(), self.0.touch(site_of(source), now, Site::default));
         site.tries.pour(now, leak_ns);
-        site.users.retain(|_, one| now.saturating_sub(one.at) < DAY_NS);
+        site.users.retain(|_, one| is_lately(one.at, now));
         let is_known = site.users.contains_key(user);
         if !is_known && site.users.len() >= MAX_USERS.max(FORGOTTEN + known + 1) {
             // The one that was tried least recently makes room; not one that is refused.
@@ -368,17 +372,18 @@ impl Sites {
     /// An account earns no standing at this site for a day.
     pub(super) fn expel(&mut self, source: &IpKey, user: String, now: u64) {
         if let Some(site) = self.0.get_mut(&site_of(source), now) {
-            site.expelled.retain(|_, at| now.saturating_sub(*at) < DAY_NS);
+            site.expelled.retain(|_, at| is_lately(*at, now));
             if site.expelled.len() < MAX_EXPELLED {
                 site.expelled.insert(user, now);
             }
         }
     }
 
-    pub(super) fn is_expelled(&self, source: &IpKey, user: &str, now: u64) -> bool {
+    /// Whether an account earns no standing at this site, because it covered tries there.
+    pub(in super::super) fn is_expelled(&self, source: &IpKey, user: &str, now: u64) -> bool {
         let site = self.get(source, now);
         let since = site.and_then(|site| site.expelled.get(user));
-        since.is_some_and(|at| now.saturating_sub(*at) < DAY_NS)
+        since.is_some_and(|at| is_lately(*at, now))
     }
 
     /// Users of a site that were tried within a day.
@@ -447,11 +452,10 @@ impl Detector {
     /// an IPv6 site, that accounts register there to cover them.
     pub(super) fn is_covered_by_wandering(&self, source: &IpKey, now: u64) -> bool {
         let slow = self.rules.slow;
-        let lately = |(_, at): &&([u8; 16], u64)| now.saturating_sub(*at) < DAY_NS;
         slow.enabled
             && self.memory.rejected.get(source, now).is_some_and(|site| {
                 let filled = site.covered.level(now, slow.per.nanos());
-                let addresses = site.covering.iter().filter(lately).count();
+                let addresses = site.covering.iter().filter(|(_, at)| is_lately(*at, now)).count();
                 addresses >= WANDERING && filled >= f64::from(slow.count) - 0.5
             })
     }

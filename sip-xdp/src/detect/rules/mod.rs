@@ -1,11 +1,13 @@
 //! Detection rules: one file per rule, and the registry of all of them. A rule weighs evidence with
 //! the level that it needs, and ends in [`Detector::emit_ban`], the only place where evidence
-//! becomes a finding. `volume`, `networks` and `stream_meters` are what several rules share.
+//! becomes a finding. `volume`, `networks` and `stream_meters` are what several rules share, and
+//! `forgotten` and `covering` parts of `rejected`.
 
 mod kinds;
 #[macro_use]
 mod rule;
 
+mod covering;
 mod decoy;
 mod domain;
 pub(super) mod enumeration;

@@ -17,12 +17,11 @@ use sip_xdp_common::limits::ladder::{Digest, PORTS_SHARE};
 use super::super::claim::{Growth, Level, Rejection};
 use super::super::digest::digest;
 use super::super::explain::named;
-use super::super::registrations::AcceptedPort;
 use super::super::source_state::{SourceState, Waiting};
 use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding, GRACE_NS, Metering, Step};
 use super::Signal;
-use super::forgotten::{FORGOTTEN, PATIENT_NS, Sites, WANDERING, Way, quick_leak_ns, site_of};
+use super::forgotten::{FORGOTTEN, PATIENT_NS, Sites, Way, quick_leak_ns};
 use super::rule::{BanKind, Counts, Heard, Rule, Told, recalled};
 use super::slow::Slow;
 use super::sprayed::Sprayed;
@@ -154,9 +153,6 @@ const FAST_NS: u64 = 15_000_000_000;
 /// Multiple of the threshold, over all ports of an office, that misconfigured phones do not reach.
 const MUCH: usize = 3;
 
-/// Number of users that are tried at ports of accounts from which on these may cover them.
-const MANY_COVERED: usize = 5;
-
 /// Number of banned ports within an hour after which a user counts as moving between ports.
 const MANY_CONVICTIONS: usize = 3;
 const HOUR_NS: u64 = 3_600_000_000_000;
@@ -270,12 +266,13 @@ impl Detector {
         let is_real = rejection.level == Level::Routable || rejection.network;
         let per = slow.per.nanos();
         let is_settled = self.known.has_place(&source, rejection.port);
+        let is_covered = is_settled && rejection.level == Level::Routable;
         let is_quick = is_real
             && !self.known.accepted(&source, &rejection.user, now)
             && self.memory.rejected.note(
                 &source,
                 &rejection.user,
-                Way::of(rejection.transport, is_settled && rejection.level == Level::Routable),
+                Way::of(rejection.transport, is_covered),
                 self.known.known_users(&source),
                 at,
                 per,
@@ -289,7 +286,7 @@ impl Detector {
             self.limit_hidden(source, at, actions);
             return;
         }
-        if is_settled && rejection.level == Level::Routable {
+        if is_covered {
             self.expel_wanderers(source, rejection.port, now, actions);
         }
         let is_phone = !is_quick && self.memory.rejected.is_phone(&source, &rejection.user, now);
@@ -524,73 +521,6 @@ impl Detector {
             self.meter_strange_ports(source, why, now, actions);
         }
         None
-    }
-
-    /// Accounts at whose ports others are tried cover these tries, if such users were no fewer than
-    /// they are, and more than a customer's PBX has forgotten. They lose their places at this
-    /// address, and earn none there for a day.
-    fn expel_accounts(
-        &mut self,
-        source: IpKey,
-        tried: &BTreeSet<u16>,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
-        let accounts = self.accounts_at(&source, tried, now);
-        let covered = self.covered_users(&source, now);
-        if covered >= accounts.len().max(MANY_COVERED) {
-            self.expel(source, accounts, now, actions);
-        }
-    }
-
-    /// Accounts that are registered at ever new addresses of an IPv6 site, where others are tried
-    /// at their ports.
-    fn expel_wanderers(&mut self, source: IpKey, port: u16, now: u64, actions: &mut Vec<Action>) {
-        if self.is_covered_by_wandering(&source, now) {
-            let mut accounts = self.accounts_at(&source, &BTreeSet::from([port]), now);
-            accounts.retain(|user| {
-                self.is_expelled(&source, user, now)
-                    || self.known.addresses_in(&site_of(&source), user) >= WANDERING
-            });
-            self.expel(source, accounts, now, actions);
-        }
-    }
-
-    /// The users that are accepted at some of these ports.
-    fn accounts_at(&self, source: &IpKey, ports: &BTreeSet<u16>, now: u64) -> BTreeSet<String> {
-        let is_live = |at: &AcceptedPort| at.until > now && ports.contains(&at.port);
-        let accepted = self.known.accepted_at(source).filter(|(_, at)| is_live(at));
-        accepted.map(|(user, _)| user.to_owned()).collect()
-    }
-
-    fn expel(
-        &mut self,
-        source: IpKey,
-        accounts: BTreeSet<String>,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
-        if accounts.is_empty() {
-            return;
-        }
-        let text = format!(
-            "at ports of {} passwords of others are tried: no standing there for a day",
-            named(accounts.iter().map(String::as_str))
-        );
-        let mut ended = Vec::new();
-        for user in accounts {
-            let places = self.known.forget_account(&source, &user);
-            ended.extend(places.into_iter().map(|port| (source, port)));
-            self.memory.rejected.expel(&source, user, now);
-        }
-        actions.push(Action::Ended(ended));
-        actions.push(Action::Expelled(source, text));
-    }
-
-    /// Whether an account earns no standing at this address, because it covered tries there, or in
-    /// its IPv6 site.
-    pub(in super::super) fn is_expelled(&self, source: &IpKey, user: &str, now: u64) -> bool {
-        self.memory.rejected.is_expelled(source, user, now)
     }
 
     /// Ports of an address without standing share the ladder from now on, whatever their nonces.
