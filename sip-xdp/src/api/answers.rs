@@ -332,12 +332,19 @@ pub struct Removed {
     /// For trust: remaining trust in the network.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub still: Option<StillTrusted>,
-    /// For a pardon: whether the source was limited as a suspect.
+    /// For a pardon: whether `suspects` names any.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspect: bool,
+    /// For a pardon: what was limited as a suspect: the network, hosts and networks in it, and
+    /// those around it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspects: Vec<Network>,
     /// For a pardon: users whose passwords were refused from there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<String>,
+    /// For a pardon: accounts that earned no standing there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expelled: Vec<String>,
 }
 
 /// Remaining trust in a network whose entry was removed.

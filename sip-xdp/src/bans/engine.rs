@@ -118,7 +118,7 @@ impl<C: EventSink> BanEngine<'_, C> {
     }
 
     fn note_due(&mut self, source: IpKey, kind: &'static str, now: u64) -> bool {
-        self.notes.are_due(source, kind, now)
+        self.notes.are_due(Network::around(source, 128), kind, now)
     }
 
     /// Removes expired entries, and evaluates evidence that depends on elapsed time.
@@ -361,8 +361,11 @@ impl<C: EventSink> BanEngine<'_, C> {
     fn meter(&mut self, metering: &Metering, now: u64) {
         let Metering { source, bits, step, modes, until, ref reason } = *metering;
         let place = Network::around(source, bits);
-        // A host that must stay is never metered; a network with one in it goes by its other hosts.
-        if self.ban_exemption(&place, now).is_some() {
+        if let Some(what) = self.ban_exemption(&place, now) {
+            // An exempt host is never metered. That others of a network are not, is said.
+            if !place.is_host() {
+                self.note_exempt(place, "site", reason, &what, now);
+            }
             return;
         }
         let before = self.lists.ladder_step(&place, now);
@@ -378,7 +381,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         let pace = PACES[step as usize];
         // Which users are refused is told of each of them. On the first step they alone are.
         let is_refusal = modes & REFUSES_USERS != 0 && step == 0;
-        if is_refusal || self.note_due(source, pace, now) {
+        if is_refusal || self.notes.are_due(place, pace, now) {
             let dry_run = self.config.dry_run;
             let reason = if is_refusal { reason.clone() } else { format!("{reason}; {pace}") };
             self.announce(
@@ -444,16 +447,7 @@ impl<C: EventSink> BanEngine<'_, C> {
             self.note_good(finding.source, *port, now);
         }
         if let Some(what) = self.ban_exemption(&network, now) {
-            if self.note_due(finding.source, "exempt", now) {
-                self.announce(
-                    Event::new("exempt").about(network).kind(finding.kind).reason(&*finding.reason),
-                    Level::Warn,
-                    format_args!(
-                        "not banned {network} although it attacks: it {what}; reason={}",
-                        Quoted(&finding.reason)
-                    ),
-                );
-            }
+            self.note_exempt(network, finding.kind, &finding.reason, &what, now);
             return;
         }
         if by_volume && now < self.learning_until {
@@ -501,6 +495,21 @@ impl<C: EventSink> BanEngine<'_, C> {
                     self.escalate(&network, now);
                 }
             }
+        }
+    }
+
+    /// Says that a host or network attacks and must not be banned, because of what it is or
+    /// contains.
+    fn note_exempt(&mut self, place: Network, kind: &str, reason: &str, what: &str, now: u64) {
+        if self.notes.are_due(place, "exempt", now) {
+            self.announce(
+                Event::new("exempt").about(place).kind(kind).reason(reason),
+                Level::Warn,
+                format_args!(
+                    "not banned {place} although it attacks: it {what}; reason={}",
+                    Quoted(reason)
+                ),
+            );
         }
     }
 

@@ -2,17 +2,17 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use sip_xdp_common::ip_key::IpKey;
+use crate::net::network::Network;
 
-/// Minimum interval between equal notes about one source, in nanoseconds.
+/// Minimum interval between equal notes about one network, in nanoseconds.
 const NOTE_INTERVAL: u64 = 60_000_000_000;
 
 /// Maximum number of remembered notes. At this number nothing is noted until the oldest expire.
 const MAX_NOTES: usize = 4_096;
 
-type Key = (IpKey, &'static str);
+type Key = (Network, &'static str);
 
-/// Times of the last notes by source and kind. Constant cost per note, because notes expire in the
+/// Times of the last notes by network, or host, and kind. Constant cost per note, because notes expire in the
 /// order of their creation.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
@@ -21,15 +21,15 @@ pub(crate) struct Notes {
 }
 
 impl Notes {
-    /// Whether a note of this kind about this source is due.
-    pub(crate) fn are_due(&mut self, source: IpKey, kind: &'static str, now: u64) -> bool {
+    /// Whether a note of this kind about this network is due.
+    pub(crate) fn are_due(&mut self, about: Network, kind: &'static str, now: u64) -> bool {
         while let Some((at, key)) = self.order.front().copied()
             && now.saturating_sub(at) >= NOTE_INTERVAL
         {
             self.order.pop_front();
             self.at.remove(&key);
         }
-        let key = (source, kind);
+        let key = (about, kind);
         if self.at.len() >= MAX_NOTES || self.at.contains_key(&key) {
             return false;
         }
@@ -41,14 +41,20 @@ impl Notes {
 
 #[cfg(test)]
 mod tests {
+    use sip_xdp_common::ip_key::IpKey;
+
     use super::*;
+
+    fn host(number: u32) -> Network {
+        Network::around(IpKey::v4(number), 128)
+    }
 
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
     fn a_note_is_written_once_a_minute() {
         let mut notes = Notes::default();
-        let source = IpKey::v4(7);
+        let source = host(7);
         for (second, due) in
             [(1, true), (2, false), (60, false), (61, true), (90, false), (121, true)]
         {
@@ -56,7 +62,7 @@ mod tests {
         }
         assert!(
             notes.are_due(source, "ban", 121 * SECOND)
-                && notes.are_due(IpKey::v4(8), "ban", 121 * SECOND)
+                && notes.are_due(host(8), "ban", 121 * SECOND)
         );
     }
 
@@ -66,11 +72,11 @@ mod tests {
         let mut notes = Notes::default();
         let begun = std::time::Instant::now();
         let due = (0..1_000_000)
-            .filter(|n| notes.are_due(IpKey::v4(*n), "limit", SECOND + u64::from(*n)))
+            .filter(|n| notes.are_due(host(*n), "limit", SECOND + u64::from(*n)))
             .count();
         assert_eq!(due, MAX_NOTES);
         assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
-        assert!(notes.are_due(IpKey::v4(0), "limit", 62 * SECOND));
+        assert!(notes.are_due(host(0), "limit", 62 * SECOND));
         assert!(notes.order.len() <= MAX_NOTES && notes.at.len() == notes.order.len());
     }
 }

@@ -76,11 +76,11 @@ impl Repeats {
         self.misconfigured.get(network).is_some_and(|at| now.saturating_sub(*at) < HOUR)
     }
 
-    /// Removes a pardoned network.
-    pub(crate) fn forget(&mut self, network: &Network) {
-        self.places.retain(|(known, _), _| known != network);
-        self.unproven.remove(network);
-        self.misconfigured.remove(network);
+    /// Removes a pardoned network, with what is in it and around it.
+    pub(crate) fn forget(&mut self, pardoned: &Network) {
+        self.places.retain(|(network, _), _| !pardoned.meets(network));
+        self.unproven.retain(|network, _| !pardoned.meets(network));
+        self.misconfigured.retain(|network, _| !pardoned.meets(network));
     }
 
     pub(super) fn tidy(&mut self, now: u64, forget: u64) {

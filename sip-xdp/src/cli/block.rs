@@ -56,7 +56,8 @@ pub(crate) struct Add {
 /// Unblock an address or a network, and forget its offences
 ///
 /// Removes manual and automatic entries for a network, or for the networks around an address, with
-/// the evidence that led to them. Ends its limits as a suspect, and refuses no users from there.
+/// the evidence that led to them. Ends its limits as a suspect, with those of what is in it and
+/// around it; refuses no users from there, and lets accounts earn standing there again.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// An address or a network
@@ -118,11 +119,14 @@ impl Delete {
         let gone: Removed = control::call(&paths.socket(), &request).await?;
         output.print(&gone, |gone| {
             let mut lines = removed("unblocked", &gone.removed);
-            if gone.suspect {
-                lines += &format!("{} is no longer limited as a suspect\n", self.network);
+            for place in &gone.suspects {
+                lines += &format!("{place} is no longer limited as a suspect\n");
             }
             for user in &gone.refused {
                 lines += &format!("passwords of {user:?} are no longer refused from there\n");
+            }
+            for user in &gone.expelled {
+                lines += &format!("{user:?} may earn a standing there again\n");
             }
             lines
         })

@@ -13,7 +13,7 @@ use sip_xdp::dataplane::counters::{self, SCHEMA};
 use sip_xdp::dataplane::pins::Pins;
 use sip_xdp::detect::View;
 use sip_xdp::net::network::Network;
-use sip_xdp::observe::explain::{self, Decision, Facts, Kernel, Level, Match, Outcome};
+use sip_xdp::observe::explain::{self, Decision, Facts, Kernel, Level, Match, Outcome, Suspect};
 use sip_xdp::sip::transport::Transport;
 use sip_xdp::store::Store;
 use sip_xdp::store::state_dump::PastBan;
@@ -162,8 +162,8 @@ fn text(report: &Report, output: Output) -> String {
     if let Some(limited) = &kernel.limited {
         line("limited", format!("{} packets since {}", limited.packets, time(limited.since)));
     }
-    if let (Some(until), Some(dropped)) = (kernel.suspect_until, kernel.suspect_dropped) {
-        line("suspect", format!("until {}, {dropped} packets dropped so far", time(until)));
+    for place in &kernel.suspects {
+        line("suspect", suspect(place));
     }
     if let Some(last) = &known.last {
         let user = last.user.as_ref().map(|user| format!(", user {user:?}")).unwrap_or_default();
@@ -183,6 +183,10 @@ fn text(report: &Report, output: Output) -> String {
     let refused = known.refused.iter().take(SHOWN);
     let refused = refused.map(|one| format!("{:?} for {} s more", one.user, one.left));
     line("refused", refused.collect::<Vec<_>>().join(", "));
+    let expelled = known.expelled.iter().take(SHOWN);
+    let expelled =
+        expelled.map(|one| format!("{:?} earns no standing for {} s more", one.user, one.left));
+    line("expelled", expelled.collect::<Vec<_>>().join(", "));
     let proven = if known.proven {
         "yes: it has repeated a nonce or a tag that only it was sent"
     } else {
@@ -224,6 +228,20 @@ fn text(report: &Report, output: Output) -> String {
         }
     }
     text
+}
+
+/// A place on the ladder.
+fn suspect(place: &Suspect) -> String {
+    let shared = match (place.network.is_host(), place.strangers_only) {
+        (true, _) => "",
+        (false, true) => ", shared by its hosts that are not known good",
+        (false, false) => ", shared by all its hosts",
+    };
+    let until = place.until.map_or_else(String::new, |until| format!(" until {}", time(until)));
+    format!(
+        "{}: {} of what may try passwords{shared},{until}; {} packets dropped so far",
+        place.network, place.pace, place.dropped
+    )
 }
 
 fn level(level: &Level) -> String {

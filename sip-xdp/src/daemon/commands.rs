@@ -1,11 +1,13 @@
 //! Commands of operators.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use log::Level;
 use sip_xdp_common::abi::layout::{List, Owner};
-use sip_xdp_common::limits::ladder::{Digest, WIDTHS};
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::ladder::Digest;
 
 use super::import::Insists;
 use super::{Daemon, bounds};
@@ -142,11 +144,17 @@ impl Daemon {
     fn unblock(&mut self, network: &Network) -> Result<Removed> {
         let removed =
             self.delete(List::Block, network, &[Owner::Manual, Owner::Auto, Owner::Tool])?;
-        let (source, now) = (network.first(), clock::now());
-        let suspect = self.lists.is_metered(source, now);
-        let refused: Vec<String> =
-            self.detector.refused_users(&source, now).map(|(user, _)| user.to_owned()).collect();
-        if removed.is_empty() && !suspect && refused.is_empty() {
+        let now = clock::now();
+        let suspects = self.lists.metered_places(network, now);
+        let owned = |(host, user, _): (IpKey, &str, u64)| (host, user.to_owned());
+        let refused: Vec<(IpKey, String)> =
+            self.detector.refused_users(network, now).map(owned).collect();
+        let expelled: Vec<String> = self
+            .detector
+            .expelled_accounts(network, now)
+            .map(|(user, _)| user.to_owned())
+            .collect();
+        if removed.is_empty() && suspects.is_empty() && refused.is_empty() && expelled.is_empty() {
             if let Some(feed_listing) = self.feed_listing(network) {
                 bail!(feed_listing);
             }
@@ -155,21 +163,20 @@ impl Daemon {
                  list --match {network}`"
             );
         }
-        for user in &refused {
-            self.lists.refuse_user(source, Digest::of(user.as_bytes()).0, 0)?;
+        for (host, user) in &refused {
+            self.lists.refuse_user(*host, Digest::of(user.as_bytes()).0, 0)?;
         }
-        self.detector.forget(&source);
+        self.detector.forget(network);
         self.repeats.forget(network);
         self.remember_evidence();
-        let pardoned =
-            |offender: &Network| network.contains(offender) || offender.contains(network);
-        for offender in self.offences.keys().filter(|offender| pardoned(offender)) {
+        for offender in self.offences.keys().filter(|offender| network.meets(offender)) {
             self.store.record(Change::Pardon(*offender));
         }
-        self.offences.retain(|offender, _| !pardoned(offender));
-        for bits in WIDTHS.into_iter().filter(|bits| *bits == 128 || !network.is_v4()) {
-            self.lists.unmeter(&Network::around(source, bits))?;
+        self.offences.retain(|offender, _| !network.meets(offender));
+        for place in &suspects {
+            self.lists.unmeter(place)?;
         }
+        let source = network.first();
         for gone in [source, Network::around(source, self.config.ipv6_prefix).first()] {
             self.sources.forget(&gone)?;
         }
@@ -197,7 +204,10 @@ impl Daemon {
             bail!("what else blocked it was removed, but {feed_listing}");
         }
         let removed = removed.iter().map(RemovedEntry::from).collect();
-        Ok(Removed { removed, still: None, suspect, refused })
+        let refused: BTreeSet<String> = refused.into_iter().map(|(_, user)| user).collect();
+        let refused = refused.into_iter().collect();
+        let suspect = !suspects.is_empty();
+        Ok(Removed { removed, still: None, suspect, suspects, refused, expelled })
     }
 
     fn untrust(&mut self, network: &Network) -> Result<Removed> {

@@ -7,6 +7,7 @@ use sip_xdp_common::ip_key::IpKey;
 use super::source_state::SourceState;
 use super::windows::words;
 use super::{Detector, EvidenceName};
+use crate::net::network::Network;
 use crate::sip::message::{Head, StartLine};
 use crate::sip::transport::Transport;
 
@@ -60,7 +61,7 @@ pub struct Accepted {
     pub left: u64,
 }
 
-/// A user whose passwords are refused from an address.
+/// A user whose passwords are refused from an address, or whose account earns no standing there.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct RefusedUser {
     /// User.
@@ -90,6 +91,10 @@ pub struct View {
     /// Users whose passwords are refused from this address.
     #[serde(default)]
     pub refused: Vec<RefusedUser>,
+    /// Accounts that earn no standing at this address, or IPv6 site, because passwords of others
+    /// were tried at their ports.
+    #[serde(default)]
+    pub expelled: Vec<RefusedUser>,
 }
 
 impl SourceState {
@@ -140,13 +145,19 @@ impl Detector {
         });
         let accepted = accepted.take(TOLD * TOLD).collect();
         let served = self.served.until(source).saturating_sub(now) / 1_000_000_000;
-        let refused = self.refused_users(source, now).map(|(user, until)| RefusedUser {
+        let host = Network::around(*source, 128);
+        let refused = self.refused_users(&host, now).map(|(_, user, until)| RefusedUser {
             user: printable(user.as_bytes()),
             left: (until - now) / 1_000_000_000,
         });
         let refused = refused.collect();
+        let expelled = self.expelled_accounts(&host, now).map(|(user, until)| RefusedUser {
+            user: printable(user.as_bytes()),
+            left: (until - now) / 1_000_000_000,
+        });
+        let expelled = expelled.collect();
         let Some(state) = self.watched_as(source) else {
-            return View { accepted, served, refused, ..View::default() };
+            return View { accepted, served, refused, expelled, ..View::default() };
         };
         let last = (!state.start_line.is_empty()).then(|| LastRequest {
             age: now.saturating_sub(state.last) / 1_000_000_000,
@@ -163,6 +174,7 @@ impl Detector {
             accepted,
             served,
             refused,
+            expelled,
         }
     }
 

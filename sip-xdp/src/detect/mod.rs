@@ -41,6 +41,7 @@ use sip_xdp_common::limits::ladder::WIDTHS;
 
 use crate::config::{Config, Detect};
 use crate::dataplane::tables::ledger::Tier;
+use crate::net::network::Network;
 use crate::sip::message::{Head, StartLine};
 use crate::sip::transport::Transport;
 
@@ -384,17 +385,19 @@ impl Detector {
         self.takes_any_checksum = true;
     }
 
-    /// Removes a source's evidence: an operator has pardoned it.
-    pub fn forget(&mut self, source: &IpKey) {
-        self.sources.remove(source);
-        self.offenders.remove(source);
-        self.offending.remove(&(*source, None));
-        self.metered.remove(&(128, *source));
-        self.memory.rejected.forget(source);
-        for (bits, _, _) in networks::WIDTHS {
-            self.networks.remove(&(bits, source.masked(mask(bits))));
-        }
-        self.volume.forget(source);
+    /// Removes the evidence against the hosts of a network, and against the networks around it: an
+    /// operator has pardoned it.
+    pub fn forget(&mut self, pardoned: &Network) {
+        let is_inside = |host: &IpKey| pardoned.contains(&Network::around(*host, 128));
+        let meets = |(bits, first): &(u8, IpKey)| pardoned.meets(&Network::around(*first, *bits));
+        self.sources.retain(|host, _| !is_inside(host));
+        self.offenders.remove_where(is_inside);
+        self.offending.remove_where(|(host, _)| is_inside(host));
+        self.excuses.remove_where(is_inside);
+        self.metered.remove_where(meets);
+        self.networks.remove_where(meets);
+        self.memory.rejected.forget(pardoned);
+        self.volume.forget(pardoned);
     }
 
     /// Drops idle sources.

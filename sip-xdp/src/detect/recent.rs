@@ -55,9 +55,10 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
         (now.saturating_sub(*at) < lifetime_ns).then_some(value)
     }
 
-    pub(super) fn remove(&mut self, key: &K) -> Option<V> {
-        // Its place in the order is skipped later.
-        self.entries.remove(key).map(|(_, value)| value)
+    /// Removes the entries whose keys are such.
+    pub(super) fn remove_where(&mut self, is_gone: impl Fn(&K) -> bool) {
+        // Their places in the order are skipped later.
+        self.entries.retain(|key, _| !is_gone(key));
     }
 
     /// All entries, with the time of their last touch, in no order.

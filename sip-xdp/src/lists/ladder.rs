@@ -59,6 +59,15 @@ impl Lists {
         widths.iter().any(|bits| self.ladder_step(&Network::around(source, *bits), now).is_some())
     }
 
+    /// The networks on the ladder at `now` that lie in this one, or around it; by address.
+    pub fn metered_places(&self, network: &Network, now: u64) -> Vec<Network> {
+        let live = self.ladder.by_network.iter().filter(|(_, (until, _))| *until > now);
+        let mut all: Vec<Network> =
+            live.map(|(place, _)| *place).filter(|place| network.meets(place)).collect();
+        all.sort_unstable();
+        all
+    }
+
     /// How many may be on it.
     pub(super) fn most_metered(&self) -> usize {
         most(self.capacity()).max(1)

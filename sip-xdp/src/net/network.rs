@@ -117,6 +117,11 @@ impl Network {
         other.prefix >= self.prefix && other.first.masked(mask(self.prefix)) == self.first
     }
 
+    /// Whether one of the two contains the other.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.contains(other) || other.contains(self)
+    }
+
     /// The first address.
     pub fn address(&self) -> IpAddr {
         address_of(self.first)

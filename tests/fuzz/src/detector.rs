@@ -8,6 +8,7 @@ use bytemuck::Zeroable as _;
 use sip_xdp::config::{Config, Detect};
 use sip_xdp::dataplane::tables::ledger::Tier;
 use sip_xdp::detect::{Acceptance, Action, Detector, Finding, Growth};
+use sip_xdp::net::network::Network;
 use sip_xdp_common::abi::layout::{
     BY_ADDRESS, EventKind, FRAGMENTED, HEAD, KernelEvent, SUSPECTED,
 };
@@ -126,7 +127,7 @@ impl Fixture {
             }
             Deed::Storm => self.event(EventKind::Storm, step, time, &plain.request(self.number)),
             Deed::Tidy => self.detector.tidy(self.now),
-            Deed::Forget => self.detector.forget(&texts::source(step, time)),
+            Deed::Forget => self.detector.forget(&Network::around(texts::source(step, time), 128)),
             Deed::Restart => self.restart(step.user),
             Deed::Configure => self.detector.configure(&config(step.user)),
             Deed::Tick => {

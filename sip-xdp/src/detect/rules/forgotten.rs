@@ -32,6 +32,7 @@ use super::super::windows::{LeakyBucket, words};
 use super::super::{Action, Detector, Metering, Step};
 use super::rejected;
 use super::rule::Memory;
+use crate::net::network::Network;
 use crate::sip::transport::Transport;
 
 /// Minimum retry interval of a phone with a wrong password.
@@ -253,6 +254,11 @@ pub(super) fn site_of(source: &IpKey) -> IpKey {
     if source.is_v4() { *source } else { source.masked(mask(SITE_BITS)) }
 }
 
+/// The network of a site.
+fn network_of(site: &IpKey) -> Network {
+    Network::around(*site, if site.is_v4() { 128 } else { SITE_BITS })
+}
+
 impl Sites {
     /// Records a rejection of a user that was never accepted at this address, where as many users
     /// as `known` were. `leak_ns` is the time in which a bucket loses one. Returns whether it came
@@ -391,9 +397,15 @@ impl Sites {
         self.get(source, now).map_or(0, |site| site.users(now))
     }
 
-    /// Forgets the site of a pardoned source.
-    pub(in super::super) fn forget(&mut self, source: &IpKey) {
-        self.0.remove(&site_of(source));
+    /// Forgets the sites of a pardoned network, or the one around it.
+    pub(in super::super) fn forget(&mut self, pardoned: &Network) {
+        self.0.remove_where(|site| pardoned.meets(&network_of(site)));
+    }
+
+    /// The sites in a network, or the one around it.
+    fn meeting(&self, network: &Network) -> impl Iterator<Item = &Site> {
+        let sites = self.0.iter().filter(|(site, ..)| network.meets(&network_of(site)));
+        sites.map(|(_, _, site)| site)
     }
 }
 
@@ -483,17 +495,33 @@ impl Detector {
         phones.div_ceil(USERS_PER_LENGTH).clamp(1, LONGEST) as u32
     }
 
-    /// Users whose passwords are refused from this address at `now`, and until when; by name.
+    /// The users whose passwords are refused from addresses of a network at `now`, each with the
+    /// address and the end.
     pub(crate) fn refused_users(
         &self,
-        source: &IpKey,
+        network: &Network,
+        now: u64,
+    ) -> impl Iterator<Item = (IpKey, &str, u64)> {
+        let users = self.memory.rejected.meeting(network).flat_map(|site| &site.users);
+        let refused = users.filter(move |(_, one)| one.refused_until > now);
+        let all: BTreeMap<(IpKey, &str), u64> = refused
+            .map(|(user, one)| ((IpKey::new(one.refused_at), user.as_str()), one.refused_until))
+            .filter(|((host, _), _)| network.contains(&Network::around(*host, 128)))
+            .collect();
+        all.into_iter().map(|((host, user), until)| (host, user, until))
+    }
+
+    /// The accounts that earn no standing at the sites of a network, or at the one around it,
+    /// because they covered tries there; each with the end.
+    pub(crate) fn expelled_accounts(
+        &self,
+        network: &Network,
         now: u64,
     ) -> impl Iterator<Item = (&str, u64)> {
-        let users = self.memory.rejected.get(source, now).into_iter().flat_map(|site| &site.users);
-        let is_here = |one: &Tried| one.refused_at == source.octets() && one.refused_until > now;
-        let refused = users.filter(|(_, one)| is_here(one));
+        let accounts = self.memory.rejected.meeting(network).flat_map(|site| &site.expelled);
+        let live = accounts.filter(|(_, since)| is_lately(**since, now));
         let all: BTreeMap<&str, u64> =
-            refused.map(|(user, one)| (user.as_str(), one.refused_until)).collect();
+            live.map(|(user, since)| (user.as_str(), since + DAY_NS)).collect();
         all.into_iter()
     }
 
@@ -554,6 +582,8 @@ impl Detector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::net::network::source_of;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -580,12 +610,12 @@ mod tests {
         (0..4).for_each(|n| _ = sites.note(&source, &n.to_string(), Way::Port, 0, now, SECOND));
         assert_eq!(sites.users(&other, now), 6, "of one site");
         assert!(!sites.is_phone(&source, "a", now + DAY_NS));
-        sites.forget(&other);
+        sites.forget(&network_of(&other));
         assert!(!sites.is_phone(&source, "a", now));
     }
 
     fn host(n: u16) -> IpKey {
-        crate::net::network::source_of(format!("2001:db8:7:{n}::{n}").parse().unwrap())
+        source_of(format!("2001:db8:7:{n}::{n}").parse().unwrap())
     }
 
     #[test]
@@ -627,6 +657,37 @@ mod tests {
         sites.expel(&source, "account".to_owned(), SECOND);
         assert!(sites.is_expelled(&other, "account", SECOND));
         assert!(!sites.is_expelled(&IpKey::v4(7), "account", SECOND));
+    }
+
+    #[test]
+    fn a_pardon_is_for_the_sites_in_a_network_and_around_it() {
+        let host = |text: &str| source_of(text.parse().unwrap());
+        let all = ["2001:db8:1::1", "2001:db8:2::2", "192.0.2.3"].map(host);
+        let sites = |pardoned: &str| {
+            let mut detector = Detector::new(&Config::default());
+            let sites = &mut detector.memory.rejected;
+            for source in all {
+                sites.note(&source, "a", Way::Connection, 0, SECOND, SECOND);
+                sites.refuse(&source, "a", 1, SECOND);
+                sites.expel(&source, "account".to_owned(), SECOND);
+            }
+            let network: Network = pardoned.parse().unwrap();
+            let refused = detector.refused_users(&network, SECOND).map(|(host, ..)| host);
+            let refused: Vec<IpKey> = refused.collect();
+            let expelled = detector.expelled_accounts(&network, SECOND).count();
+            detector.forget(&network);
+            let is_left =
+                |source: &&IpKey| detector.memory.rejected.is_expelled(source, "account", SECOND);
+            let left: Vec<IpKey> = all.iter().filter(is_left).copied().collect();
+            (refused, expelled, left)
+        };
+        let [first, second, third] = all;
+        assert_eq!(sites("2001:db8:1::1"), (vec![first], 1, vec![second, third]));
+        assert_eq!(sites("2001:db8:1::9"), (Vec::new(), 1, vec![second, third]), "of its site");
+        assert_eq!(sites("2001:db8:2::/64"), (vec![second], 1, vec![first, third]));
+        assert_eq!(sites("2001:db8::/32"), (vec![first, second], 1, vec![third]));
+        assert_eq!(sites("192.0.2.0/24"), (vec![third], 1, vec![first, second]));
+        assert_eq!(sites("198.51.100.0/24"), (Vec::new(), 0, all.to_vec()));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use sip_xdp_common::ip_key::{IpKey, mask};
 use sip_xdp_common::limits::gcra::LimitKind;
 
 use crate::config::{Config, Rate, Span};
+use crate::net::network::Network;
 use crate::sip::message::Head;
 
 use super::super::claim::Level;
@@ -129,10 +130,11 @@ impl Volume {
         self.suspects.len()
     }
 
-    /// Drops a source that was banned or pardoned.
-    pub(in super::super) fn forget(&mut self, source: &IpKey) {
+    /// Drops the sources in a pardoned network, and the one that it is metered with.
+    pub(in super::super) fn forget(&mut self, pardoned: &Network) {
+        let around = pardoned.first().masked(self.rules.ipv6_mask);
         self.suspects.retain(|suspect, _| {
-            suspect != source && *suspect != source.masked(self.rules.ipv6_mask)
+            *suspect != around && !pardoned.contains(&Network::around(*suspect, 128))
         });
     }
 

@@ -14,7 +14,7 @@ use sip_xdp_common::abi::layout::{InterfaceRecord, List, MAX_INTERFACES, NEVER, 
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
 use sip_xdp_common::limits::gcra::{Meter, Pace, ticks};
-use sip_xdp_common::limits::ladder::{BURST, LOWEST, Ladder, PACES};
+use sip_xdp_common::limits::ladder::{BURST, LOWEST, Ladder, PACES, STRANGERS_SHARE};
 use sip_xdp_common::limits::meters::{KNOWN, RECORDED, Records};
 use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, TableHeader};
 
@@ -98,13 +98,28 @@ pub struct Kernel {
     pub suspect_until: Option<Timestamp>,
     /// Packets of it that the ladder has dropped since it is suspect.
     pub suspect_dropped: Option<u64>,
-    /// How many tries for passwords, that anybody may have sent in its name, it has then, in words.
-    #[serde(skip)]
-    pub pace: &'static str,
+    /// What is on the ladder of it: the host, and IPv6 networks around it.
+    pub suspects: Vec<Suspect>,
     /// Known-good ports, which pass although a ban or a feed lists the address.
     pub good_ports: Vec<u16>,
     /// Storm state.
     pub storm: bool,
+}
+
+/// A host or network that is limited as a suspect.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
+pub struct Suspect {
+    /// The host, or the network that shares the limit.
+    pub network: Network,
+    /// How many requests pass that may try a password, after a burst of four.
+    #[schemars(extend("enum" = PACES))]
+    pub pace: &'static str,
+    /// Whether known-good hosts and peers of the network are not limited by it.
+    pub strangers_only: bool,
+    /// End.
+    pub until: Option<Timestamp>,
+    /// Packets dropped by it.
+    pub dropped: u64,
 }
 
 /// A period over a limit.
@@ -134,8 +149,12 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     let (good, peer) = reputation.ends(now);
     let ladders = Ladders::open(|name| pins.open(name), table_header.hashing.seed)?;
     let metered = covering.iter().filter(|entry| entry.kind == Kind::Metered);
-    let on_ladder: Vec<Ladder> = metered.filter_map(|entry| ladders.get(&entry.network)).collect();
-    let ladder = on_ladder.iter().max_by_key(|ladder| ladder.step).copied();
+    let on_ladder: Vec<(Network, Ladder)> = metered
+        .filter_map(|entry| Some((entry.network, ladders.get(&entry.network)?)))
+        .filter(|(_, ladder)| ladder.until > now)
+        .collect();
+    let ladder = on_ladder.iter().map(|(_, ladder)| *ladder).max_by_key(|ladder| ladder.step);
+    let suspects: Vec<Suspect> = on_ladder.iter().map(suspect).collect();
 
     let is_per_host = source.is_v4() || covering.iter().any(|entry| entry.kind == Kind::PerHost);
     let metered_as =
@@ -170,8 +189,8 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
         good_until: end(good),
         peer_until: end(peer),
         suspect_until: ladder.and_then(|ladder| clock::to_wall(ladder.until)),
-        suspect_dropped: ladder.map(|_| on_ladder.iter().map(|ladder| ladder.dropped).sum()),
-        pace: ladder.map_or("", |ladder| PACES[ladder.step.min(LOWEST) as usize]),
+        suspect_dropped: ladder.map(|_| suspects.iter().map(|place| place.dropped).sum()),
+        suspects,
         good_ports,
         storm: counters::is_storm(pins)?,
     })
@@ -266,6 +285,16 @@ fn feed_match(slot: &TableEntry) -> Match {
         expires: None,
         hits: slot.hits,
         dry_run: false,
+    }
+}
+
+fn suspect((network, ladder): &(Network, Ladder)) -> Suspect {
+    Suspect {
+        network: *network,
+        pace: PACES[ladder.step.min(LOWEST) as usize],
+        strangers_only: ladder.modes & STRANGERS_SHARE != 0,
+        until: clock::to_wall(ladder.until),
+        dropped: ladder.dropped,
     }
 }
 

@@ -4,8 +4,9 @@
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
+use sip_xdp_common::limits::ladder::PACES;
 
-use super::{Kernel, Match};
+use super::{Kernel, Match, Suspect};
 use crate::config::Policy;
 
 /// The outcome for a packet.
@@ -75,15 +76,19 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
             "the policy is closed, and it is neither trusted, admitted, known good, nor a peer";
         return to(Outcome::Drop, because.to_owned());
     }
-    let who = match (kernel.good_until, kernel.peer_until, kernel.suspect_until) {
+    // The narrowest of those with the slowest pace.
+    let slowest = |place: &&Suspect| PACES.iter().position(|pace| *pace == place.pace);
+    let suspect = kernel.suspects.iter().rev().max_by_key(slowest);
+    let who = match (kernel.good_until, kernel.peer_until, suspect) {
         (Some(until), ..) => format!("it is known good until {}", time(until)),
         (_, Some(until), _) => format!("it is a peer until {}", time(until)),
-        (.., Some(until)) => {
-            format!(
-                "it is suspect: of what may try passwords, {} until {}",
-                kernel.pace,
-                time(until)
-            )
+        (.., Some(place)) => {
+            let what = match place.network.is_host() {
+                true => "it is suspect".to_owned(),
+                false => format!("its network {} is suspect", place.network),
+            };
+            let until = place.until.map_or_else(String::new, |at| format!(" until {}", time(at)));
+            format!("{what}: of what may try passwords, {}{until}", place.pace)
         }
         _ if !admitted.is_empty() && facts.policy == Policy::Closed => {
             format!("it is admitted: {}", evidence_text(admitted[0]))
@@ -151,7 +156,7 @@ mod tests {
             peer_until: None,
             suspect_until: None,
             suspect_dropped: None,
-            pace: "",
+            suspects: Vec::new(),
             good_ports: Vec::new(),
             storm: false,
         }
@@ -227,6 +232,26 @@ mod tests {
             let (_, because) = decided(&kernel, Policy::Open);
             assert_eq!(because.ends_with("go on"), spares, "{owner:?}: {because}");
         }
+    }
+
+    #[test]
+    fn the_slowest_place_on_the_ladder_is_named() {
+        let suspect = |network: &str, step: usize| Suspect {
+            network: network.parse().unwrap(),
+            pace: PACES[step],
+            strangers_only: false,
+            until: Some(THEN),
+            dropped: 0,
+        };
+        let told =
+            |suspects: Vec<Suspect>| decided(&Kernel { suspects, ..stranger() }, Policy::Open).1;
+        let host = || suspect("2001:db8::1", 0);
+        assert!(told(vec![host()]).starts_with("it is suspect: of what may try passwords, one a "));
+        let because = told(vec![host(), suspect("2001:db8::/64", 0)]);
+        assert!(because.starts_with("it is suspect"), "{because}");
+        let because = told(vec![host(), suspect("2001:db8::/64", 1)]);
+        let expected = "its network 2001:db8::/64 is suspect: of what may try passwords, one a min";
+        assert!(because.starts_with(expected), "{because}");
     }
 
     #[test]
