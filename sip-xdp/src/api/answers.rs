@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::event_stream::Latest;
-use crate::config::{HostName, SourceRules};
+use crate::config::{HostName, Policy, PortRange, SourceRules};
 use crate::dataplane::attach::offloads::Offload;
 use crate::dataplane::tables::ledger::{Entry, OwnerName};
 use crate::detect::View;
@@ -60,6 +60,12 @@ pub struct DaemonStatus {
     pub version: String,
     /// The configuration file that it reads.
     pub config: PathBuf,
+    /// The policy in force.
+    #[serde(default)]
+    pub policy: Policy,
+    /// The SIP ports.
+    #[serde(default)]
+    pub ports: Vec<PortRange>,
     /// Number of sources that the detector watches.
     pub watched_sources: usize,
     /// Addresses whose calls the server takes without credentials.
@@ -345,6 +351,16 @@ pub struct Removed {
     /// For a pardon: accounts that earned no standing there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expelled: Vec<String>,
+}
+
+impl Removed {
+    /// Whether nothing was in force.
+    pub fn is_empty(&self) -> bool {
+        self.removed.is_empty()
+            && self.suspects.is_empty()
+            && self.refused.is_empty()
+            && self.expelled.is_empty()
+    }
 }
 
 /// Remaining trust in a network whose entry was removed.

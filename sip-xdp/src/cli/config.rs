@@ -1,6 +1,6 @@
 //! `config`: the configuration file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -30,6 +30,8 @@ pub(super) struct Checked {
     file: PathBuf,
     /// Whether it exists; without a file every key has its default.
     exists: bool,
+    /// What is valid and probably not meant.
+    warnings: Vec<String>,
 }
 
 impl Config {
@@ -47,13 +49,22 @@ impl Config {
         let config = overrides.read(paths)?;
         if is_check {
             let exists = paths.config.exists();
-            let checked = Checked { valid: true, file: paths.config.clone(), exists };
-            return output.print(&checked, |_| {
-                if exists {
-                    format!("{} is valid", paths.config.display())
+            let mut warnings = config.warnings();
+            let there = |name: &&String| Path::new("/sys/class/net").join(name).exists();
+            warnings.extend(config.interfaces.iter().filter(|name| !there(name)).map(|name| {
+                format!("there is no interface {name:?} now; it is filtered when it comes")
+            }));
+            let checked = Checked { valid: true, file: paths.config.clone(), exists, warnings };
+            return output.print(&checked, |checked| {
+                let mut text = if exists {
+                    format!("{} is valid\n", paths.config.display())
                 } else {
-                    format!("{} does not exist; the defaults apply", paths.config.display())
+                    format!("{} does not exist; the defaults apply\n", paths.config.display())
+                };
+                for warning in &checked.warnings {
+                    text.push_str(&format!("{} {warning}\n", output.bad("warning:")));
                 }
+                text
             });
         }
         let toml = toml::to_string(&config)?;

@@ -9,9 +9,11 @@ use serde::Serialize;
 use sip_xdp::api::answers::Known;
 use sip_xdp::api::control::{self, NoDaemon, Request};
 use sip_xdp::config::{Config, SourceRules};
-use sip_xdp::dataplane::counters::{self, SCHEMA};
+use sip_xdp::dataplane::counters::{self, FilteredInterface, SCHEMA};
+use sip_xdp::dataplane::netlink::Netlink;
 use sip_xdp::dataplane::pins::Pins;
 use sip_xdp::detect::View;
+use sip_xdp::feeds;
 use sip_xdp::net::network::Network;
 use sip_xdp::observe::explain::{self, Decision, Facts, Kernel, Level, Match, Outcome, Suspect};
 use sip_xdp::sip::transport::Transport;
@@ -40,6 +42,9 @@ pub(super) struct Report {
     schema: u32,
     time: jiff::Timestamp,
     address: IpAddr,
+    /// Whether packets are dropped on any interface now: not in a dry run, nor after a trial that
+    /// nobody confirmed.
+    enforcing: bool,
     #[serde(flatten)]
     decision: Decision,
     #[serde(flatten)]
@@ -107,11 +112,22 @@ impl Explain {
                 (SourceRules::from(&config), View::default())
             }
         };
-        let kernel = explain::read(&Pins::new(&paths.pin_dir), self.ip, &settings)?;
+        let pins = Pins::new(&paths.pin_dir);
+        let mut kernel = explain::read(&pins, self.ip, &settings)?;
+        if let Err(error) = name_feeds(&pins, paths, &mut kernel.matches) {
+            notes.push(format!("without the names of feeds: {error:#}"));
+        }
         let decision = explain::decide(&Facts { kernel: &kernel, policy: settings.policy });
         if kernel.dry_run {
             notes.push("it is a dry run: everything passes all the same".to_owned());
         }
+        let present = Netlink::connect()?.interfaces().await?;
+        let interfaces = counters::interfaces(&pins, &present)?;
+        let enforcing = interfaces.iter().any(FilteredInterface::drops);
+        if interfaces.is_empty() {
+            notes.push("no interface is filtered".to_owned());
+        }
+        notes.extend(interfaces.iter().filter(|one| !one.dry_run).filter_map(|one| one.trouble()));
         let history = match history(paths, self.ip) {
             Ok(history) => history,
             Err(error) => {
@@ -123,6 +139,7 @@ impl Explain {
             schema: SCHEMA,
             time: counters::now(),
             address: self.ip.to_canonical(),
+            enforcing,
             decision,
             kernel,
             settings: SettingsShown { policy: settings.policy },
@@ -132,6 +149,25 @@ impl Explain {
             notes,
         })
     }
+}
+
+/// Names the feeds that list a network, which the kernel's table does not know.
+fn name_feeds(pins: &Pins, paths: &Paths, matches: &mut [Match]) -> Result<()> {
+    if matches.iter().all(|one| one.owner != "feed" || one.claimant.is_some()) {
+        return Ok(());
+    }
+    let rows = feeds::report::rows(pins, &paths.feeds_dir())?;
+    for one in matches.iter_mut().filter(|one| one.owner == "feed" && one.claimant.is_none()) {
+        let mut by = rows.iter().filter(|row| row.network == one.network);
+        let first = by.next().filter(|row| row.claimant.is_some());
+        one.claimant = first.and_then(|row| row.claimant.clone());
+        one.added = first.map(|row| row.added);
+        let others: Vec<&str> = by.filter_map(|row| row.claimant.as_deref()).collect();
+        if !others.is_empty() {
+            one.reason = format!("also {}", others.join(", "));
+        }
+    }
+    Ok(())
 }
 
 /// The bans of an address, of its ports and of the networks around it, latest first.
@@ -146,13 +182,17 @@ fn history(paths: &Paths, address: IpAddr) -> Result<Vec<PastBan>> {
 
 fn text(report: &Report, output: Output) -> String {
     let Report { kernel, known, decision, .. } = report;
+    let is_off = !report.enforcing && !kernel.dry_run;
     let verdict = match decision.verdict {
         Outcome::Pass => output.good("passes"),
+        Outcome::Limit if is_off => output.bad("would be limited, but nothing is dropped now"),
+        Outcome::Drop if is_off => output.bad("would be dropped, but nothing is dropped now"),
         Outcome::Limit => output.bad("is limited"),
         Outcome::Drop => output.bad("is dropped"),
     };
     let dry_run = if kernel.dry_run { " (dry run)" } else { "" };
-    let mut text = format!("{} {verdict}{dry_run}: {}\n", report.address, decision.because);
+    let because = text::line(&decision.because);
+    let mut text = format!("{} {verdict}{dry_run}: {because}\n", report.address);
     let mut line = |head: &str, what: String| {
         if !what.is_empty() {
             text.push_str(&format!("{head:9} {}\n", text::line(&what)));
@@ -237,9 +277,9 @@ fn suspect(place: &Suspect) -> String {
         (false, true) => ", shared by its hosts that are not known good",
         (false, false) => ", shared by all its hosts",
     };
-    let until = place.until.map_or_else(String::new, |until| format!(" until {}", time(until)));
+    let until = place.until.map_or_else(String::new, |until| format!(", until {}", time(until)));
     format!(
-        "{}: {} of what may try passwords{shared},{until}; {} packets dropped so far",
+        "{}: {} of what may try passwords{shared}{until}; {} packets dropped so far",
         place.network, place.pace, place.dropped
     )
 }

@@ -31,6 +31,7 @@ use anyhow::Result;
 use clap::{
     ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource,
 };
+use sip_xdp::config::Span;
 use sip_xdp::sys::paths::Paths;
 
 use output::Output;
@@ -51,6 +52,17 @@ impl Arguments {
             Ok(cli) => Self { cli, config_required },
             Err(error) => error.exit(),
         }
+    }
+}
+
+/// Parses durations of at least this.
+fn at_least(least: &'static str) -> impl Fn(&str) -> Result<Span, String> + Clone + Send + Sync {
+    move |text| {
+        let (span, shortest): (Span, Span) = (text.parse()?, least.parse()?);
+        if span < shortest {
+            return Err(format!("{span} is too short; use {least} or more"));
+        }
+        Ok(span)
     }
 }
 

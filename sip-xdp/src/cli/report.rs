@@ -26,7 +26,12 @@ const REASON: usize = 72;
 #[derive(Debug, Args)]
 pub(crate) struct Report {
     /// How far back
-    #[arg(long, value_name = "TIME", default_value = "7d")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "7d",
+        value_parser = super::at_least("1s")
+    )]
     since: Span,
 }
 

@@ -18,7 +18,7 @@ use super::output::table;
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
     /// Print again every INTERVAL, with packets per second, until interrupted
-    #[arg(long, value_name = "INTERVAL")]
+    #[arg(long, value_name = "INTERVAL", value_parser = super::at_least("100ms"))]
     interval: Option<Span>,
 }
 

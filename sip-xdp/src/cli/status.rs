@@ -58,8 +58,11 @@ impl Status {
         report.warnings.extend(unread.clone());
         let healthy = report.enforcing;
         if self.check && !output.json {
-            if let (true, Some(unread)) = (healthy, unread) {
-                eprintln!("sip-xdp: warning: {}", text::line(&unread));
+            let no_daemon =
+                || "no daemon answers: nobody new is banned; start `sip-xdp run`".to_owned();
+            let problem = if report.daemon.is_none() { Some(no_daemon()) } else { unread };
+            if let (true, Some(problem)) = (healthy, problem) {
+                eprintln!("sip-xdp: warning: {}", text::line(&problem));
             }
             if !healthy {
                 eprintln!("sip-xdp: not enforcing: {}", text::line(&report.warnings.join("; ")));
@@ -125,6 +128,10 @@ fn text(report: &Report, output: Output) -> String {
         None => output.bad("not running"),
     };
     text.push_str(&format!("daemon    {daemon}\n"));
+    if let Some(daemon) = &report.daemon {
+        let ports: Vec<String> = daemon.ports.iter().map(ToString::to_string).collect();
+        text.push_str(&format!("policy    {}, ports {}\n", daemon.policy, ports.join(" ")));
+    }
     if let Some(list) = &report.blocklist {
         text.push_str(&format!(
             "blocked   {} IPv4 and {} IPv6 networks of {}\n",

@@ -1,8 +1,6 @@
 //! `top`: the terminal view.
 
-use std::time::Duration;
-
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use sip_xdp::config::Span;
 use sip_xdp::observe::top::{self, Options};
@@ -19,7 +17,12 @@ use super::block::operator;
 #[derive(Debug, Args)]
 pub(crate) struct Top {
     /// Refresh interval
-    #[arg(long, value_name = "INTERVAL", default_value = "1s")]
+    #[arg(
+        long,
+        value_name = "INTERVAL",
+        default_value = "1s",
+        value_parser = super::at_least("100ms")
+    )]
     interval: Span,
 }
 
@@ -27,9 +30,6 @@ impl Top {
     pub(crate) async fn execute(self, paths: Paths, output: Output) -> Result<()> {
         if output.json {
             return output.print(&top::read(&paths).await?, |_| String::new());
-        }
-        if self.interval.0 < Duration::from_millis(100) {
-            bail!("--interval {} is too short; use 100ms or more", self.interval);
         }
         let plain = std::env::var_os("NO_COLOR").is_some();
         top::run(paths, Options { interval: self.interval.0, plain, operator: operator() }).await

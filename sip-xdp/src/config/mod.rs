@@ -8,12 +8,15 @@ mod hep;
 mod integrations;
 mod metrics;
 mod program;
+mod spans;
 #[cfg(test)]
 mod tests;
 mod values;
 
+use std::fmt;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
@@ -24,6 +27,8 @@ use toml::{Table, Value};
 
 use crate::dataplane::attach::xdp::ModeChoice;
 use crate::net::network::Network;
+
+use spans::Keys;
 
 pub use feeds::{Factor, FeedAction, FeedConfig, FeedFormat, Guards};
 pub use hep::{HepConfig, HepExportConfig, HepListen, HepServer, MAX_HEP};
@@ -97,6 +102,15 @@ pub enum Policy {
     Open,
     /// Only trusted, admitted, known-good and peer sources may send.
     Closed,
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+        })
+    }
 }
 
 /// Scope of blocks.
@@ -327,6 +341,9 @@ impl Config {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !required => {
                 Ok(Self::default())
             }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                bail!("{} is not text: a configuration is TOML in UTF-8", path.display())
+            }
             Err(error) => bail!(
                 "{} cannot be read: {error}; check the path and its permissions",
                 path.display()
@@ -336,14 +353,17 @@ impl Config {
 
     /// Parses a configuration. Errors begin with `:LINE: `, or `: ` without a line.
     pub fn parse(text: &str) -> Result<Self> {
-        let at = |span: Option<std::ops::Range<usize>>| match span {
+        let keys = Keys::of(text);
+        let at = |span: Option<Range<usize>>| match span {
             Some(span) => {
                 format!(":{}: ", 1 + text[..span.start.min(text.len())].matches('\n').count())
             }
             None => ": ".to_owned(),
         };
         let fault = |error: toml::de::Error| {
-            anyhow!("{}{}", at(error.span()), error.message().replace('\n', " "))
+            let key = error.span().and_then(|span| keys.at(span.start));
+            let key = key.map_or_else(String::new, |key| format!("{key}: "));
+            anyhow!("{}{key}{}", at(error.span()), in_words(error.message()))
         };
         let table: Table = toml::from_str(text).map_err(fault)?;
         if let Ok(mut known) = Table::try_from(Self::default()) {
@@ -356,15 +376,38 @@ impl Config {
                 Value::Array(HepConfig::template().into_iter().collect()),
             );
             check_keys(&table, &known, "")
-                .map_err(|(key, error)| anyhow!("{}{error}", at(find_key(text, &key))))?;
+                .map_err(|(key, error)| anyhow!("{}{error}", at(keys.find(&key))))?;
         }
         let mut config: Self = toml::from_str(text).map_err(fault)?;
-        config.check().map_err(|error| anyhow!(": {error}"))?;
+        config.check().map_err(|error| {
+            // Messages begin with the key that they are about.
+            let error = error.to_string();
+            let about = error.split(' ').next().and_then(|key| keys.find(key));
+            anyhow!("{}{error}", at(about))
+        })?;
         let own = config.crowdsec.own_scenarios();
         for feed in config.feeds.iter_mut().filter(|feed| feed.format == FeedFormat::Crowdsec) {
             feed.own.clone_from(&own);
         }
         Ok(config)
+    }
+
+    /// What is valid and probably not meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let is_listed =
+            |port: u16| self.ports.iter().any(|range| (range.first..=range.last).contains(&port));
+        let others = OTHER_SERVICES.iter().filter(|(port, _)| is_listed(*port));
+        let others: Vec<String> =
+            others.map(|(port, service)| format!("{port} ({service})")).collect();
+        let mut warnings = Vec::new();
+        if !others.is_empty() {
+            warnings.push(format!(
+                "ports contains {}: whatever unknown sources send there is limited like SIP, \
+                 downloads and uploads too; list the ports of the SIP server alone",
+                others.join(", ")
+            ));
+        }
+        warnings
     }
 
     /// Checks values beyond their types.
@@ -461,6 +504,20 @@ impl Config {
     }
 }
 
+/// Ports that a SIP server does not have, and whose they are.
+const OTHER_SERVICES: [(u16, &str); 7] = [
+    (22, "SSH"),
+    (25, "mail"),
+    (53, "DNS"),
+    (80, "HTTP"),
+    (443, "HTTPS"),
+    (3306, "MySQL"),
+    (5432, "PostgreSQL"),
+];
+
+/// Likeness (Jaro-Winkler) from which on an unknown key is taken for a misspelling of a known one.
+const SIMILAR: f64 = 0.75;
+
 /// Highest configurable limit per source, since meters count in ticks of 66 us; see
 /// [`Pace`](sip_xdp_common::limits::gcra::Pace).
 const MAX_PER_SECOND: u64 = 10_000;
@@ -475,17 +532,20 @@ pub(crate) fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
     Ok(())
 }
 
-/// Checks the keys of `table` against those of `known`. The error has the last part of the bad key.
+/// Checks the keys of `table` against those of `known`. The error has the path of the bad key.
 fn check_keys(table: &Table, known: &Table, prefix: &str) -> Result<(), (String, String)> {
     for (key, value) in table {
         let Some(expected) = known.get(key) else {
-            let nearest = known.keys().max_by(|a, b| {
-                strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key))
-            });
-            let hint = nearest
-                .map(|nearest| format!("; did you mean {prefix}{nearest}?"))
-                .unwrap_or_default();
-            return Err((key.clone(), format!("unknown key {prefix}{key}{hint}")));
+            let likeness = |known: &String| strsim::jaro_winkler(known, key);
+            let nearest = known.keys().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+            let hint = match nearest {
+                Some(nearest) if likeness(nearest) >= SIMILAR => {
+                    format!("; did you mean {prefix}{nearest}?")
+                }
+                _ => "; `sip-xdp config show` lists all keys".to_owned(),
+            };
+            let path = format!("{prefix}{key}");
+            return Err((path.clone(), format!("unknown key {path}{hint}")));
         };
         if let (Value::Table(table), Value::Table(expected)) = (value, expected) {
             check_keys(table, expected, &format!("{prefix}{key}."))?;
@@ -501,20 +561,25 @@ fn check_keys(table: &Table, known: &Table, prefix: &str) -> Result<(), (String,
     Ok(())
 }
 
-/// Position of a key in the text, for its line number: as a key, or as the last part of a table's
-/// name.
-fn find_key(text: &str, key: &str) -> Option<std::ops::Range<usize>> {
-    let mut start = 0;
-    for line in text.split_inclusive('\n') {
-        let bare = line.trim_start();
-        let is_key =
-            bare.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', '.']));
-        let is_table =
-            bare.starts_with('[') && bare.trim_matches(['[', ']', '\n', '\r', ' ']).ends_with(key);
-        if is_key || is_table || bare.contains(&format!("{key} =")) {
-            return Some(start..start + line.len());
-        }
-        start += line.len();
+/// A message of the parser, with TOML's words for what Rust has other names for.
+fn in_words(message: &str) -> String {
+    let mut words = message.replace('\n', " ");
+    for (rust, toml) in [
+        ("expected a sequence", "expected an array"),
+        ("expected a map", "expected a table"),
+        ("expected a boolean", "expected true or false"),
+        ("invalid boolean, expected false", "expected true or false"),
+        ("expected u8", "expected a number from 0 to 255"),
+        ("expected u16", "expected a number from 0 to 65535"),
+        ("expected u32", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("invalid type: sequence", "invalid type: array"),
+        ("invalid type: map", "invalid type: table"),
+    ] {
+        words = words.replace(rust, toml);
     }
-    None
+    match words.split_once("expected struct ") {
+        Some((before, _)) => format!("{before}expected a table"),
+        None => words,
+    }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use log::Level;
 use sip_xdp_common::abi::layout::{List, Owner};
-use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::ladder::Digest;
 
 use super::import::Insists;
@@ -144,17 +143,8 @@ impl Daemon {
     fn unblock(&mut self, network: &Network) -> Result<Removed> {
         let removed =
             self.delete(List::Block, network, &[Owner::Manual, Owner::Auto, Owner::Tool])?;
-        let now = clock::now();
-        let suspects = self.lists.metered_places(network, now);
-        let owned = |(host, user, _): (IpKey, &str, u64)| (host, user.to_owned());
-        let refused: Vec<(IpKey, String)> =
-            self.detector.refused_users(network, now).map(owned).collect();
-        let expelled: Vec<String> = self
-            .detector
-            .expelled_accounts(network, now)
-            .map(|(user, _)| user.to_owned())
-            .collect();
-        if removed.is_empty() && suspects.is_empty() && refused.is_empty() && expelled.is_empty() {
+        let forgotten = self.forget_evidence(network)?;
+        if removed.is_empty() && forgotten.is_empty() {
             if let Some(feed_listing) = self.feed_listing(network) {
                 bail!(feed_listing);
             }
@@ -163,19 +153,11 @@ impl Daemon {
                  list --match {network}`"
             );
         }
-        for (host, user) in &refused {
-            self.lists.refuse_user(*host, Digest::of(user.as_bytes()).0, 0)?;
-        }
-        self.detector.forget(network);
-        self.repeats.forget(network);
         self.remember_evidence();
         for offender in self.offences.keys().filter(|offender| network.meets(offender)) {
             self.store.record(Change::Pardon(*offender));
         }
         self.offences.retain(|offender, _| !network.meets(offender));
-        for place in &suspects {
-            self.lists.unmeter(place)?;
-        }
         let source = network.first();
         for gone in [source, Network::around(source, self.config.ipv6_prefix).first()] {
             self.sources.forget(&gone)?;
@@ -203,11 +185,42 @@ impl Daemon {
         if let Some(feed_listing) = self.feed_listing(network) {
             bail!("what else blocked it was removed, but {feed_listing}");
         }
+        let mut around = self.lists.covering(List::Block, network).into_iter();
+        if let Some(around) = around.find(|around| self.lists.blocks(around, clock::now())) {
+            bail!(
+                "what blocked {network} alone was removed, but {around} around it still blocks it: \
+                 `sip-xdp unban {around}` ends that, or `sip-xdp trust add {network}` spares it"
+            );
+        }
         let removed = removed.iter().map(RemovedEntry::from).collect();
-        let refused: BTreeSet<String> = refused.into_iter().map(|(_, user)| user).collect();
-        let refused = refused.into_iter().collect();
-        let suspect = !suspects.is_empty();
-        Ok(Removed { removed, still: None, suspect, suspects, refused, expelled })
+        Ok(Removed { removed, still: None, ..forgotten })
+    }
+
+    /// Forgets the evidence against the hosts of a network, and against the networks around it:
+    /// takes them off the ladder, refuses no users from there, and lets accounts earn standing
+    /// again. Returns what was in force. Offences, which lengthen bans, stay.
+    pub(super) fn forget_evidence(&mut self, network: &Network) -> Result<Removed> {
+        let now = clock::now();
+        let suspects = self.lists.metered_places(network, now);
+        for place in &suspects {
+            self.lists.unmeter(place)?;
+        }
+        let mut refused = BTreeSet::new();
+        for (host, user, _) in self.detector.refused_users(network, now) {
+            self.lists.refuse_user(host, Digest::of(user.as_bytes()).0, 0)?;
+            refused.insert(user.to_owned());
+        }
+        let expelled = self.detector.expelled_accounts(network, now);
+        let expelled = expelled.map(|(user, _)| user.to_owned()).collect();
+        self.detector.forget(network);
+        self.repeats.forget(network);
+        Ok(Removed {
+            suspect: !suspects.is_empty(),
+            suspects,
+            refused: refused.into_iter().collect(),
+            expelled,
+            ..Removed::default()
+        })
     }
 
     fn untrust(&mut self, network: &Network) -> Result<Removed> {

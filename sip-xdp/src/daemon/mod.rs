@@ -36,7 +36,7 @@ use crate::api::answers::Reply;
 use crate::api::event_stream::Hub;
 use crate::bans::notes::Notes;
 use crate::bans::offences::{Offence, Repeats};
-use crate::config::Config;
+use crate::config::{Config, Policy};
 use crate::dataplane::attach::tcx::EgressWay;
 use crate::dataplane::attach::trial::Trial;
 use crate::dataplane::attach::xdp::ModeChoice;
@@ -207,8 +207,9 @@ impl Daemon {
             );
         }
         let verb = if self.config.dry_run { "dry run, nothing is dropped," } else { "enforcing" };
+        let closed = if self.config.policy == Policy::Closed { ", policy closed" } else { "" };
         format!(
-            "{verb} on {}, ports {}{}",
+            "{verb} on {}, ports {}{closed}{}",
             interfaces.join(", "),
             ports.join(" "),
             self.confirmation.note()
@@ -366,6 +367,7 @@ impl Daemon {
     /// The daemon's part of `status`.
     fn status(&self) -> DaemonStatus {
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.config.warnings());
         warnings.extend(self.attach_warnings.iter().cloned());
         warnings.extend(self.interface_warnings());
         warnings.extend(self.blind_warnings());
@@ -396,6 +398,8 @@ impl Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             config: self.paths.config.clone(),
+            policy: self.config.policy,
+            ports: self.config.ports.clone(),
             watched_sources: self.detector.watched(),
             served_sources: self.detector.served(clock::now()),
             learning: clock::now() < self.learning_until,

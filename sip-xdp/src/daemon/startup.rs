@@ -38,6 +38,7 @@ use crate::dns::Hosts;
 use crate::feeds::engine::Engine;
 use crate::lists::Lists;
 use crate::lists::never_ban::NeverBan;
+use crate::net::network::Network;
 use crate::store::{Change, Found, Opened, State, Store};
 use crate::sys::clock;
 use crate::sys::paths::Paths;
@@ -53,6 +54,9 @@ impl Daemon {
         overrides: Overrides,
     ) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
         let pins = Pins::new(&paths.pin_dir);
+        let (version, file) = (env!("CARGO_PKG_VERSION"), paths.config.display());
+        let exists = if paths.config.exists() { "" } else { ", which does not exist: defaults" };
+        log::info!("sip-xdp {version}, configuration {file}{exists}");
         let config = overrides.read(&paths).inspect_err(|_| end_lapsed_trial(&pins))?;
         if overrides.confirm.is_some() && config.dry_run {
             bail!(
@@ -259,7 +263,8 @@ impl Daemon {
         }
         let before = std::mem::replace(&mut self.config, config);
         if before.dry_run && !self.config.dry_run {
-            self.lists.unmeter_all()?;
+            // Nobody has felt what the dry run decided: enforcement begins with fresh evidence.
+            self.forget_evidence(&Network::ALL)?;
         }
         if let Err(error) = self.apply().await {
             self.config = before;
@@ -273,7 +278,9 @@ impl Daemon {
         self.hosts.ask_again();
         self.integrations.configure(&self.config, &self.hub);
         self.hep.input.configure(&self.config.hep);
-        Ok(Applied { applied: self.summary() })
+        let applied = self.summary();
+        log::info!("reloaded {}: {applied}", self.paths.config.display());
+        Ok(Applied { applied })
     }
 
     /// Applies the configuration to the loaded filter.

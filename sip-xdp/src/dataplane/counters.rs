@@ -224,11 +224,18 @@ pub struct FilteredInterface {
     /// Whether its trial (`run --confirm`) ended unconfirmed while the daemon was dead: the program
     /// is attached but drops nothing.
     pub trial_over: bool,
+    /// End of a trial that nobody has confirmed yet.
+    pub trial_until: Option<Timestamp>,
     /// Egress attachment, if any.
     pub egress: Option<EgressWay>,
 }
 
 impl FilteredInterface {
+    /// Whether packets are dropped there.
+    pub fn drops(&self) -> bool {
+        self.attached && !self.dry_run && !self.trial_over
+    }
+
     /// A problem that the operator should know, if any.
     pub fn trouble(&self) -> Option<String> {
         let name = &self.interface;
@@ -412,7 +419,9 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
 
 /// Interfaces with a record, compared with the present ones.
 pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInterface>> {
-    let trial_over = trial::pinned_deadline(pins).is_some_and(|deadline| deadline <= clock::now());
+    let deadline = trial::pinned_deadline(pins);
+    let trial_over = deadline.is_some_and(|deadline| deadline <= clock::now());
+    let trial_until = deadline.filter(|_| !trial_over).and_then(clock::to_wall);
     let filtered = |record: &InterfaceRecord| {
         let ours =
             ProgramInfo::from_pin(pins.program(record.index)).ok().map(|program| program.id());
@@ -427,6 +436,7 @@ pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInte
             dry_run: record.dry_run != 0,
             attached: ours.is_some() && on.map(|xdp| xdp.id) == ours,
             trial_over,
+            trial_until,
             egress: present.and_then(|interface| tcx::way(interface, pins)),
         }
     };

@@ -72,6 +72,9 @@ impl Network {
         Self { first: source.masked(mask(prefix)), prefix: prefix.min(128) }
     }
 
+    /// Every address, of both families.
+    pub const ALL: Self = Self { first: IpKey::new([0; 16]), prefix: 0 };
+
     /// The network with which a source is judged: for IPv6 its `prefix` bits, for IPv4 the address
     /// alone. In `::/64`, which contains the mapped IPv4 range and no assigned addresses, also the
     /// address alone.
@@ -117,7 +120,7 @@ impl Network {
         other.prefix >= self.prefix && other.first.masked(mask(self.prefix)) == self.first
     }
 
-    /// Whether one of the two contains the other.
+    /// Whether one of them contains the other.
     pub fn meets(&self, other: &Self) -> bool {
         self.contains(other) || other.contains(self)
     }

@@ -27,8 +27,7 @@ impl Health<'_> {
         let is_complete = self.daemon.is_none_or(|daemon| daemon.missing.is_empty())
             && !self.interfaces.is_empty()
             && !self.is_blind();
-        is_complete
-            && self.interfaces.iter().all(|one| one.attached && !one.dry_run && !one.trial_over)
+        is_complete && self.interfaces.iter().all(FilteredInterface::drops)
     }
 
     /// Whether a program sees no packets, without a remedy.
@@ -49,11 +48,18 @@ impl Health<'_> {
 
     fn warn_of_filter(&self, list: &Occupancy, warnings: &mut Vec<String>) {
         if self.daemon.is_none() && self.trouble.is_none() {
-            warnings.push(
-                "no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp \
-                 run`"
-                    .into(),
-            );
+            let is_enforced = self.interfaces.iter().any(FilteredInterface::drops);
+            let enforced = if is_enforced { "limits and bans are enforced, but " } else { "" };
+            warnings
+                .push(format!("no daemon: {enforced}nobody new is banned; start `sip-xdp run`"));
+            let trial = self.interfaces.iter().find_map(|one| one.trial_until);
+            warnings.extend(trial.map(|until| {
+                format!(
+                    "the trial of `--confirm` goes on without its daemon, and cannot be confirmed: \
+                     from {} on nothing is dropped",
+                    until.strftime("%F %T UTC")
+                )
+            }));
         }
         // After an unconfirmed trial the daemon reports it once for all interfaces.
         let is_detached = self
@@ -101,6 +107,7 @@ mod tests {
             dry_run,
             attached,
             trial_over: false,
+            trial_until: None,
             egress: None,
         }
     }

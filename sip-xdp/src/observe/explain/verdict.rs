@@ -124,10 +124,13 @@ fn evidence_text(entry: &Match) -> String {
     let tier = entry.tier.map(|tier| format!(", {}", tier.name())).unwrap_or_default();
     let reason =
         if entry.reason.is_empty() { String::new() } else { format!(", {}", entry.reason) };
-    let until = entry
-        .expires
-        .map_or_else(|| "for good".to_owned(), |until| format!("until {}", time(until)));
-    format!("{} ({}{tier}{reason}) {until}", entry.network, entry.owner)
+    let until = match entry.expires {
+        Some(until) => format!("until {}", time(until)),
+        None if entry.owner == "feed" => "for as long as the feed lists it".to_owned(),
+        None => "for good".to_owned(),
+    };
+    let owner = entry.claimant.as_deref().unwrap_or(entry.owner);
+    format!("{} ({owner}{tier}{reason}) {until}", entry.network)
 }
 
 /// A time in readable form.

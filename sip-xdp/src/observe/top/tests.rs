@@ -75,6 +75,7 @@ fn attacked(second: u64) -> Overview {
         dry_run: false,
         attached: true,
         trial_over: false,
+        trial_until: None,
         egress: None,
     };
     let stats = Stats {

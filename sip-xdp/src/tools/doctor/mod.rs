@@ -261,11 +261,26 @@ fn filter(facts: &HostFacts, paths: &Paths) -> Check {
             "run it as root to see everything",
         );
     }
+    let confirm = facts.daemon.as_ref().and_then(|daemon| daemon.confirm.as_ref());
+    if attached.is_empty() && confirm.is_some_and(|confirm| confirm.detached) {
+        return Check::warn(
+            CHECK,
+            "detached, since nobody confirmed in time: nothing is dropped",
+            "`sip-xdp confirm` attaches it again",
+        );
+    }
     if attached.is_empty() {
         return Check::warn(
             CHECK,
             "no filter is loaded: nothing is dropped",
-            "start it: `sip-xdp run`, or its service",
+            "start it: `sip-xdp run --dry-run` to look on, then `sip-xdp run`, or its service",
+        );
+    }
+    if attached.iter().any(|one| one.trial_over) {
+        return Check::warn(
+            CHECK,
+            format!("nothing is dropped on {}: nobody confirmed in time", names(&attached)),
+            "`sip-xdp run` attaches it anew",
         );
     }
     if attached.iter().any(|one| one.dry_run) {

@@ -195,8 +195,9 @@ fn exposure(facts: &HostFacts, listed: &[&Listener], wanted: &[String]) -> Check
             places.join(", ")
         ),
         format!(
-            "sip-xdp run {}; or have the server listen on private addresses only",
-            options.join(" ")
+            "sip-xdp run {options}, with --dry-run at first to look on; or have the server listen \
+             on private addresses only",
+            options = options.join(" ")
         ),
     )
 }

@@ -50,6 +50,7 @@ fn full() -> Overview {
         dry_run: false,
         attached: true,
         trial_over: false,
+        trial_until: None,
         egress: None,
     };
     let stats = Stats {
