@@ -92,7 +92,7 @@ fn names_an_unknown_key_and_the_nearest_one() {
         error("[limits.unknown]\n\nregisters = { count = 1, per = \"1s\" }"),
         ":3: unknown key limits.unknown.registers; did you mean limits.unknown.register?"
     );
-    assert_eq!(error("[detec.register]\ncount = 3"), ": unknown key detec; did you mean detect?");
+    assert_eq!(error("[detec.register]\ncount = 3"), ":1: unknown key detec; did you mean detect?");
 }
 
 #[test]

@@ -10,8 +10,8 @@ use crate::sip::message::Head;
 const MAX_RESPONSES: usize = 32_768;
 const LIFETIME_NS: u64 = 40_000_000_000;
 
-/// Nanoseconds after an unseen or truncated incoming response during which no outgoing response
-/// proves anything.
+/// Nanoseconds after an incoming response whose Call-ID or CSeq was not seen, during which no
+/// outgoing response proves anything.
 const BLIND_NS: u64 = 2_000_000_000;
 
 /// Recent incoming responses.
@@ -31,8 +31,10 @@ impl Arrived {
     /// Records an incoming response that answers no request of the server.
     pub(super) fn note(&mut self, head: Option<&Head<'_>>, event: &Observation<'_>) {
         match head.and_then(key) {
-            Some(key) if !event.is_cut => self.keys.insert(key, event.time, ()),
-            _ => self.blind_until = event.time + BLIND_NS,
+            // A server takes the first Call-ID and CSeq as well.
+            Some(key) => self.keys.insert(key, event.time, ()),
+            None if event.is_cut => self.blind_until = event.time + BLIND_NS,
+            None => {}
         }
     }
 
@@ -43,7 +45,7 @@ impl Arrived {
 
     /// Whether an outgoing response may be a forwarded one.
     pub(super) fn is_foreign(&self, head: &Head<'_>, now: u64) -> bool {
-        now < self.blind_until || key(head).is_some_and(|key| self.keys.get(&key, now).is_some())
+        now < self.blind_until || key(head).is_none_or(|key| self.keys.get(&key, now).is_some())
     }
 }
 

@@ -220,6 +220,8 @@ pub struct Detector {
     excused: Recent<u64, ()>,
     /// How many of them each source had.
     excuses: Recent<IpKey, LeakyBucket>,
+    /// Rejections of users at their own places, by a digest of both.
+    own_tries: Box<Recent<u64, responses::OwnTries>>,
     registrar: Registrar,
     /// Whether requests with a wrong UDP checksum count. In captures it is often left to the
     /// network device.
@@ -254,6 +256,7 @@ impl Detector {
             decoys_from: u64::MAX,
             orphans: Recent::new(MAX_ORPHANS, ORPHAN_NS),
             excused: Recent::new(MAX_ORPHANS, responses::EXCUSE_NS),
+            own_tries: Box::new(Recent::new(MAX_ORPHANS, FIRST_DAY_NS)),
             excuses: Recent::new(MAX_ORPHANS, FIRST_DAY_NS),
             registrar: Registrar::default(),
             takes_any_checksum: false,
@@ -648,7 +651,7 @@ impl Detector {
         }
         let earned = self.known.accept(acceptance);
         if let Some(aor) = aor {
-            self.known.call(aor, now);
+            self.known.call(&source, user, aor, now);
         }
         if !earned.gone.is_empty() {
             actions.push(Action::Ended(earned.gone));

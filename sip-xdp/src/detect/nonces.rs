@@ -90,6 +90,16 @@ impl Nonces {
         lost
     }
 
+    /// Records a nonce that may have gone to others as well. Returns the earlier sole recipient.
+    pub(super) fn share(&mut self, nonce: u64, now: u64) -> Option<IpKey> {
+        let before =
+            std::mem::replace(self.given.touch(nonce, now, || Given::Shared), Given::Shared);
+        match before {
+            Given::Alone { to, .. } => Some(to),
+            Given::Within(_) | Given::Shared => None,
+        }
+    }
+
     /// Records the request that a nonce challenged.
     pub(super) fn challenge(&mut self, nonce: u64, request: &Request, now: u64) {
         let challenges = self.challenges.touch(key(request), now, Vec::new);

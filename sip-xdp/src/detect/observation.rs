@@ -29,7 +29,7 @@ pub struct Observation<'a> {
     pub is_proven: bool,
     /// Nothing was lost before it that could have made something else look like it.
     pub is_certain: bool,
-    /// By its connection the other side has sent fragments, which hide what they carry.
+    /// What was not seen of the other side's messages it has hidden itself.
     pub may_hide: bool,
     /// As [`KernelEvent::flags`].
     pub flags: u8,

@@ -48,6 +48,11 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
         (now.saturating_sub(*at) < self.lifetime_ns).then_some(value)
     }
 
+    /// The entry of a key, however old.
+    pub(super) fn peek(&self, key: &K) -> Option<&V> {
+        self.entries.get(key).map(|(_, value)| value)
+    }
+
     /// As [`Recent::get`], mutable, without touching it.
     pub(super) fn get_mut(&mut self, key: &K, now: u64) -> Option<&mut V> {
         let lifetime_ns = self.lifetime_ns;

@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use sip_xdp_common::ip_key::{IpKey, mask};
 
+use super::digest::digest;
 use super::recent::Recent;
 use crate::sip::transport::Transport;
 
@@ -29,6 +30,9 @@ const HOSTS_OF_A_48: u32 = 4_096;
 
 /// Maximum number of remembered AORs that differ from the name in the credentials.
 const MAX_ALIASES: usize = 32_768;
+
+/// Maximum number of addresses-of-record of a user at an address.
+const MAX_AORS: usize = 16;
 
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
 
@@ -128,6 +132,8 @@ pub(super) struct Registrations {
     users: HashMap<String, Vec<IpKey>>,
     /// Users by other names.
     aliases: Recent<u64, ()>,
+    /// Addresses-of-record by source and user, as digests.
+    called: Box<Recent<u64, Vec<u64>>>,
     /// Addresses by the end of their standing.
     ends: BTreeSet<(u64, IpKey)>,
     places: usize,
@@ -151,6 +157,7 @@ impl Registrations {
             addresses: HashMap::new(),
             users: HashMap::new(),
             aliases: Recent::new(MAX_ALIASES, MEMORY_NS),
+            called: Box::new(Recent::new(MAX_ALIASES, MEMORY_NS)),
             ends: BTreeSet::new(),
             places: 0,
             networks: HashMap::new(),
@@ -206,9 +213,23 @@ impl Registrations {
         Earned { standing: true, gone }
     }
 
-    /// Records another name of an accepted user.
-    pub(super) fn call(&mut self, name: &str, now: u64) {
-        self.aliases.insert(super::digest::digest(name), now, ());
+    /// Records an address-of-record that a user has registered from an address.
+    pub(super) fn call(&mut self, source: &IpKey, user: &str, aor: &str, now: u64) {
+        self.aliases.insert(digest(aor), now, ());
+        let called = self.called.touch(digest(&(source, user)), now, Vec::new);
+        let aor = digest(aor);
+        called.retain(|known| *known != aor);
+        if called.len() >= MAX_AORS {
+            called.remove(0);
+        }
+        called.push(aor);
+    }
+
+    /// Whether a user registers this address-of-record from an address, as far as is known: it has
+    /// its name, or none is known yet, or it is one of them.
+    pub(super) fn may_be_called(&self, source: &IpKey, user: &str, aor: &str) -> bool {
+        let called = self.called.peek(&digest(&(source, user)));
+        user == aor || called.is_none_or(|all| all.is_empty() || all.contains(&digest(aor)))
     }
 
     /// Makes room for one more place of a user, by evicting the one that ends first.
@@ -415,8 +436,7 @@ impl Registrations {
 
     /// Whether a user was ever accepted from anywhere, as far as remembered.
     pub(super) fn is_user(&self, user: &str, now: u64) -> bool {
-        self.users.contains_key(user)
-            || self.aliases.get(&super::digest::digest(user), now).is_some()
+        self.users.contains_key(user) || self.aliases.get(&digest(user), now).is_some()
     }
 
     /// Number of known-good addresses.

@@ -14,7 +14,7 @@ use super::digest::digest;
 use super::nonces::Echo;
 use super::observation::Observation;
 use super::registrations::Acceptance;
-use super::rules::Signal;
+use super::rules::{PATIENT_NS, Signal};
 use super::source_state::{Challenged, Waiting};
 use super::transactions::{Answered, Match, Method, Request};
 use super::windows::LeakyBucket;
@@ -32,6 +32,18 @@ const USUAL: u32 = 3_600;
 const LONGEST: u32 = 24 * 3_600;
 
 const SECOND_NS: u64 = 1_000_000_000;
+
+/// Level of the leaky bucket of rejections of a user at its own place, each within 20 s of the one
+/// before, from which on they are no telephone's; and the time in which it loses one.
+const MOST_OWN: f64 = 60.0;
+const OWN_LEAK_NS: u64 = 60 * SECOND_NS;
+
+/// Rejections of a user at its own place.
+#[derive(Debug, Default)]
+pub(super) struct OwnTries {
+    last: u64,
+    quick: LeakyBucket,
+}
 
 /// Number of rejections of one user within the grace period that cannot be retries any more.
 const NO_RETRY: usize = 2;
@@ -81,8 +93,13 @@ impl Detector {
         let transport = event.transport;
         let is_hidden = event.is_proven && event.may_hide;
         let answer = Answer { to, port, status, head, now, is_foreign, transport, is_hidden };
-        if !is_foreign {
-            head.challenges.iter().for_each(|one| self.give_nonce(one.nonce, to, now, actions));
+        for one in &head.challenges {
+            if is_foreign {
+                // Who was given it is not certain, so that it is nobody's alone.
+                self.share_nonce(one.nonce, now, actions);
+            } else {
+                self.give_nonce(one.nonce, to, now, actions);
+            }
         }
         match self.transactions.answer(to, head, now) {
             Match::Of(answered) => {
@@ -144,6 +161,15 @@ impl Detector {
             Some(before) => tell(before, false),
             None if self.nonces.echo(digest(nonce), to, now) == Echo::Own => tell(to, true),
             None => {}
+        }
+    }
+
+    /// Records a nonce that proves nothing about anybody.
+    fn share_nonce(&mut self, nonce: &[u8], now: u64, actions: &mut Vec<Action>) {
+        if let Some(before) = self.nonces.share(digest(nonce), now)
+            && self.is_metered(&before, now)
+        {
+            actions.push(Action::OwnNonce(before, Digest::of(nonce).0, false));
         }
     }
 
@@ -305,7 +331,8 @@ impl Detector {
     fn rejected(&mut self, answer: &Answer<'_>, request: &Arc<Request>, actions: &mut Vec<Action>) {
         let (now, source) = (answer.now, request.source);
         let mut level = self.level_of(request, now);
-        if answer.is_foreign || answer.to != source {
+        // Nobody else knows the branch and Call-ID of a request that came by a connection.
+        if answer.is_foreign && !request.is_proven || answer.to != source {
             level = Level::Seen;
         }
         if level == Level::Routable
@@ -327,16 +354,41 @@ impl Detector {
                 self.registrar.tried(now, account(&user), false, known);
             }
             // A rejection at the user's own place is an event, never evidence.
-            if self.known.is_own_place(&user, &request.place(), now) {
+            if self.known.is_own_place(&user, &request.place(), now)
+                && !self.may_cover(&user, request, now)
+            {
                 let text = format!("the user {user:?} is rejected where it was accepted before");
                 actions.push(Action::Rejected(source, request.port, text));
                 continue;
             }
             let Request { port, transport, call, is_proven, .. } = **request;
             let level = if is_proven || own.contains(&user) { level } else { Level::Seen };
+            // Under cover of an account the address-of-record is whose password is tried.
+            let is_account = self.known.accepted(&source, &user, now);
+            let aor = request.user.as_ref().filter(|_| request.method == Method::Register);
+            let user = if is_account { aor.unwrap_or(&user).clone() } else { user };
             let rejection = Rejection { user, port, transport, level, network, call };
             self.wait(source, rejection, now, actions);
         }
+    }
+
+    /// Whether a rejection at the user's own place may be that of a try for somebody else: servers
+    /// may read other credentials, or take the password of the address-of-record that it is to
+    /// register; or it is one of more than a phone sends.
+    fn may_cover(&mut self, user: &str, request: &Request, now: u64) -> bool {
+        let Request { source, port, .. } = *request;
+        let is_other_aor = request.method == Method::Register
+            && request
+                .user
+                .as_deref()
+                .is_some_and(|aor| !self.known.may_be_called(&source, user, aor));
+        if request.is_ambiguous || is_other_aor {
+            return true;
+        }
+        let own = self.own_tries.touch(digest(&(source, port, user)), now, OwnTries::default);
+        let is_quick = now.saturating_sub(own.last) < PATIENT_NS;
+        own.last = now;
+        is_quick && own.quick.pour(now, OWN_LEAK_NS) >= MOST_OWN
     }
 
     /// Records a rejection. Those of guessers count at once; those of possible phones with an old

@@ -10,6 +10,7 @@ use sip_xdp_common::verdict::Message;
 use super::*;
 use crate::net::network::source_of;
 
+mod hidden;
 mod streams;
 
 const SECOND: u64 = 1_000_000_000;

@@ -57,7 +57,10 @@ pub(super) struct Request {
     /// Whether it may have unseen credentials, because it is longer than the sample.
     pub(super) cut: bool,
     pub(super) credentials: Vec<Credential>,
-    /// Digest of its credentials, which distinguishes tries.
+    /// Whether servers may read its credentials in another way, or see others.
+    pub(super) is_ambiguous: bool,
+    /// Digest of all of it that was seen. A retransmission is the same in every byte (RFC 3261,
+    /// section 17.1); whatever differs may be another try.
     pub(super) attempt: u64,
     /// Digest of the Call-ID.
     pub(super) call: u64,
@@ -117,7 +120,6 @@ impl Request {
         let user = if register { head.to.user.or(head.from.user) } else { head.from.user };
         let user = user.or(named);
         let target = if register { user } else { uri_user(uri).or(head.to.user) };
-        let tried = head.credentials.iter().map(|one| (one.nonce, one.response));
         let credentials = head
             .credentials
             .iter()
@@ -134,7 +136,8 @@ impl Request {
             host: uri_host(uri),
             authorized: head.authorized,
             cut: event.is_cut && !head.complete && !head.authorized,
-            attempt: digest(&tried.collect::<Vec<_>>()),
+            is_ambiguous: head.is_ambiguous,
+            attempt: digest(&event.bytes),
             credentials: credentials.collect(),
             call: digest(&head.call_id),
             fingerprint: if register { 0 } else { fingerprint(event.bytes, uri) },

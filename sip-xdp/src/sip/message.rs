@@ -88,6 +88,8 @@ pub struct Head<'a> {
     pub credentials: Vec<Credentials<'a>>,
     /// Whether there is an Authorization header of any kind.
     pub authorized: bool,
+    /// Whether servers may read its credentials in another way, or see others.
+    pub is_ambiguous: bool,
     /// Digest challenges, each possibly with its own nonce (RFC 8760, 2.3).
     pub challenges: Vec<Challenge<'a>>,
     /// The Expires header, in seconds.
@@ -117,6 +119,7 @@ impl<'a> Head<'a> {
             agent: None,
             credentials: Vec::new(),
             authorized: false,
+            is_ambiguous: false,
             challenges: Vec::new(),
             expires: None,
             contact_expires: None,
@@ -130,8 +133,15 @@ impl<'a> Head<'a> {
                     head.complete = whole;
                     break;
                 }
-                if let Some((name, value)) = header(line) {
+                // A carriage return alone ends a line for some servers, in some headers. What
+                // follows it counts as far as it may try a password.
+                let goes_on = |one: &u8, next: &u8| *one != b'\r' || *next == b'\n';
+                let mut parts = line.chunk_by(goes_on).map(trim);
+                if let Some((name, value)) = parts.next().and_then(header) {
                     head.note(name, value, whole);
+                }
+                for (name, value) in parts.filter_map(header) {
+                    head.is_ambiguous |= head.note_credentials(name, value, whole);
                 }
             }
         }
@@ -148,21 +158,39 @@ impl<'a> Head<'a> {
         self.contact_expires.or(self.expires)
     }
 
+    /// Notes credentials, if this header has some. Returns whether it is one for them.
+    fn note_credentials(&mut self, name: &[u8], value: &'a [u8], whole: bool) -> bool {
+        if ![&b"authorization"[..], b"proxy-authorization"]
+            .iter()
+            .any(|header| name.eq_ignore_ascii_case(header))
+        {
+            return false;
+        }
+        self.authorized = true;
+        if !whole {
+            return true;
+        }
+        let read = |escapes| credentials(value, escapes);
+        // Some servers know escapes in quoted strings (RFC 3261, section 25.1), some do not.
+        let (found, other) = (read(true), read(false).filter(|_| value.contains(&b'\\')));
+        let differs = other.is_some() && other != found;
+        for (one, is_clear) in found.into_iter().chain(other.filter(|_| differs)) {
+            self.is_ambiguous |= !is_clear || differs;
+            if self.credentials.len() < MAX_CREDENTIALS {
+                self.credentials.push(one);
+            } else {
+                self.is_ambiguous = true;
+            }
+        }
+        true
+    }
+
     fn note(&mut self, name: &[u8], value: &'a [u8], whole: bool) {
         let is = |long: &str, short: &str| {
             name.eq_ignore_ascii_case(long.as_bytes())
                 || !short.is_empty() && name.eq_ignore_ascii_case(short.as_bytes())
         };
-        if is("authorization", "") || is("proxy-authorization", "") {
-            self.authorized = true;
-            if whole
-                && self.credentials.len() < MAX_CREDENTIALS
-                && let Some(found) = credentials(value)
-            {
-                self.credentials.push(found);
-            }
-        }
-        if !whole || value.is_empty() {
+        if self.note_credentials(name, value, whole) || !whole || value.is_empty() {
             return;
         }
         if is("from", "f") {
@@ -415,17 +443,18 @@ fn number(text: &[u8]) -> Option<u32> {
 /// The parameters of a Digest header: `name=value`, quoted or not, separated by commas. A quote
 /// elsewhere than at the start of a value is a character like any other, as servers read it: it
 /// hides no comma.
-fn digest(value: &[u8]) -> Option<impl Iterator<Item = (&[u8], &[u8])>> {
+fn digest(value: &[u8], escapes: bool) -> Option<impl Iterator<Item = (&[u8], &[u8])>> {
     let scheme = value.get(..6)?;
-    let blank = value.get(6).is_none_or(|byte| *byte <= b' ');
-    if !scheme.eq_ignore_ascii_case(b"digest") || !blank {
+    // Some servers take a comma for the blank behind the scheme.
+    let ends = value.get(6).is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-');
+    if !scheme.eq_ignore_ascii_case(b"digest") || !ends {
         return None;
     }
     let (mut quoted, mut escaped, mut begins) = (false, false, false);
     let parts = value[6..].split(move |byte| {
         match byte {
             _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
+            b'\\' if quoted && escapes => escaped = true,
             b'"' if quoted || begins => quoted = !quoted,
             _ => {}
         }
@@ -438,23 +467,28 @@ fn digest(value: &[u8]) -> Option<impl Iterator<Item = (&[u8], &[u8])>> {
     }))
 }
 
-fn credentials(value: &[u8]) -> Option<Credentials<'_>> {
-    let mut found = Credentials::default();
-    for (name, value) in digest(value)? {
-        if name.eq_ignore_ascii_case(b"username") {
-            found.username = value;
+/// The credentials of a value, and whether each parameter is there once.
+fn credentials(value: &[u8], escapes: bool) -> Option<(Credentials<'_>, bool)> {
+    let (mut found, mut is_clear) = (Credentials::default(), true);
+    for (name, value) in digest(value, escapes)? {
+        let part = if name.eq_ignore_ascii_case(b"username") {
+            &mut found.username
         } else if name.eq_ignore_ascii_case(b"nonce") {
-            found.nonce = value;
+            &mut found.nonce
         } else if name.eq_ignore_ascii_case(b"response") {
-            found.response = value;
-        }
+            &mut found.response
+        } else {
+            continue;
+        };
+        is_clear &= part.is_empty();
+        *part = value;
     }
-    Some(found)
+    Some((found, is_clear))
 }
 
 fn challenge(value: &[u8]) -> Option<Challenge<'_>> {
     let mut found = Challenge::default();
-    for (name, value) in digest(value)? {
+    for (name, value) in digest(value, true)? {
         if name.eq_ignore_ascii_case(b"nonce") {
             found.nonce = value;
         } else if name.eq_ignore_ascii_case(b"stale") {
@@ -559,7 +593,7 @@ mod tests {
             "Digest foo=\"a, b\", username=\"100\", nonce=\"n\"",
             "Digest foo=\"a\\\", b\", username=\"100\", nonce=\"n\"",
         ] {
-            let found = credentials(text.as_bytes()).unwrap();
+            let (found, _) = credentials(text.as_bytes(), true).unwrap();
             assert_eq!((found.username, found.nonce), (&b"100"[..], &b"n"[..]), "{text}");
         }
     }

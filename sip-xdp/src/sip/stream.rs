@@ -116,7 +116,8 @@ pub struct Message<'a> {
     pub is_certain: bool,
     /// The other side has acknowledged a number that only it was sent: the address is its own.
     pub is_proven: bool,
-    /// The other side has sent fragments by this connection, which hide what they carry.
+    /// What was not seen of the other side's messages it has hidden itself: it has sent fragments,
+    /// or all that it has sent since the handshake was read.
     pub may_hide: bool,
 }
 
@@ -222,6 +223,8 @@ struct Connection {
     is_foreign: bool,
     /// Fragments arrived.
     has_fragments: bool,
+    /// Pieces that arrived were lost.
+    has_gaps: bool,
     last: u64,
     /// What it counts for in the sum of bytes.
     cost: usize,
@@ -414,6 +417,7 @@ impl Connection {
             is_read: false,
             is_foreign: false,
             has_fragments: false,
+            has_gaps: false,
             last: time,
             cost: 0,
         }
@@ -447,6 +451,14 @@ impl Connection {
         true
     }
 
+    /// Whether all was read that has arrived since the handshake, as far as our side has
+    /// acknowledged it.
+    fn is_all_read(&self) -> bool {
+        let arriving = &self.sides[Direction::In as usize];
+        let is_read = |(_, position): (u32, u64)| position >= arriving.acknowledged;
+        self.opened.is_some() && !self.has_gaps && arriving.next.is_some_and(is_read)
+    }
+
     fn take(
         &mut self,
         segment: &Segment<'_>,
@@ -464,7 +476,7 @@ impl Connection {
             self.sides[own].ended |= segment.fin;
             return;
         }
-        let (is_proven, may_hide) = (self.is_proven, self.has_fragments);
+        let (is_proven, may_hide) = (self.is_proven, self.has_fragments || self.is_all_read());
         for (at, direction) in [(own, segment.direction), (other, opposite(segment.direction))] {
             let side = &mut self.sides[at];
             let mut hand_on = |frame: Frame<'_>| {
@@ -487,6 +499,7 @@ impl Connection {
             }
             lost += side.skip_lost(segment.time, &mut hand_on);
             counts.lost += lost;
+            self.has_gaps |= lost > 0 && direction == Direction::In;
             counts.garbage += std::mem::take(&mut side.framer.garbage);
         }
     }

@@ -6,7 +6,7 @@ use sip_xdp_common::limits::ladder::{Digest, REFUSES_USERS};
 use super::*;
 
 impl Fixture {
-    fn by(transport: Transport) -> Self {
+    pub(super) fn by(transport: Transport) -> Self {
         Self { transport, ..Self::new() }
     }
 
