@@ -13,7 +13,7 @@ pub struct Spelling {
 pub const PLAIN: Spelling = Spelling { name: "as everybody writes it", write: str::to_owned };
 
 /// All spellings.
-pub const SPELLINGS: [Spelling; 12] = [
+pub const SPELLINGS: [Spelling; 15] = [
     PLAIN,
     Spelling { name: "lower case method", write: |text| text.replacen("REGISTER", "register", 1) },
     Spelling { name: "leading CRLF", write: |text| format!("{}{text}", "\r\n".repeat(20)) },
@@ -28,6 +28,15 @@ pub const SPELLINGS: [Spelling; 12] = [
     Spelling { name: "compact headers", write: compact },
     Spelling { name: "odd case, blanks before colons", write: odd_case },
     Spelling { name: "folded Authorization", write: folded },
+    Spelling { name: "Authorization behind a CR alone", write: behind_a_return },
+    Spelling {
+        name: "a backslash at a string's end",
+        write: |text| text.replacen(", nonce=", ", opaque=\"\\\", nonce=", 1),
+    },
+    Spelling {
+        name: "a comma behind the scheme",
+        write: |text| text.replacen(": Digest ", ": Digest,", 1),
+    },
     Spelling {
         name: "CSeq with another method",
         write: |text| text.replacen(" REGISTER\r\n", " OPTIONS\r\n", 1),
@@ -81,6 +90,20 @@ fn folded(text: &str) -> String {
     format!("{before}Authorization:\r\n {credentials}\r\n{after}")
 }
 
+/// The credentials in the line of To, behind a carriage return.
+fn behind_a_return(text: &str) -> String {
+    let Some((before, rest)) = text.split_once("\r\nAuthorization:") else {
+        return text.to_owned();
+    };
+    let Some((credentials, after)) = rest.split_once("\r\n") else { return text.to_owned() };
+    let Some((first, more)) = before.split_once("\r\nTo: ") else { return text.to_owned() };
+    let (to, others) = more.split_once("\r\n").unwrap_or((more, ""));
+    format!(
+        "{first}\r\nTo: {to};x=1\rAuthorization:{credentials}\r\n{others}{}{after}",
+        if others.is_empty() { "" } else { "\r\n" }
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +128,14 @@ mod tests {
             odd_case(TEXT).contains("\r\ncSeQ \t:  1 REGISTER\r\naUtHoRiZaTiOn \t:  Digest"),
             "{}",
             odd_case(TEXT)
+        );
+        assert!(
+            behind_a_return(TEXT).ends_with(
+                "To: <sip:101@x>;x=1\rAuthorization: Digest username=\"101\", \
+                 nonce=\"a\"\r\nCSeq: 1 REGISTER\r\n\r\n"
+            ),
+            "{}",
+            behind_a_return(TEXT)
         );
         assert!(
             folded(TEXT).ends_with(

@@ -77,6 +77,9 @@ pub struct DaemonStatus {
     pub registrar_failing: bool,
     /// Whether the server's responses are seen; without them volume does not ban.
     pub sees_responses: bool,
+    /// Whether the server gives the same nonces to several sources; those prove no address.
+    #[serde(default)]
+    pub shared_nonces: bool,
     /// Bounded tables with their fill levels.
     pub tables: Vec<Fill>,
     /// Followed host names.

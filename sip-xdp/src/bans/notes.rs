@@ -12,8 +12,8 @@ const MAX_NOTES: usize = 4_096;
 
 type Key = (Network, &'static str);
 
-/// Times of the last notes by network, or host, and kind. Constant cost per note, because notes expire in the
-/// order of their creation.
+/// Times of the last notes by network, or host, and kind. Constant cost per note, because notes
+/// expire in the order of their creation.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     at: HashMap<Key, u64>,

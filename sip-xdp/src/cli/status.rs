@@ -54,15 +54,11 @@ pub(super) struct Report {
 impl Status {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<ExitCode> {
         let mut report = collect(paths).await?;
-        let unread = report.daemon.as_ref().and_then(doctor::unread);
-        report.warnings.extend(unread.clone());
+        report.warnings.extend(report.daemon.as_ref().and_then(doctor::unread));
         let healthy = report.enforcing;
         if self.check && !output.json {
-            let no_daemon =
-                || "no daemon answers: nobody new is banned; start `sip-xdp run`".to_owned();
-            let problem = if report.daemon.is_none() { Some(no_daemon()) } else { unread };
-            if let (true, Some(problem)) = (healthy, problem) {
-                eprintln!("sip-xdp: warning: {}", text::line(&problem));
+            for warning in report.warnings.iter().filter(|_| healthy) {
+                eprintln!("sip-xdp: warning: {}", text::line(warning));
             }
             if !healthy {
                 eprintln!("sip-xdp: not enforcing: {}", text::line(&report.warnings.join("; ")));

@@ -405,6 +405,7 @@ impl Daemon {
             learning: clock::now() < self.learning_until,
             registrar_failing: self.detector.registrar_is_failing(clock::now()),
             sees_responses: self.detector.sees_responses(),
+            shared_nonces: self.detector.nonces_are_shared(clock::now()),
             tables: self.tables_status(),
             hosts: self.hosts_status(),
             feeds: self.feed_list(),

@@ -315,6 +315,12 @@ impl Detector {
         self.registrar.sees_responses(Answers::default())
     }
 
+    /// Whether the server gives the same nonces to several sources, so that they prove nobody's
+    /// address.
+    pub fn nonces_are_shared(&self, now: u64) -> bool {
+        self.nonces.are_shared(now)
+    }
+
     /// All acceptances.
     pub fn acceptances(&self) -> impl Iterator<Item = Acceptance> + '_ {
         self.known.acceptances()

@@ -6,12 +6,18 @@ use sip_xdp_common::ip_key::{IpKey, mask};
 use super::digest::digest;
 use super::recent::Recent;
 use super::transactions::{Method, Request};
+use super::windows::LeakyBucket;
 
 /// Maximum number of remembered nonces, and of challenged calls.
 const MAX_NONCES: usize = 65_536;
 
 /// Their lifetime in nanoseconds: registrars withdraw nonces after some minutes.
 const LIFETIME_NS: u64 = 3_600_000_000_000;
+
+/// Level of the leaky bucket of nonces given to several sources from which on the server is said to
+/// share them, and the time in which it loses one.
+const MANY_SHARED: f64 = 3.0;
+const SHARED_LEAK_NS: u64 = 2 * LIFETIME_NS;
 
 /// Maximum number of challenges per call.
 const MAX_CHALLENGES: usize = 8;
@@ -53,6 +59,8 @@ pub(super) struct Nonces {
     challenges: Recent<u64, Vec<(u64, u64)>>,
     /// Nonces by source and user of a registration.
     registering: Recent<u64, ()>,
+    /// Nonces that were given to several sources.
+    shared: LeakyBucket,
 }
 
 impl Default for Nonces {
@@ -61,6 +69,7 @@ impl Default for Nonces {
             given: Recent::new(MAX_NONCES, LIFETIME_NS),
             challenges: Recent::new(MAX_NONCES, LIFETIME_NS),
             registering: Recent::new(MAX_NONCES, LIFETIME_NS),
+            shared: LeakyBucket::default(),
         }
     }
 }
@@ -87,7 +96,15 @@ impl Nonces {
             Some(network) => Given::Within(network),
             None => Given::Shared,
         };
+        if *before == Given::Shared && lost.is_some() {
+            self.shared.pour(now, SHARED_LEAK_NS);
+        }
         lost
+    }
+
+    /// Whether the server gives the same nonces to several sources, as of the last hours.
+    pub(super) fn are_shared(&self, now: u64) -> bool {
+        self.shared.level(now, SHARED_LEAK_NS) >= MANY_SHARED
     }
 
     /// Records a nonce that may have gone to others as well. Returns the earlier sole recipient.

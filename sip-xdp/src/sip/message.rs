@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 /// Maximum number of credentials per message. A guesser may put decoys first; a sample of 1,472
 /// bytes has room for about as many.
-const MAX_CREDENTIALS: usize = 16;
+const MAX_CREDENTIALS: usize = 40;
 
 /// Maximum number of challenges per response: RFC 8760 has one per algorithm.
 const MAX_CHALLENGES: usize = 8;

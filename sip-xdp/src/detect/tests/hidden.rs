@@ -54,9 +54,8 @@ fn spelling_credentials_oddly_in_one_transaction_gains_nothing() {
         }),
         ("behind an escape", &|number, nonce| {
             format!(
-                "{TRANSACTION}{to}Authorization: Digest \
-                 username=\"100\",realm=\"r\",nonce=\"n{nonce}\",opaque=\"\\\",response=\"{number}\"\
-                 \r\n"
+                "{TRANSACTION}{to}Authorization: Digest username=\"100\",nonce=\"n{nonce}\",\
+                 opaque=\"\\\",response=\"{number}\"\r\n"
             )
         }),
         ("with a comma behind the scheme", &|number, nonce| {
@@ -69,10 +68,10 @@ fn spelling_credentials_oddly_in_one_transaction_gains_nothing() {
             let attacker = who("192.0.2.66", 5060, "100");
             let tries = guesses_until_banned(&mut fixture, &attacker, 60, write);
             assert!(tries.is_some_and(|tries| tries <= 12), "{what}, {transport}: {tries:?}");
+            // Names without a nonce of their own are forgeable, and as many.
+            let is_proven = transport.is_stream() || !what.contains("decoys");
             let ban = fixture.only_ban();
-            // Beyond the sixteenth credentials nonces are not read.
-            let is_read = transport.is_stream() || !what.contains("decoys");
-            assert_eq!(ban.tier == Tier::Proven, is_read, "{what}, {transport}: {ban:?}");
+            assert_eq!(ban.tier == Tier::Proven, is_proven, "{what}, {transport}: {ban:?}");
         }
     }
 }

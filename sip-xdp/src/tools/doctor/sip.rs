@@ -53,6 +53,7 @@ pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
         listener_check(&listed, &own, facts.is_root),
         unlisted_ports(&unlisted, &own, &facts.config),
         exposure(facts, &listed, wanted),
+        nonces(facts),
         policy(facts, &listed, &own),
         hep::check(facts, &all),
         nat::source_nat(facts, &relevant),
@@ -148,6 +149,22 @@ fn unlisted_ports(unlisted: &[&Listener], own: &[IpAddr], config: &Config) -> Ch
         Check::fail(CHECK, detail, remedy)
     } else {
         Check::warn(CHECK, detail, remedy)
+    }
+}
+
+/// Whether nonces of the server prove the address of who echoes them.
+fn nonces(facts: &HostFacts) -> Check {
+    const CHECK: &str = "nonces";
+    match facts.daemon.as_ref().map(|daemon| daemon.shared_nonces) {
+        None => Check::ok(CHECK, "not known without a daemon"),
+        Some(false) => Check::ok(CHECK, "hardly any was given to several sources"),
+        Some(true) => Check::warn(
+            CHECK,
+            "the server gives the same nonce to several sources: who echoes one has proven \
+             nothing, so that guessers over UDP are slowed down rather than banned",
+            "Kamailio: modparam(\"auth\", \"auth_checks_register\", 8), and the same for \
+             auth_checks_no_dlg and auth_checks_in_dlg, bind nonces to the source's address",
+        ),
     }
 }
 
