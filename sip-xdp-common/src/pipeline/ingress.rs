@@ -381,7 +381,8 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     }
     // A fragment that is, or may be, a response, of a source that was asked nothing: a proxy may
     // forward it, and the detector has not seen enough to tell it from the server's own.
-    let is_strange = first_fragment && !listed.is_good() && !listed.is_peer();
+    let is_known = listed.is_good() || listed.is_peer() || listed.is_admitted();
+    let is_strange = first_fragment && !is_known;
     let may_respond = !message.is_request()
         || matches!(message, Message::Other) && end.saturating_sub(payload) < SHORT_FRAGMENT;
     if packet.verifier_widen(usize::from(is_strange && may_respond)) != 0
@@ -457,6 +458,10 @@ fn judge_segment<R: Reader, T: Tables>(
             flags: tcp.flags,
             payload: packet.verifier_widen(ip.end.saturating_sub(ip.transport + tcp.header)),
         };
+    }
+    // SIP sends nothing urgent, and a host leaves such bytes out of the stream.
+    if segment.flags & tcp_flags::URG != 0 {
+        return Judgement::by(Reason::Limited, ip.end);
     }
     // An acknowledgement alone, or what the host throws away for its header.
     if !segment.is_request() && !segment.is_read() && !first_fragment {

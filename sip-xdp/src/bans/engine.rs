@@ -364,7 +364,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         if let Some(what) = self.ban_exemption(&place, now) {
             // An exempt host is never metered. That others of a network are not, is said.
             if !place.is_host() {
-                self.note_exempt(place, "site", reason, &what, now);
+                self.note_exempt("limited", place, "site", reason, &what, now);
             }
             return;
         }
@@ -447,7 +447,7 @@ impl<C: EventSink> BanEngine<'_, C> {
             self.note_good(finding.source, *port, now);
         }
         if let Some(what) = self.ban_exemption(&network, now) {
-            self.note_exempt(network, finding.kind, &finding.reason, &what, now);
+            self.note_exempt("banned", network, finding.kind, &finding.reason, &what, now);
             return;
         }
         if by_volume && now < self.learning_until {
@@ -498,15 +498,23 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
-    /// Says that a host or network attacks and must not be banned, because of what it is or
-    /// contains.
-    fn note_exempt(&mut self, place: Network, kind: &str, reason: &str, what: &str, now: u64) {
+    /// Says that a host or network attacks and is not `spared` (banned, or limited), because of what
+    /// it is or contains.
+    fn note_exempt(
+        &mut self,
+        spared: &str,
+        place: Network,
+        kind: &str,
+        reason: &str,
+        what: &str,
+        now: u64,
+    ) {
         if self.notes.are_due(place, "exempt", now) {
             self.announce(
                 Event::new("exempt").about(place).kind(kind).reason(reason),
                 Level::Warn,
                 format_args!(
-                    "not banned {place} although it attacks: it {what}; reason={}",
+                    "not {spared} {place} although it attacks: it {what}; reason={}",
                     Quoted(reason)
                 ),
             );

@@ -96,7 +96,12 @@ fn text(line: &Line) -> String {
             let FeedFigures { feed, added, removed, total } = feed;
             format!("{} +{added} -{removed} ={total}", text::line(feed))
         }
-        None => shown(event.address.map(|address| address.to_string())) + &shown(event.interface),
+        None => {
+            let mut parts =
+                vec![shown(event.address.map(|net| net.to_string())), shown(event.interface)];
+            parts.retain(|part| !part.is_empty());
+            parts.join(" ")
+        }
     };
     if let Some(port) = event.port {
         subject.push_str(&format!(" port {port}"));

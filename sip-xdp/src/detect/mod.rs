@@ -220,8 +220,6 @@ pub struct Detector {
     excused: Recent<u64, ()>,
     /// How many of them each source had.
     excuses: Recent<IpKey, LeakyBucket>,
-    /// Rejections of users at their own places, by a digest of both.
-    own_tries: Box<Recent<u64, responses::OwnTries>>,
     registrar: Registrar,
     /// Whether requests with a wrong UDP checksum count. In captures it is often left to the
     /// network device.
@@ -256,7 +254,6 @@ impl Detector {
             decoys_from: u64::MAX,
             orphans: Recent::new(MAX_ORPHANS, ORPHAN_NS),
             excused: Recent::new(MAX_ORPHANS, responses::EXCUSE_NS),
-            own_tries: Box::new(Recent::new(MAX_ORPHANS, FIRST_DAY_NS)),
             excuses: Recent::new(MAX_ORPHANS, FIRST_DAY_NS),
             registrar: Registrar::default(),
             takes_any_checksum: false,
@@ -611,6 +608,9 @@ impl Detector {
         }
         self.hear(source, now, Signal::Head(head), actions);
         self.hear(source, now, Signal::Request(&request), actions);
+        if asked.is_none() && request.authorized && !event.is_cut {
+            self.unmatched(&request, now, actions);
+        }
     }
 
     /// Processes a request within a dialog, which echoes the server's tag.
@@ -642,7 +642,7 @@ impl Detector {
     fn accept(
         &mut self,
         acceptance: &Acceptance,
-        aor: Option<&str>,
+        request: &Request,
         actions: &mut Vec<Action>,
     ) -> bool {
         let Acceptance { source, port, at: now, ref user, .. } = *acceptance;
@@ -656,8 +656,9 @@ impl Detector {
             return false;
         }
         let earned = self.known.accept(acceptance);
-        if let Some(aor) = aor {
-            self.known.call(&source, user, aor, now);
+        if let Some(name) = &request.user {
+            let is_aor = request.method == Method::Register;
+            self.known.call(&source, user, name, is_aor, now);
         }
         if !earned.gone.is_empty() {
             actions.push(Action::Ended(earned.gone));

@@ -107,8 +107,14 @@ impl Nonces {
         self.shared.level(now, SHARED_LEAK_NS) >= MANY_SHARED
     }
 
-    /// Records a nonce that may have gone to others as well. Returns the earlier sole recipient.
-    pub(super) fn share(&mut self, nonce: u64, now: u64) -> Option<IpKey> {
+    /// Records a nonce that may have gone to an address, or to others. It is nobody's alone, unless
+    /// it was that address's before. Returns the earlier sole recipient, if it is none any more.
+    pub(super) fn share(&mut self, nonce: u64, to: IpKey, now: u64) -> Option<IpKey> {
+        let is_own =
+            |given: &Given| matches!(given, Given::Alone { to: known, .. } if *known == to);
+        if self.given.get(&nonce, now).is_some_and(is_own) {
+            return None;
+        }
         let before =
             std::mem::replace(self.given.touch(nonce, now, || Given::Shared), Given::Shared);
         match before {
@@ -184,7 +190,7 @@ impl Nonces {
 }
 
 fn key(request: &Request) -> u64 {
-    digest(&(request.source, request.call, request.method))
+    digest(&(request.source, request.call, request.name))
 }
 
 #[cfg(test)]

@@ -213,23 +213,25 @@ impl Registrations {
         Earned { standing: true, gone }
     }
 
-    /// Records an address-of-record that a user has registered from an address.
-    pub(super) fn call(&mut self, source: &IpKey, user: &str, aor: &str, now: u64) {
-        self.aliases.insert(digest(aor), now, ());
-        let called = self.called.touch(digest(&(source, user)), now, Vec::new);
-        let aor = digest(aor);
-        called.retain(|known| *known != aor);
-        if called.len() >= MAX_AORS {
-            called.remove(0);
+    /// Records another name of an accepted user; whether it is an address-of-record that it has
+    /// registered from an address.
+    pub(super) fn call(&mut self, source: &IpKey, user: &str, name: &str, is_aor: bool, now: u64) {
+        let name = digest(name);
+        self.aliases.insert(name, now, ());
+        if is_aor {
+            let called = self.called.touch(digest(&(source, user)), now, Vec::new);
+            if called.len() < MAX_AORS && !called.contains(&name) {
+                called.push(name);
+            }
         }
-        called.push(aor);
     }
 
     /// Whether a user registers this address-of-record from an address, as far as is known: it has
-    /// its name, or none is known yet, or it is one of them.
+    /// its name, or is one of them, or none is known yet, or too many are.
     pub(super) fn may_be_called(&self, source: &IpKey, user: &str, aor: &str) -> bool {
         let called = self.called.peek(&digest(&(source, user)));
-        user == aor || called.is_none_or(|all| all.is_empty() || all.contains(&digest(aor)))
+        let may_be = |all: &Vec<u64>| all.len() >= MAX_AORS || all.contains(&digest(aor));
+        user == aor || called.is_none_or(may_be)
     }
 
     /// Makes room for one more place of a user, by evicting the one that ends first.

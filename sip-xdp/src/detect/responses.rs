@@ -14,9 +14,9 @@ use super::digest::digest;
 use super::nonces::Echo;
 use super::observation::Observation;
 use super::registrations::Acceptance;
-use super::rules::{PATIENT_NS, Signal};
+use super::rules::Signal;
 use super::source_state::{Challenged, Waiting};
-use super::transactions::{Answered, Match, Method, Request};
+use super::transactions::{Answered, Credential, Match, Method, Request};
 use super::windows::LeakyBucket;
 use super::{Action, Detector, GRACE_NS};
 use crate::sip::message::{Head, StartLine, user_name};
@@ -32,18 +32,6 @@ const USUAL: u32 = 3_600;
 const LONGEST: u32 = 24 * 3_600;
 
 const SECOND_NS: u64 = 1_000_000_000;
-
-/// Level of the leaky bucket of rejections of a user at its own place, each within 20 s of the one
-/// before, from which on they are no telephone's; and the time in which it loses one.
-const MOST_OWN: f64 = 60.0;
-const OWN_LEAK_NS: u64 = 60 * SECOND_NS;
-
-/// Rejections of a user at its own place.
-#[derive(Debug, Default)]
-pub(super) struct OwnTries {
-    last: u64,
-    quick: LeakyBucket,
-}
 
 /// Number of rejections of one user within the grace period that cannot be retries any more.
 const NO_RETRY: usize = 2;
@@ -73,6 +61,8 @@ pub(super) struct Answer<'a> {
     pub(super) transport: Transport,
     /// Whether its request may have been hidden by the destination, whose address is proven.
     pub(super) is_hidden: bool,
+    /// Whether its end was not seen.
+    pub(super) is_cut: bool,
 }
 
 impl Detector {
@@ -92,11 +82,13 @@ impl Detector {
             || self.arrived.is_foreign(head, now);
         let transport = event.transport;
         let is_hidden = event.is_proven && event.may_hide;
-        let answer = Answer { to, port, status, head, now, is_foreign, transport, is_hidden };
+        let is_cut = event.is_cut;
+        let answer =
+            Answer { to, port, status, head, now, is_foreign, transport, is_hidden, is_cut };
         for one in &head.challenges {
             if is_foreign {
                 // Who was given it is not certain, so that it is nobody's alone.
-                self.share_nonce(one.nonce, now, actions);
+                self.share_nonce(one.nonce, to, now, actions);
             } else {
                 self.give_nonce(one.nonce, to, now, actions);
             }
@@ -120,6 +112,9 @@ impl Detector {
                     if let Some(state) = self.sources.get_mut(&request.source) {
                         state.answered += 1;
                     }
+                }
+                if request.method == Method::Invite {
+                    self.forget_orphans(&answer);
                 }
                 self.outcome(&answer, &answered, actions);
                 if request.is_proven && status >= 200 {
@@ -164,9 +159,9 @@ impl Detector {
         }
     }
 
-    /// Records a nonce that proves nothing about anybody.
-    fn share_nonce(&mut self, nonce: &[u8], now: u64, actions: &mut Vec<Action>) {
-        if let Some(before) = self.nonces.share(digest(nonce), now)
+    /// Records a nonce that may have been sent to an address.
+    fn share_nonce(&mut self, nonce: &[u8], to: IpKey, now: u64, actions: &mut Vec<Action>) {
+        if let Some(before) = self.nonces.share(digest(nonce), to, now)
             && self.is_metered(&before, now)
         {
             actions.push(Action::OwnNonce(before, Digest::of(nonce).0, false));
@@ -208,8 +203,11 @@ impl Detector {
 
     /// Whether a response proves that its request's password was right.
     fn accepts(&self, answer: &Answer<'_>, answered: &Answered) -> bool {
-        let Answered { request, rang, .. } = answered;
+        let Answered { request, rang, is_only, .. } = answered;
+        // Of several requests, or readings of one, it is not known which was accepted.
         if !request.authorized
+            || !is_only
+            || request.is_ambiguous
             || request.in_dialog
             || answer.is_foreign
             || request.source != answer.to
@@ -272,16 +270,22 @@ impl Detector {
         let acceptance = Acceptance { source, user, port, transport, at: now, until };
         if until == now {
             self.known.end(&source, &acceptance.user, now);
-        } else if !self.accept(&acceptance, request.user.as_deref(), actions) {
+        } else if !self.accept(&acceptance, request, actions) {
             return;
         }
         actions.push(Action::Accepted(acceptance));
     }
 
-    /// Users in the credentials that echo a nonce of the server; the first one if none does.
+    /// Users in the credentials that echo a nonce of the source alone, else of the server; the first
+    /// one if none does.
     fn own_users(&self, request: &Request, now: u64) -> Vec<String> {
-        let source = request.source;
-        request.claimed_users(|one| self.nonces.echo(one.nonce, source, now) != Echo::Foreign)
+        let echo = |one: &Credential| self.nonces.echo(one.nonce, request.source, now);
+        let has_own = request.credentials.iter().any(|one| echo(one) == Echo::Own);
+        request.claimed_users(|one| match echo(one) {
+            Echo::Foreign => false,
+            Echo::Own => true,
+            Echo::Shared | Echo::Network => !has_own,
+        })
     }
 
     fn is_accepted_lately(&self, request: &Request, now: u64) -> bool {
@@ -355,7 +359,7 @@ impl Detector {
             }
             // A rejection at the user's own place is an event, never evidence.
             if self.known.is_own_place(&user, &request.place(), now)
-                && !self.may_cover(&user, request, now)
+                && !self.may_cover(&user, request)
             {
                 let text = format!("the user {user:?} is rejected where it was accepted before");
                 actions.push(Action::Rejected(source, request.port, text));
@@ -363,10 +367,10 @@ impl Detector {
             }
             let Request { port, transport, call, is_proven, .. } = **request;
             let level = if is_proven || own.contains(&user) { level } else { Level::Seen };
-            // Under cover of an account the address-of-record is whose password is tried.
+            // Under cover of an account it is the address-of-record whose password is tried.
             let is_account = self.known.accepted(&source, &user, now);
-            let aor = request.user.as_ref().filter(|_| request.method == Method::Register);
-            let user = if is_account { aor.unwrap_or(&user).clone() } else { user };
+            let aor = self.other_aor(&user, request).filter(|_| is_account);
+            let user = aor.cloned().unwrap_or(user);
             let rejection = Rejection { user, port, transport, level, network, call };
             self.wait(source, rejection, now, actions);
         }
@@ -374,21 +378,31 @@ impl Detector {
 
     /// Whether a rejection at the user's own place may be that of a try for somebody else: servers
     /// may read other credentials, or take the password of the address-of-record that it is to
-    /// register; or it is one of more than a phone sends.
-    fn may_cover(&mut self, user: &str, request: &Request, now: u64) -> bool {
-        let Request { source, port, .. } = *request;
-        let is_other_aor = request.method == Method::Register
-            && request
-                .user
-                .as_deref()
-                .is_some_and(|aor| !self.known.may_be_called(&source, user, aor));
-        if request.is_ambiguous || is_other_aor {
-            return true;
+    /// register.
+    fn may_cover(&self, user: &str, request: &Request) -> bool {
+        request.is_ambiguous || self.other_aor(user, request).is_some()
+    }
+
+    /// The address-of-record that a request is to register, if it is another one than the user has
+    /// registered from there.
+    fn other_aor<'a>(&self, user: &str, request: &'a Request) -> Option<&'a String> {
+        let aor = request.user.as_ref().filter(|_| request.method == Method::Register);
+        aor.filter(|aor| !self.known.may_be_called(&request.source, user, aor))
+    }
+
+    /// Processes a request with credentials whose answer cannot be told, since its CSeq is none.
+    pub(super) fn unmatched(
+        &mut self,
+        request: &Arc<Request>,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        let level = self.level_of(request, now);
+        for user in request.claimed_users(|_| true) {
+            let Request { source, port, transport, call, .. } = **request;
+            let rejection = Rejection { user, port, transport, level, network: false, call };
+            self.wait(source, rejection, now, actions);
         }
-        let own = self.own_tries.touch(digest(&(source, port, user)), now, OwnTries::default);
-        let is_quick = now.saturating_sub(own.last) < PATIENT_NS;
-        own.last = now;
-        is_quick && own.quick.pour(now, OWN_LEAK_NS) >= MOST_OWN
     }
 
     /// Records a rejection. Those of guessers count at once; those of possible phones with an old
@@ -467,21 +481,17 @@ impl Detector {
     /// sampled: hiding requests gains nothing.
     fn orphan(&mut self, answer: &Answer<'_>, actions: &mut Vec<Action>) {
         let Answer { to, port, status, head, now, .. } = *answer;
-        if head.call_id.is_none() {
-            return;
-        }
+        let is_nameless = head.call_id.is_none();
         let call = digest(&head.call_id);
         match status {
             // Without a challenge nothing was tried.
-            401 | 407 if head.challenges.is_empty() && self.has_standing(&to, now) => return,
-            401 | 403 | 407 if !head.is_stale() => {}
-            180..=189 | 200..=299 | 486 => {
-                if let Some(state) = self.sources.get_mut(&to) {
-                    state.waiting.retain(|one| one.counted || one.rejection.call != call);
-                }
+            401 | 407
+                if head.challenges.is_empty() && !answer.is_cut && self.has_standing(&to, now) =>
+            {
                 return;
             }
-            _ => return,
+            401 | 403 | 407 if !head.is_stale() => {}
+            _ => return self.forget_orphans(answer),
         }
         let user = head.to.user.or(head.from.user).map(user_name).unwrap_or_default();
         let is_first = self.orphans.get(&digest(&(to, call)), now).is_none();
@@ -494,7 +504,11 @@ impl Detector {
         if is_first && is_call_of_peer {
             return;
         }
-        if is_first && self.excused.get(&excuse, now).is_none() && self.may_excuse(to, now) {
+        if is_first
+            && !is_nameless
+            && self.excused.get(&excuse, now).is_none()
+            && self.may_excuse(to, now)
+        {
             self.excused.insert(excuse, now, ());
             return;
         }
@@ -519,6 +533,16 @@ impl Detector {
         } else {
             // That many are no retries.
             self.count_rejections(to, now, |_| true, actions);
+        }
+    }
+
+    /// Takes back what was not counted yet of a call that goes on.
+    fn forget_orphans(&mut self, answer: &Answer<'_>) {
+        let call = digest(&answer.head.call_id);
+        if matches!(answer.status, 180..=189 | 200..=299 | 486)
+            && let Some(state) = self.sources.get_mut(&answer.to)
+        {
+            state.waiting.retain(|one| one.counted || one.rejection.call != call);
         }
     }
 

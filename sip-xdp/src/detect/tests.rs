@@ -785,7 +785,7 @@ fn what_is_known_is_explained() {
         (rejected.kind.as_str(), rejected.count, rejected.limit, rejected.per),
         ("rejected", 4.0, Some(10), Some(600))
     );
-    assert!(rejected.text.contains("for \"100\", 4 with a nonce of ours"), "{}", rejected.text);
+    assert!(rejected.text.contains("for \"100\", 4 with a nonce of its own"), "{}", rejected.text);
     assert!(slow.kind == "slow" && slow.count > 3.0 && slow.limit == Some(20), "{slow:?}");
     let last = view.last.unwrap();
     assert_eq!(

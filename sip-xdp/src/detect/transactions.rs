@@ -22,8 +22,10 @@ const MAX_TRANSACTIONS: usize = 65_536;
 /// Their lifetime in nanoseconds: a call may ring for three minutes (timer C of RFC 3261).
 const LIFETIME_NS: u64 = 200_000_000_000;
 
-/// Maximum number of sources with the same key.
+/// Maximum number of sources with the same key, and of different requests of each. Tools use one
+/// transaction for all guesses.
 const MAX_SENDERS: usize = 4;
+const MAX_ATTEMPTS: usize = 8;
 
 /// One set of credentials of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +61,10 @@ pub(super) struct Request {
     pub(super) credentials: Vec<Credential>,
     /// Whether servers may read its credentials in another way, or see others.
     pub(super) is_ambiguous: bool,
+    /// Whether the end of its headers was not seen, so that another one may look the same.
+    pub(super) is_incomplete: bool,
+    /// Digest of the method's name.
+    pub(super) name: u64,
     /// Digest of all of it that was seen. A retransmission is the same in every byte (RFC 3261,
     /// section 17.1); whatever differs may be another try.
     pub(super) attempt: u64,
@@ -112,7 +118,7 @@ impl Request {
         let StartLine::Request { method, uri } = head.start else {
             return None;
         };
-        let method = Method::of(method);
+        let (name, method) = (method, Method::of(method));
         let register = method == Method::Register;
         // Some servers take the user from the credentials, whatever From and To say.
         let claimed = head.credentials.first().map(|credentials| credentials.username);
@@ -137,6 +143,8 @@ impl Request {
             authorized: head.authorized,
             cut: event.is_cut && !head.complete && !head.authorized,
             is_ambiguous: head.is_ambiguous,
+            is_incomplete: event.is_cut && !head.complete,
+            name: digest(&name.to_ascii_uppercase()),
             attempt: digest(&event.bytes),
             credentials: credentials.collect(),
             call: digest(&head.call_id),
@@ -189,11 +197,18 @@ fn fingerprint(bytes: &[u8], uri: &[u8]) -> u64 {
     digest(&(uri, kept))
 }
 
+/// One of several requests with the same key.
+#[derive(Debug)]
+struct Attempt {
+    request: Arc<Request>,
+    /// Whether it has no final response.
+    is_open: bool,
+}
+
 #[derive(Debug)]
 struct Transaction {
-    request: Arc<Request>,
-    /// Number of unanswered tries. Tools use one transaction for all guesses.
-    pending: u32,
+    /// At least one, of one source.
+    attempts: Vec<Attempt>,
     /// Whether a provisional response said that it rings.
     rang: bool,
     /// Whether there was any response.
@@ -208,6 +223,9 @@ pub(super) struct Answered {
     pub(super) rang: bool,
     /// Whether this is its first response.
     pub(super) is_first: bool,
+    /// Whether no other request has the same branch, Call-ID and CSeq, so that it is the one that
+    /// was answered.
+    pub(super) is_only: bool,
 }
 
 /// The request of a response.
@@ -219,6 +237,34 @@ pub(super) enum Match {
     Repeated,
     /// None that was sampled.
     Unknown,
+}
+
+impl Transaction {
+    fn source(&self) -> IpKey {
+        self.attempts.first().map_or(IpKey::v4(0), |one| one.request.source)
+    }
+
+    /// Whether a request is a retransmission of one of these.
+    fn has(&self, request: &Request) -> bool {
+        let is_same = |one: &Attempt| one.request.attempt == request.attempt;
+        !request.is_incomplete && self.attempts.iter().any(is_same)
+    }
+
+    /// The request that a response with this status is to: of several, a rejection is of the first
+    /// that may try a password. None if a final response is a repetition.
+    fn answered(&mut self, status: u16) -> Option<&mut Attempt> {
+        let open = |one: &Attempt| one.is_open;
+        let tries = |one: &Attempt| one.is_open && (one.request.authorized || one.request.cut);
+        let at = match status {
+            401 | 403 | 407 => {
+                let first = self.attempts.iter().position(tries);
+                first.or_else(|| self.attempts.iter().position(open))
+            }
+            100..=199 => self.attempts.len().checked_sub(1),
+            _ => self.attempts.iter().rposition(open),
+        };
+        self.attempts.get_mut(at?)
+    }
 }
 
 /// Pending transactions.
@@ -250,20 +296,24 @@ impl Transactions {
     ) -> Option<bool> {
         let key = key(head)?;
         let senders = self.open.touch(key, now, Vec::new);
-        let is_new = match senders.iter_mut().find(|one| one.request.source == request.source) {
-            Some(one) if one.request.attempt == request.attempt => false,
+        let attempt = Attempt { request: Arc::clone(request), is_open: true };
+        let is_new = match senders.iter_mut().find(|one| one.source() == request.source) {
+            Some(one) if one.has(request) => false,
             Some(one) => {
-                one.pending += 1;
-                (one.request, one.rang, one.is_answered) = (Arc::clone(request), false, false);
+                if one.attempts.len() >= MAX_ATTEMPTS {
+                    let answered = one.attempts.iter().position(|other| !other.is_open);
+                    one.attempts.remove(answered.unwrap_or(0));
+                }
+                one.attempts.push(attempt);
+                (one.rang, one.is_answered) = (false, false);
                 true
             }
             None => {
                 if senders.len() >= MAX_SENDERS {
                     senders.remove(0);
                 }
-                let request = Arc::clone(request);
                 let (rang, is_answered) = (false, false);
-                senders.push(Transaction { request, pending: 1, rang, is_answered });
+                senders.push(Transaction { attempts: vec![attempt], rang, is_answered });
                 true
             }
         };
@@ -280,24 +330,28 @@ impl Transactions {
         else {
             return Match::Unknown;
         };
-        let own = senders.iter().position(|one| one.request.source == destination);
-        let Some(one) = own.or(senders.len().checked_sub(1)).and_then(|at| senders.get_mut(at))
-        else {
+        let own = senders.iter().position(|one| one.source() == destination);
+        // With so many the one that is answered may have been displaced.
+        let last = senders.len().checked_sub(1).filter(|_| senders.len() < MAX_SENDERS);
+        let Some(one) = own.or(last).and_then(|at| senders.get_mut(at)) else {
             return Match::Unknown;
         };
-        let (rang, is_first) = (one.rang, !one.is_answered);
-        let answered = Answered { request: Arc::clone(&one.request), rang, is_first };
-        let is_final = !matches!(head.start, StartLine::Response(100..=199));
+        let StartLine::Response(status) = head.start else {
+            return Match::Unknown;
+        };
+        let (rang, is_first, is_only) = (one.rang, !one.is_answered, one.attempts.len() == 1);
+        let is_final = status >= 200;
+        let Some(attempt) = one.answered(status) else {
+            return Match::Repeated;
+        };
+        let answered = Answered { request: Arc::clone(&attempt.request), rang, is_first, is_only };
+        attempt.is_open &= !is_final;
         one.is_answered = true;
         if !is_final {
             // Other provisional responses, such as 100, ring nowhere (RFC 3261, 21.1).
             one.rang |= matches!(head.start, StartLine::Response(180..=189));
             return Match::Of(answered);
         }
-        if one.pending == 0 {
-            return Match::Repeated;
-        }
-        one.pending -= 1;
         let call = (digest(&answered.request.source), answered.request.call);
         if let Some((last, waits)) = self.calls.get_mut(&call, now)
             && *last == key

@@ -141,7 +141,8 @@ impl<'a> Head<'a> {
                     head.note(name, value, whole);
                 }
                 for (name, value) in parts.filter_map(header) {
-                    head.is_ambiguous |= head.note_credentials(name, value, whole);
+                    head.is_ambiguous = true;
+                    head.note_credentials(name, value, whole);
                 }
             }
         }

@@ -221,6 +221,10 @@ struct Connection {
     is_read: bool,
     /// Another protocol is spoken: nothing is read any more.
     is_foreign: bool,
+    /// What the other side seems to speak.
+    seems: Option<Other>,
+    /// Its bytes that belong to no message.
+    garbage: u64,
     /// Fragments arrived.
     has_fragments: bool,
     /// Pieces that arrived were lost.
@@ -416,6 +420,8 @@ impl Connection {
             is_proven: false,
             is_read: false,
             is_foreign: false,
+            seems: None,
+            garbage: 0,
             has_fragments: false,
             has_gaps: false,
             last: time,
@@ -432,31 +438,44 @@ impl Connection {
         size_of::<Self>() + self.sides.iter().map(of).sum::<usize>()
     }
 
-    /// Whether the first bytes that arrive are those of TLS or WebSocket, on a connection of which
-    /// no message was read. From an address that is not proven anybody may have sent them.
+    /// Whether another protocol is spoken: the first bytes of both sides are those of TLS or
+    /// WebSocket, and no message was read. What the other side alone sends may look like anything,
+    /// and servers go on with SIP behind it.
     fn is_other_protocol(&mut self, segment: &Segment<'_>, counts: &mut Counts) -> bool {
-        let is_first = self.sides[Direction::In as usize].is_at(segment.sequence);
-        if segment.direction == Direction::Out || !is_first || !self.is_proven || self.is_read {
+        let is_first = self.sides[segment.direction as usize].is_at(segment.sequence);
+        if !is_first || !self.is_proven || self.is_read || segment.payload.is_empty() {
             return false;
         }
-        if segment.payload.starts_with(&TLS_HANDSHAKE) {
-            counts.tls += 1;
-        } else if segment.payload.starts_with(WEBSOCKET) {
-            counts.websocket += 1;
-        } else {
+        let payload = segment.payload;
+        if segment.direction == Direction::In {
+            self.seems = if payload.starts_with(&TLS_HANDSHAKE) {
+                Some(Other::Tls)
+            } else {
+                payload.starts_with(WEBSOCKET).then_some(Other::WebSocket)
+            };
             return false;
+        }
+        match self.seems.take() {
+            Some(Other::Tls) if is_tls_record(payload) => counts.tls += 1,
+            Some(Other::WebSocket) if payload.starts_with(SWITCHING) => counts.websocket += 1,
+            _ => return false,
         }
         self.is_foreign = true;
+        counts.garbage = counts.garbage.saturating_sub(self.garbage);
         self.sides.iter_mut().for_each(Side::clear);
         true
     }
 
-    /// Whether all was read that has arrived since the handshake, as far as our side has
-    /// acknowledged it.
-    fn is_all_read(&self) -> bool {
-        let arriving = &self.sides[Direction::In as usize];
-        let is_read = |(_, position): (u32, u64)| position >= arriving.acknowledged;
-        self.opened.is_some() && !self.has_gaps && arriving.next.is_some_and(is_read)
+    /// Whether all was read that has arrived since the handshake, up to the number that a segment
+    /// of ours acknowledges.
+    fn is_all_read(&self, segment: &Segment<'_>) -> bool {
+        let next = self.sides[Direction::In as usize].next.map(|(number, _)| number);
+        let (Some(next), Some(acknowledged)) = (next, segment.acknowledges) else {
+            return false;
+        };
+        let is_unread = (acknowledged.wrapping_sub(next) as i32) > 0;
+        let is_ours = segment.direction == Direction::Out;
+        self.opened.is_some() && !self.has_gaps && is_ours && !is_unread
     }
 
     fn take(
@@ -476,7 +495,8 @@ impl Connection {
             self.sides[own].ended |= segment.fin;
             return;
         }
-        let (is_proven, may_hide) = (self.is_proven, self.has_fragments || self.is_all_read());
+        let (is_proven, may_hide) =
+            (self.is_proven, self.has_fragments || self.is_all_read(segment));
         for (at, direction) in [(own, segment.direction), (other, opposite(segment.direction))] {
             let side = &mut self.sides[at];
             let mut hand_on = |frame: Frame<'_>| {
@@ -500,7 +520,9 @@ impl Connection {
             lost += side.skip_lost(segment.time, &mut hand_on);
             counts.lost += lost;
             self.has_gaps |= lost > 0 && direction == Direction::In;
-            counts.garbage += std::mem::take(&mut side.framer.garbage);
+            let garbage = std::mem::take(&mut side.framer.garbage);
+            counts.garbage += garbage;
+            self.garbage += garbage;
         }
     }
 }
@@ -508,6 +530,24 @@ impl Connection {
 /// The first bytes of a TLS ClientHello: a handshake record of a version 3.x (RFC 8446, section
 /// 5.1).
 const TLS_HANDSHAKE: [u8; 2] = [22, 3];
+
+/// Types of TLS records, from a change of the cipher to data (RFC 8446, section 5.1).
+const TLS_RECORDS: std::ops::RangeInclusive<u8> = 20..=23;
+
+/// Whether bytes begin a record of TLS 1.0 to 1.3, which all say 3 for their major version.
+fn is_tls_record(bytes: &[u8]) -> bool {
+    matches!(bytes, [kind, 3, ..] if TLS_RECORDS.contains(kind))
+}
+
+/// How the answer begins that opens a WebSocket (RFC 6455, section 4.2.2).
+const SWITCHING: &[u8] = b"HTTP/1.1 101";
+
+/// Protocols that are not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    Tls,
+    WebSocket,
+}
 
 /// How the request begins that opens a WebSocket (RFC 6455, section 4.1).
 const WEBSOCKET: &[u8] = b"GET /";

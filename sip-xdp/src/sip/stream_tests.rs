@@ -107,11 +107,15 @@ fn calls(told: &[Told]) -> Vec<String> {
 fn other_protocols_are_counted_and_not_read() {
     let hello = [&TLS_HANDSHAKE[..], &[1, 0, 200], &[7; 200]].concat();
     let upgrade = b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n".to_vec();
+    let switching = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
     let mut streams = Streams::default();
-    for (peer, first) in [(1, &hello), (2, &upgrade), (3, &hello)] {
+    for (peer, first, second) in
+        [(1, &hello, &hello), (2, &upgrade, &switching), (3, &hello, &hello)]
+    {
         let mut wire = Wire::new(peer, [100, 200]);
         wire.open(&mut streams);
         assert!(wire.send(&mut streams, Direction::In, first).is_empty());
+        assert!(wire.send(&mut streams, Direction::Out, second).is_empty());
         for _ in 0..10 {
             assert!(wire.send(&mut streams, Direction::In, &request(1, "")).is_empty());
             assert!(wire.send(&mut streams, Direction::Out, &answer(1)).is_empty());
@@ -126,6 +130,16 @@ fn other_protocols_are_counted_and_not_read() {
     wire.send(&mut streams, Direction::In, &hello);
     assert_eq!(wire.send(&mut streams, Direction::Out, &answer(4)).len(), 1);
     assert_eq!(streams.counts().tls, 2);
+    // A server that answers in SIP has read on behind it.
+    for first in [&hello, &upgrade] {
+        let mut wire = Wire::new(10, [100, 200]);
+        wire.open(&mut streams);
+        wire.send(&mut streams, Direction::In, first);
+        assert_eq!(wire.send(&mut streams, Direction::In, &request(5, "")).len(), 1);
+        assert_eq!(wire.send(&mut streams, Direction::Out, &answer(5)).len(), 1);
+        assert_eq!(wire.send(&mut streams, Direction::In, &request(6, "")).len(), 1);
+    }
+    assert_eq!((streams.counts().tls, streams.counts().websocket), (2, 1));
 }
 
 /// What a conversation holds: several messages, keepalives, bodies, one of 64 KiB.

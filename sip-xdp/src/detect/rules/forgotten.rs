@@ -36,7 +36,7 @@ use crate::net::network::Network;
 use crate::sip::transport::Transport;
 
 /// Minimum retry interval of a phone with a wrong password.
-pub(in super::super) const PATIENT_NS: u64 = 20_000_000_000;
+pub(super) const PATIENT_NS: u64 = 20_000_000_000;
 
 /// Number of never-accepted users of a site, besides as many as were accepted, that may be
 /// misconfigured phones.

@@ -38,7 +38,6 @@ use crate::config::Span;
 
 use rule::{BanKind, Counts, Memory, Rule, Settings as _, Told};
 
-pub(super) use forgotten::PATIENT_NS;
 pub(crate) use kinds::kinds;
 pub use kinds::{EvidenceName, KindName, RuleName};
 pub(super) use rule::{Heard, Signal};

@@ -77,7 +77,8 @@ impl Rule for Rejected {
         let count = lately().count();
         let users = named(lately().map(|(_, rejection)| rejection.user.as_str()));
         let echoed = lately().filter(|(_, rejection)| rejection.level == Level::Routable).count();
-        let text = format!("{count} rejected passwords for {users}, {echoed} with a nonce of ours");
+        let text =
+            format!("{count} rejected passwords for {users}, {echoed} with a nonce of its own");
         Some(Told { count: count as f64, text })
     }
 }
@@ -247,7 +248,7 @@ impl Detector {
         let by_level = slow.enabled && filled >= f64::from(slow.count) - 0.5;
         if by_count || by_level || is_last {
             state.counts.rejected.hidden = Window::default();
-            let reason = "passwords are rejected that echo no nonce of ours".to_owned();
+            let reason = "passwords are rejected that echo no nonce of its own".to_owned();
             let step = if is_last { Step::Last } else { Step::Down };
             let metering = Metering::of_host(source, step, now + DAY_NS, reason);
             actions.push(Action::Meter(metering));
@@ -670,18 +671,14 @@ fn evidence_text(
     let nonce = match (level, by) {
         (Level::Routable, Some(transport)) => format!("by {transport}"),
         (Level::Routable, None) => "nonce echoed".to_owned(),
-        (Level::Seen, _) => "no nonce of ours".to_owned(),
+        (Level::Seen, _) => "no nonce of its own".to_owned(),
     };
     let tool =
         state.counts.signature.found.as_ref().map_or_else(String::new, |what| format!(", {what}"));
     let since = tries.first().map_or(0, |(at, _)| now.saturating_sub(*at));
     let (count, all) = (tries.len(), filled.round() as usize);
     let passwords = if count == 1 { "password" } else { "passwords" };
-    let before = if all > count {
-        format!(" ({all} with those of the hours before)")
-    } else {
-        String::new()
-    };
+    let before = if all > count { format!(" ({all} in all lately)") } else { String::new() };
     format!(
         "{count} rejected {passwords} for {whom} in {}{before}, {nonce}, none accepted{tool}",
         words(since)
