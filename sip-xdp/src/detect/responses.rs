@@ -249,7 +249,7 @@ impl Detector {
         if let Some(state) = self.sources.get_mut(&source) {
             state.routable = true;
             state.take_back(&users, request.call);
-            if let Some(aor) = &request.user {
+            if let Some(aor) = request.aor() {
                 state.take_back(std::slice::from_ref(aor), request.call);
             }
         }
@@ -386,8 +386,7 @@ impl Detector {
     /// The address-of-record that a request is to register, if it is another one than the user has
     /// registered from there.
     fn other_aor<'a>(&self, user: &str, request: &'a Request) -> Option<&'a String> {
-        let aor = request.user.as_ref().filter(|_| request.method == Method::Register);
-        aor.filter(|aor| !self.known.may_be_called(&request.source, user, aor))
+        request.aor().filter(|aor| !self.known.may_be_called(&request.source, user, aor))
     }
 
     /// Processes a request with credentials whose answer cannot be told, since its CSeq is none.

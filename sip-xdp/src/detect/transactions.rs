@@ -155,6 +155,11 @@ impl Request {
         })
     }
 
+    /// The address-of-record that it is to register.
+    pub(super) fn aor(&self) -> Option<&String> {
+        self.user.as_ref().filter(|_| self.method == Method::Register)
+    }
+
     /// Where it came from.
     pub(super) fn place(&self) -> Place {
         Place { source: self.source, port: self.port, transport: self.transport }

@@ -500,6 +500,9 @@ impl Connection {
         for (at, direction) in [(own, segment.direction), (other, opposite(segment.direction))] {
             let side = &mut self.sides[at];
             let mut hand_on = |frame: Frame<'_>| {
+                if frame.bytes.starts_with(WEBSOCKET) {
+                    return;
+                }
                 counts.messages += 1;
                 self.is_read = true;
                 let Frame { bytes, length, is_whole, is_certain } = frame;

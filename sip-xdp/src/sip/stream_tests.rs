@@ -131,8 +131,8 @@ fn other_protocols_are_counted_and_not_read() {
     assert_eq!(wire.send(&mut streams, Direction::Out, &answer(4)).len(), 1);
     assert_eq!(streams.counts().tls, 2);
     // A server that answers in SIP has read on behind it.
-    for first in [&hello, &upgrade] {
-        let mut wire = Wire::new(10, [100, 200]);
+    for (peer, first) in [(10, &[&hello[..], b"\r\n"].concat()), (11, &upgrade)] {
+        let mut wire = Wire::new(peer, [100, 200]);
         wire.open(&mut streams);
         wire.send(&mut streams, Direction::In, first);
         assert_eq!(wire.send(&mut streams, Direction::In, &request(5, "")).len(), 1);

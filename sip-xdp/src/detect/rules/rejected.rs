@@ -63,8 +63,9 @@ impl Rule for Rejected {
     type Memory = Sites;
 
     fn hear(detector: &mut Detector, heard: &Heard<'_>, actions: &mut Vec<Action>) {
-        if let Signal::Accepted(_, users) = heard.what {
-            let refused = detector.memory.rejected.take_back(&heard.source, users, heard.now);
+        if let Signal::Accepted(request, users) = heard.what {
+            let named: Vec<String> = users.iter().chain(request.aor()).cloned().collect();
+            let refused = detector.memory.rejected.take_back(&heard.source, &named, heard.now);
             let freed = refused.iter().map(|user| Digest::of(user.as_bytes()).0);
             actions.extend(freed.map(|user| Action::RefuseUser(heard.source, user, 0)));
         }

@@ -130,10 +130,11 @@ fn many_lines_of_one_account_are_no_cover() {
         for line in 0..30 {
             let line = format!("4930{line}");
             fixture.ask(&phone, "REGISTER", &line, "", "401 Unauthorized");
-            let nonce = fixture.number;
-            // An old nonce, which the server does not call stale.
-            let credentials = fixture.credentials(&phone, nonce - 1, "right");
-            fixture.ask(&phone, "REGISTER", &line, &credentials, "401 Unauthorized");
+            if round > 0 {
+                // An old nonce, which the server does not call stale.
+                let credentials = fixture.credentials(&phone, fixture.number - 1, "right");
+                fixture.ask(&phone, "REGISTER", &line, &credentials, "401 Unauthorized");
+            }
             let credentials = fixture.credentials(&phone, fixture.number, "right");
             let credentials = format!("{credentials}Expires: 600\r\n");
             fixture.ask(&phone, "REGISTER", &line, &credentials, "200 OK");
