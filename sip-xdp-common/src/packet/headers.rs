@@ -70,8 +70,6 @@ pub mod tcp_flags {
     pub const RST: u8 = 4;
     /// The acknowledgement number counts.
     pub const ACK: u8 = 16;
-    /// There are urgent bytes.
-    pub const URG: u8 = 32;
 }
 
 /// Length of a TCP header without options, in bytes (RFC 9293, section 3.1).

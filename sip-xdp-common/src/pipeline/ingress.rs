@@ -73,10 +73,6 @@ pub trait Tables: ProgramSettings {
     fn charge_segment(&self, segment: &Segment, sent: &Sent, place: Self::MeterSlot) -> Charged;
 }
 
-/// Payload in bytes below which the first fragment of a datagram may hide that it is a response.
-/// The kernel sends none as short: IPv4 needs an MTU of 68 bytes (RFC 791), IPv6 one of 1,280.
-const SHORT_FRAGMENT: usize = 32;
-
 /// The port of SIP over TLS (RFC 3261, section 19.1.2), where nothing can be read.
 pub const SIPS_PORT: u16 = 5061;
 
@@ -379,17 +375,6 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     if !may_talk && !matches!(message, Message::Response) {
         return Judgement { reason: Reason::Closed, message: Some(message), end: ip.end };
     }
-    // A fragment that is, or may be, a response, of a source that was asked nothing: a proxy may
-    // forward it, and the detector has not seen enough to tell it from the server's own.
-    let is_known = listed.is_good() || listed.is_peer() || listed.is_admitted();
-    let is_strange = first_fragment && !is_known;
-    let may_respond = !message.is_request()
-        || matches!(message, Message::Other) && end.saturating_sub(payload) < SHORT_FRAGMENT;
-    if packet.verifier_widen(usize::from(is_strange && may_respond)) != 0
-        && !tables.has_pending_request(&source)
-    {
-        return Judgement { reason: Reason::Limited, message: Some(message), end: ip.end };
-    }
 
     // 5. Known sources have generous limits; 6. unknown sources have their own; 7. in a storm, new
     //    sources share a budget.
@@ -458,10 +443,6 @@ fn judge_segment<R: Reader, T: Tables>(
             flags: tcp.flags,
             payload: packet.verifier_widen(ip.end.saturating_sub(ip.transport + tcp.header)),
         };
-    }
-    // SIP sends nothing urgent, and a host leaves such bytes out of the stream.
-    if segment.flags & tcp_flags::URG != 0 {
-        return Judgement::by(Reason::Limited, ip.end);
     }
     // An acknowledgement alone, or what the host throws away for its header.
     if !segment.is_request() && !segment.is_read() && !first_fragment {
