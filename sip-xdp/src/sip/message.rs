@@ -133,16 +133,22 @@ impl<'a> Head<'a> {
                     head.complete = whole;
                     break;
                 }
-                // A carriage return alone ends a line for some servers, in some headers. What
-                // follows it counts as far as it may try a password.
+                // A carriage return alone ends a line for some servers, in some headers, which they
+                // copy into their response. What follows it in a request counts as far as it may
+                // try a password.
                 let goes_on = |one: &u8, next: &u8| *one != b'\r' || *next == b'\n';
                 let mut parts = line.chunk_by(goes_on).map(trim);
                 if let Some((name, value)) = parts.next().and_then(header) {
                     head.note(name, value, whole);
                 }
+                let is_response = matches!(start, StartLine::Response(_));
                 for (name, value) in parts.filter_map(header) {
                     head.is_ambiguous = true;
-                    head.note_credentials(name, value, whole);
+                    if is_response {
+                        head.note(name, value, whole);
+                    } else {
+                        head.note_credentials(name, value, whole);
+                    }
                 }
             }
         }
