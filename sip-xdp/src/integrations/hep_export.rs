@@ -560,7 +560,11 @@ mod tests {
             hub.publish(event("limit", "192.0.2.7"));
             hub.publish(event("ban", &format!("192.0.2.{number}")));
         }
-        while exporter.status().bans < 3 || exporter.status().suppressed < 2 {
+        let is_done = || {
+            let status = exporter.status();
+            status.bans >= 3 && status.suppressed >= 2 && status.packets >= 1
+        };
+        while !is_done() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let told = |buffer: &mut [u8]| {
