@@ -498,8 +498,8 @@ impl<C: EventSink> BanEngine<'_, C> {
         }
     }
 
-    /// Says that a host or network attacks and is not `spared` (banned, or limited), because of what
-    /// it is or contains.
+    /// Says that a host or network attacks and is not `spared` (banned, or limited), because of
+    /// what it is or contains.
     fn note_exempt(
         &mut self,
         spared: &str,

@@ -276,8 +276,8 @@ impl Detector {
         actions.push(Action::Accepted(acceptance));
     }
 
-    /// Users in the credentials that echo a nonce of the source alone, else of the server; the first
-    /// one if none does.
+    /// Users in the credentials that echo a nonce of the source alone, else of the server; the
+    /// first one if none does.
     fn own_users(&self, request: &Request, now: u64) -> Vec<String> {
         let echo = |one: &Credential| self.nonces.echo(one.nonce, request.source, now);
         let has_own = request.credentials.iter().any(|one| echo(one) == Echo::Own);
