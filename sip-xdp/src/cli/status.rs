@@ -57,10 +57,11 @@ impl Status {
         report.warnings.extend(report.daemon.as_ref().and_then(doctor::unread));
         let healthy = report.enforcing;
         if self.check && !output.json {
-            for warning in report.warnings.iter().filter(|_| healthy) {
-                eprintln!("sip-xdp: warning: {}", text::line(warning));
-            }
-            if !healthy {
+            if healthy {
+                for warning in &report.warnings {
+                    eprintln!("sip-xdp: warning: {}", text::line(warning));
+                }
+            } else {
                 eprintln!("sip-xdp: not enforcing: {}", text::line(&report.warnings.join("; ")));
             }
         } else {

@@ -13,6 +13,7 @@ mod spans;
 mod tests;
 mod values;
 
+use std::cell::LazyCell;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -353,7 +354,7 @@ impl Config {
 
     /// Parses a configuration. Errors begin with `:LINE: `, or `: ` without a line.
     pub fn parse(text: &str) -> Result<Self> {
-        let keys = Keys::of(text);
+        let keys = LazyCell::new(|| Keys::of(text));
         let at = |span: Option<Range<usize>>| match span {
             Some(span) => {
                 format!(":{}: ", 1 + text[..span.start.min(text.len())].matches('\n').count())

@@ -146,16 +146,14 @@ impl Detector {
         let accepted = accepted.take(TOLD * TOLD).collect();
         let served = self.served.until(source).saturating_sub(now) / 1_000_000_000;
         let host = Network::around(*source, 128);
-        let refused = self.refused_users(&host, now).map(|(_, user, until)| RefusedUser {
+        let told = |user: &str, until: u64| RefusedUser {
             user: printable(user.as_bytes()),
             left: (until - now) / 1_000_000_000,
-        });
-        let refused = refused.collect();
-        let expelled = self.expelled_accounts(&host, now).map(|(user, until)| RefusedUser {
-            user: printable(user.as_bytes()),
-            left: (until - now) / 1_000_000_000,
-        });
-        let expelled = expelled.collect();
+        };
+        let refused = self.refused_users(&host, now);
+        let refused = refused.map(|(_, user, until)| told(user, until)).collect();
+        let expelled = self.expelled_accounts(&host, now);
+        let expelled = expelled.map(|(user, until)| told(user, until)).collect();
         let Some(state) = self.watched_as(source) else {
             return View { accepted, served, refused, expelled, ..View::default() };
         };

@@ -133,7 +133,7 @@ pub(super) struct Registrations {
     /// Users by other names.
     aliases: Recent<u64, ()>,
     /// Addresses-of-record by source and user, as digests.
-    called: Box<Recent<u64, Vec<u64>>>,
+    called: Recent<u64, Vec<u64>>,
     /// Addresses by the end of their standing.
     ends: BTreeSet<(u64, IpKey)>,
     places: usize,
@@ -157,7 +157,7 @@ impl Registrations {
             addresses: HashMap::new(),
             users: HashMap::new(),
             aliases: Recent::new(MAX_ALIASES, MEMORY_NS),
-            called: Box::new(Recent::new(MAX_ALIASES, MEMORY_NS)),
+            called: Recent::new(MAX_ALIASES, MEMORY_NS),
             ends: BTreeSet::new(),
             places: 0,
             networks: HashMap::new(),

@@ -212,7 +212,7 @@ struct Attempt {
 
 #[derive(Debug)]
 struct Transaction {
-    /// At least one, of one source.
+    source: IpKey,
     attempts: Vec<Attempt>,
     /// Whether a provisional response said that it rings.
     rang: bool,
@@ -245,10 +245,6 @@ pub(super) enum Match {
 }
 
 impl Transaction {
-    fn source(&self) -> IpKey {
-        self.attempts.first().map_or(IpKey::v4(0), |one| one.request.source)
-    }
-
     /// Whether a request is a retransmission of one of these.
     fn has(&self, request: &Request) -> bool {
         let is_same = |one: &Attempt| one.request.attempt == request.attempt;
@@ -302,7 +298,7 @@ impl Transactions {
         let key = key(head)?;
         let senders = self.open.touch(key, now, Vec::new);
         let attempt = Attempt { request: Arc::clone(request), is_open: true };
-        let is_new = match senders.iter_mut().find(|one| one.source() == request.source) {
+        let is_new = match senders.iter_mut().find(|one| one.source == request.source) {
             Some(one) if one.has(request) => false,
             Some(one) => {
                 if one.attempts.len() >= MAX_ATTEMPTS {
@@ -317,8 +313,8 @@ impl Transactions {
                 if senders.len() >= MAX_SENDERS {
                     senders.remove(0);
                 }
-                let (rang, is_answered) = (false, false);
-                senders.push(Transaction { attempts: vec![attempt], rang, is_answered });
+                let (source, attempts) = (request.source, vec![attempt]);
+                senders.push(Transaction { source, attempts, rang: false, is_answered: false });
                 true
             }
         };
@@ -335,7 +331,7 @@ impl Transactions {
         else {
             return Match::Unknown;
         };
-        let own = senders.iter().position(|one| one.source() == destination);
+        let own = senders.iter().position(|one| one.source == destination);
         // With so many the one that is answered may have been displaced.
         let last = senders.len().checked_sub(1).filter(|_| senders.len() < MAX_SENDERS);
         let Some(one) = own.or(last).and_then(|at| senders.get_mut(at)) else {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sip_xdp_common::abi::layout::{LADDERS, List};
 use sip_xdp_common::ip_key::IpKey;
-use sip_xdp_common::limits::ladder::{Ladder, WIDTHS};
+use sip_xdp_common::limits::ladder::Ladder;
 use sip_xdp_common::lookup::networks::Kind;
 
 use super::{ListError, Lists};
@@ -51,12 +51,6 @@ impl Lists {
     /// The step of exactly a network, if it is on the ladder at `now`.
     pub fn ladder_step(&self, network: &Network, now: u64) -> Option<u32> {
         self.ladder.by_network.get(network).filter(|(until, _)| *until > now).map(|(_, step)| *step)
-    }
-
-    /// Whether a host, or a network around it, is on the ladder at `now`.
-    pub fn is_metered(&self, source: IpKey, now: u64) -> bool {
-        let widths = if source.is_v4() { &WIDTHS[..1] } else { &WIDTHS[..] };
-        widths.iter().any(|bits| self.ladder_step(&Network::around(source, *bits), now).is_some())
     }
 
     /// The networks on the ladder at `now` that lie in this one, or around it; by address.
